@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Argument checks of the operators. Every message names the operator, the argument, what was
+// expected and what was given; the fakes in fcl_ext/_registrations.py raise the same type.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "common/half.h"
+
+namespace fcl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_string(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (d > 0) text += ", ";
+    text += std::to_string(t.size(d));
+  }
+  return text + "]";
+}
+
+// "expected embeddings of shape [N, D], got [3]": sizes < 0 accept anything.
+inline void check_shape(const char* op, const char* name, const Tensor& t, const char* letters,
+                        std::initializer_list<int64_t> sizes) {
+  bool ok = t.dim() == static_cast<int64_t>(sizes.size());
+  std::string expected = letters;
+  if (ok) {
+    int64_t d = 0;
+    for (int64_t size : sizes) ok = ok && (size < 0 || t.size(d) == size), ++d;
+  }
+  if (ok) return;
+  std::string known;
+  for (int64_t size : sizes) {
+    if (!known.empty()) known += ", ";
+    known += size < 0 ? "*" : std::to_string(size);
+  }
+  STD_TORCH_CHECK(false, "fcl::", op, ": expected ", name, " of shape ", expected, " = [", known,
+                  "], got ", shape_string(t));
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
+  STD_TORCH_CHECK(t.scalar_type() == expected, "fcl::", op, ": expected ", name, " of dtype ",
+                  torch::headeronly::toString(expected), ", got ",
+                  torch::headeronly::toString(t.scalar_type()));
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& t,
+                              const Tensor& reference) {
+  STD_TORCH_CHECK(
+      t.is_cpu() == reference.is_cpu() && t.get_device_index() == reference.get_device_index(),
+      "fcl::", op, ": expected ", name, " on the same device as the other tensors");
+}
+
+// The storage dtype of a floating tensor the kernels support.
+inline Dtype check_floating(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "fcl::", op, ": expected ", name,
+                      " of dtype float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// Half types accumulate in float32, float64 in itself.
+inline ScalarType accumulate_type(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_positive_finite(const char* op, const char* name, double value) {
+  STD_TORCH_CHECK(std::isfinite(value) && value > 0, "fcl::", op, ": expected ", name,
+                  " > 0 and finite, got ", value);
+}
+
+}  // namespace fcl

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which of the per-ISA kernel files this process runs. Torch-free: also used by fcl_ext._C.
+#pragma once
+
+namespace fcl {
+
+enum class CpuIsa { kPortable, kAvx2, kAvx512 };
+
+// The best ISA this CPU has, or the one forced by FCL_CPU_ISA=portable|avx2|avx512. Decided once,
+// at the first call. Throws std::runtime_error if the variable names an ISA that is unknown or that
+// this CPU lacks: running another one silently would spoil a comparison.
+CpuIsa cpu_isa();
+
+const char* cpu_isa_name(CpuIsa isa);
+
+// Kernel tables are written once per ISA file and looked up here.
+template <typename Table>
+const Table& select_by_isa(const Table& portable, [[maybe_unused]] const Table& avx2,
+                           [[maybe_unused]] const Table& avx512) {
+  switch (cpu_isa()) {
+    case CpuIsa::kAvx512:
+      return avx512;
+    case CpuIsa::kAvx2:
+      return avx2;
+    default:
+      return portable;
+  }
+}
+
+}  // namespace fcl

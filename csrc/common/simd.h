@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors as wide as the including file's ISA, through the compiler's vector extensions: one kernel
+// source, compiled once per ISA. Internal to each unit (see half.h for why), so include it only from
+// ops/cpu/*_impl.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/half.h"
+
+namespace fcl {
+namespace {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+inline constexpr int kTileRows = 14;  // 14 x 2 accumulators + 2 operands of 32 registers
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+inline constexpr int kTileRows = 6;  // 6 x 2 accumulators + 2 operands + 1 broadcast of 16
+#else
+inline constexpr int kVectorBytes = 16;
+inline constexpr int kTileRows = 6;
+#endif
+
+template <typename T>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  // The same vector at an address aligned to its element only.
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+template <typename T>
+using Vec = typename VecOf<T>::type;
+
+template <typename T>
+inline Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p);
+}
+template <typename T>
+inline void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
+}
+template <typename T>
+inline Vec<T> broadcast(T value) {
+  return value - Vec<T>{};  // x - 0 keeps signed zeros and NaN
+}
+template <typename T>
+inline T reduce_add(Vec<T> v) {
+  T sum = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
+  return sum;
+}
+
+// 2^x. Relative error 4e-9 + rounding (float), 1e-16 + rounding (double). Results below the
+// smallest normal number flush to zero; NaN stays NaN; +inf gives +inf.
+inline Vec<float> exp2(Vec<float> x) {
+  const Vec<float> lowest = broadcast(-126.0f);
+  const auto underflows = x < lowest;
+  const Vec<float> highest = broadcast(128.0f);
+  Vec<float> clamped = underflows ? lowest : x;
+  clamped = clamped > highest ? highest : clamped;
+  // Adding 1.5 * 2^23 rounds to an integer, which then sits in the low mantissa bits.
+  const Vec<float> magic = broadcast(12582912.0f);
+  const Vec<float> shifted = clamped + magic;
+  const Vec<float> fraction = clamped - (shifted - magic);
+  Vec<float> p = broadcast(0.00015345811614642102f);
+  p = p * fraction + 0.0013399931216668722f;
+  p = p * fraction + 0.009618488958570523f;
+  p = p * fraction + 0.05550328776973399f;
+  p = p * fraction + 0.2402264689062048f;
+  p = p * fraction + 0.6931472057372625f;
+  p = p * fraction + 1.0f;
+  using Bits = Vec<int32_t>;
+  // 2^n through the exponent field; n = 128 gives +inf there.
+  const Bits exponent = ((Bits)shifted - (Bits)magic + 127) << 23;
+  const Vec<float> result = p * (Vec<float>)exponent;
+  return underflows ? Vec<float>{} : result;
+}
+inline Vec<double> exp2(Vec<double> x) {
+  const Vec<double> lowest = broadcast(-1022.0);
+  const auto underflows = x < lowest;
+  const Vec<double> highest = broadcast(1024.0);
+  Vec<double> clamped = underflows ? lowest : x;
+  clamped = clamped > highest ? highest : clamped;
+  const Vec<double> magic = broadcast(6755399441055744.0);  // 1.5 * 2^52
+  const Vec<double> shifted = clamped + magic;
+  const Vec<double> y = (clamped - (shifted - magic)) * 0.6931471805599453;
+  // exp(y), |y| <= 0.347: the Taylor remainder after y^13 is below 5e-18.
+  Vec<double> p = broadcast(1.0 / 6227020800.0);
+  p = p * y + 1.0 / 479001600.0;
+  p = p * y + 1.0 / 39916800.0;
+  p = p * y + 1.0 / 3628800.0;
+  p = p * y + 1.0 / 362880.0;
+  p = p * y + 1.0 / 40320.0;
+  p = p * y + 1.0 / 5040.0;
+  p = p * y + 1.0 / 720.0;
+  p = p * y + 1.0 / 120.0;
+  p = p * y + 1.0 / 24.0;
+  p = p * y + 1.0 / 6.0;
+  p = p * y + 0.5;
+  p = p * y + 1.0;
+  p = p * y + 1.0;
+  using Bits = Vec<int64_t>;
+  const Bits exponent = ((Bits)shifted - (Bits)magic + 1023) << 52;
+  const Vec<double> result = p * (Vec<double>)exponent;
+  return underflows ? Vec<double>{} : result;
+}
+
+// The same functions on one number, so that scalar tails round as the vectors do.
+template <typename T>
+inline T exp2_scalar(T x) {
+  return exp2(broadcast(x))[0];
+}
+
+}  // namespace
+}  // namespace fcl

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one matrix micro-kernel of the CPU ops: C[m][0:2L] (+)= sum_k A[m][k] B[k][0:2L], where L is
+// the vector width. B is a packed panel of two vectors per k; A is read by broadcast, so it needs no
+// packing and may be row- or column-major. Internal to each ISA unit.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fcl {
+namespace {
+
+// Columns of a packed panel.
+template <typename T>
+inline constexpr int kPanel = 2 * kLanes<T>;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// k runs over outer x inner, so that A may itself be a matrix packed in panels.
+template <typename T>
+struct TileA {
+  const T* data;
+  int64_t outer;         // number of panels of k
+  int64_t inner;         // k per panel
+  int64_t outer_stride;  // elements between panels
+  int64_t inner_stride;  // elements between consecutive k
+};
+
+// kRowStride is the distance between rows of A: a constant, so that each row is an address offset.
+template <typename T, int kRows, int kRowStride>
+inline void tile(const TileA<T>& a, const T* b, T* c, int64_t c_stride, bool accumulate) {
+  constexpr int L = kLanes<T>;
+  Vec<T> sum[kRows][2];
+  for (int m = 0; m < kRows; ++m) sum[m][0] = sum[m][1] = Vec<T>{};
+  for (int64_t outer = 0; outer < a.outer; ++outer) {
+    const T* a_k = a.data + outer * a.outer_stride;
+    for (int64_t inner = 0; inner < a.inner; ++inner) {
+      const Vec<T> b0 = load(b);
+      const Vec<T> b1 = load(b + L);
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) {
+        const T a_mk = a_k[m * kRowStride];
+        sum[m][0] += a_mk * b0;
+        sum[m][1] += a_mk * b1;
+      }
+      a_k += a.inner_stride;
+      b += 2 * L;
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    T* row = c + m * c_stride;
+    if (accumulate) {
+      sum[m][0] += load(row);
+      sum[m][1] += load(row + L);
+    }
+    store(row, sum[m][0]);
+    store(row + L, sum[m][1]);
+  }
+}
+
+template <typename T, int kRowStride, int kRows = kTileRows>
+inline void tile_rows(int64_t rows, const TileA<T>& a, const T* b, T* c, int64_t c_stride,
+                      bool accumulate) {
+  if (rows == kRows) return tile<T, kRows, kRowStride>(a, b, c, c_stride, accumulate);
+  if constexpr (kRows > 1) {
+    tile_rows<T, kRowStride, kRows - 1>(rows, a, b, c, c_stride, accumulate);
+  }
+}
+
+// All `rows` rows of C, in groups as equal as possible: 128 rows in groups of 13 and 12 keep every
+// register busy, where 9 groups of 14 would leave a group of 2 that waits for its own latency.
+template <typename T, int kRowStride>
+inline void tile_all_rows(int64_t rows, TileA<T> a, const T* b, T* c, int64_t c_stride,
+                          bool accumulate) {
+  const int64_t groups = ceil_div(rows, kTileRows);
+  const T* base = a.data;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = group * rows / groups;
+    const int64_t end = (group + 1) * rows / groups;
+    a.data = base + begin * kRowStride;
+    tile_rows<T, kRowStride>(end - begin, a, b, c + begin * c_stride, c_stride, accumulate);
+  }
+}
+
+// Rows [0, rows) of a row-major matrix -> panels [dim/kPanel][panel_rows][kPanel], dim padded with
+// zeros: serves both as B (k = row) and, read by broadcast, as A (k = dim).
+template <typename T, typename S>
+inline void pack_rows(const S* source, int64_t rows, int64_t dim, int64_t panel_rows, T* packed) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const S* from = source + row * dim;
+    for (int64_t begin = 0; begin < dim; begin += kPanel<T>) {
+      T* to = packed + begin * panel_rows + row * kPanel<T>;
+      const int64_t count = dim - begin < kPanel<T> ? dim - begin : kPanel<T>;
+      for (int64_t j = 0; j < count; ++j) to[j] = load_as<T>(from + begin + j);
+      for (int64_t j = count; j < kPanel<T>; ++j) to[j] = 0;
+    }
+  }
+}
+
+// Rows [0, rows) -> transposed panels [rows/kPanel][padded_dim][kPanel] times a factor, padded with
+// zeros: the B operand whose columns are rows of the source.
+template <typename T, typename S>
+inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t padded_dim, T factor,
+                         T* packed) {
+  for (int64_t begin = 0; begin < rows; begin += kPanel<T>) {
+    T* to = packed + begin * padded_dim;
+    for (int64_t j = 0; j < kPanel<T>; ++j) {
+      const bool real = begin + j < rows;
+      const S* from = source + (begin + j) * dim;
+      for (int64_t d = 0; d < padded_dim; ++d) {
+        to[d * kPanel<T> + j] = real && d < dim ? load_as<T>(from + d) * factor : T(0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fcl

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Interface between the driver of softmax_readout on the CPU (softmax_readout_cpu.cpp: shapes,
+// threads, combining) and its per-ISA kernels (softmax_readout_impl.h). Torch-free.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/half.h"
+
+namespace fcl::ops::cpu {
+
+// Rows of one block: enough to reuse a packed block of classes, few enough for the L2 cache.
+inline constexpr int64_t kReadoutRows = 128;
+// float32 sums run over at most this many classes before they move to the next accumulator: one
+// running sum over a million classes would lose three digits.
+inline constexpr int64_t kReadoutFlush = 8192;
+
+struct ReadoutProblem {
+  Dtype dtype;               // storage; accumulation is float, or double for float64
+  const void* embeddings;    // [N, D]
+  const void* prototypes;    // [C, D]
+  const void* values;        // [C, Dv]; equals prototypes when there are none
+  const int64_t* exclude;    // [N] or null
+  int64_t num_rows, dim, num_classes, value_dim;
+  double scale;
+};
+
+// What the gradients need on top. All [N, ...] arrays are in the accumulation type.
+struct ReadoutBackward {
+  const void* logsumexp;     // [N]
+  const void* coefficient;   // [N]
+  const void* grad_mean;     // [N, Dv] or null
+};
+
+// Rows of the whole problem packed for the gradient to the classes, one block of kReadoutRows after
+// another: as columns (scaled), and as rows; the same for grad_mean if there is one.
+struct ReadoutPackedRows {
+  void* columns;
+  void* rows;
+  void* grad_columns;
+  void* grad_rows;
+};
+
+struct SoftmaxReadoutKernels {
+  // Scratch bytes for any of the calls below, and for one block in ReadoutPackedRows' members.
+  size_t (*scratch_bytes)(const ReadoutProblem&);
+  size_t (*packed_block_elements)(int64_t dim);
+  // Classes one task of backward_classes should own.
+  int64_t (*classes_per_task)(const ReadoutProblem&);
+
+  // Partial readout of rows [row, row + rows) over classes [begin, end): with m = max of the base-2
+  // logits, writes max = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m) V, unnormalised.
+  void (*forward)(const ReadoutProblem&, int64_t row, int64_t rows, int64_t begin, int64_t end,
+                  void* scratch, void* max, double* sum, void* mean);
+  // Partial gradient to embeddings over the same kind of range; grad [rows, D] is overwritten.
+  void (*backward_rows)(const ReadoutProblem&, const ReadoutBackward&, int64_t row, int64_t rows,
+                        int64_t begin, int64_t end, void* scratch, void* grad);
+  // Packs block `row / kReadoutRows`.
+  void (*pack_block)(const ReadoutProblem&, const ReadoutBackward&, int64_t row, int64_t rows,
+                     const ReadoutPackedRows&);
+  // Gradient to prototypes [begin, end) and/or values over all rows; null outputs are skipped.
+  // Without separate values, the part through values is added to grad_prototypes.
+  void (*backward_classes)(const ReadoutProblem&, const ReadoutBackward&, const ReadoutPackedRows&,
+                           int64_t begin, int64_t end, void* scratch, void* grad_prototypes,
+                           void* grad_values);
+};
+
+extern const SoftmaxReadoutKernels softmax_readout_portable;
+extern const SoftmaxReadoutKernels softmax_readout_avx2;
+extern const SoftmaxReadoutKernels softmax_readout_avx512;
+
+}  // namespace fcl::ops::cpu

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Table of contents: the schema of every operator. Shape letters: N rows, D dim, C classes, R rows
+// of a feature bank, L labels, E edges, K neighbours. Kernels live in ops/<backend>/<op>*.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fcl, m) {
+  // K1. (N, D), (C, D) -> lse (N,) and softmax-weighted mean (N, Dv) of values (default prototypes).
+  // exclude (N,) int64 removes one class per row from the sum (negative: none).
+  m.def(
+      "softmax_readout(Tensor embeddings, Tensor prototypes, Tensor? values, Tensor? exclude, "
+      "float scale, bool need_mean) -> (Tensor logsumexp, Tensor mean)");
+  // Gradients of sum_i grad_logsumexp_i lse_i + grad_mean_i . mean_i; those not needed are empty.
+  // coefficient_i = grad_logsumexp_i - grad_mean_i . mean_i.
+  m.def(
+      "softmax_readout_backward(Tensor embeddings, Tensor prototypes, Tensor? values, "
+      "Tensor? exclude, Tensor logsumexp, Tensor coefficient, Tensor? grad_mean, float scale, "
+      "bool need_embeddings, bool need_prototypes, bool need_values) "
+      "-> (Tensor grad_embeddings, Tensor grad_prototypes, Tensor grad_values)");
+  // K1 over a sparse set of rows per label: CSR label -> rows of a bank (R, D), with log weights.
+  // A negative label has the empty set: lse = -inf, mean = 0.
+  m.def(
+      "sparse_readout(Tensor embeddings, Tensor rows, Tensor labels, Tensor crow_indices, "
+      "Tensor col_indices, Tensor? log_weights, float scale, bool need_mean) "
+      "-> (Tensor logsumexp, Tensor mean)");
+  // Gradient to the bank, row by row without atomics: row_crow/row_labels/row_log_weights are the
+  // transposed CSR (row -> labels), query_crow/query_index list the queries of each label.
+  m.def(
+      "sparse_readout_backward_rows(Tensor embeddings, Tensor rows, Tensor logsumexp, "
+      "Tensor coefficient, Tensor row_crow, Tensor row_labels, Tensor? row_log_weights, "
+      "Tensor query_crow, Tensor query_index, float scale) -> Tensor");
+  // K2. Exactly num_steps of Z <- damping P Z + (1 - damping) F, from Z = F; P (N, N) in CSR.
+  m.def(
+      "random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor features, "
+      "float damping, int num_steps) -> Tensor");
+  // Gradients of the exact-step walk to features (N, D) and edge values (E,).
+  m.def(
+      "random_walk_backward(Tensor crow_indices, Tensor col_indices, Tensor values, "
+      "Tensor features, Tensor grad_output, float damping, int num_steps, bool need_features, "
+      "bool need_values) -> (Tensor grad_features, Tensor grad_values)");
+  // The walk to convergence: stops when the distance to the limit is provably <= tol relative to
+  // the features, or raises at max_steps. norm "max" suits rows of P that sum to at most 1,
+  // "sum" columns that do. num_steps comes back as a 0-d int64 tensor on the CPU.
+  m.def(
+      "random_walk_tol(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor features, "
+      "float damping, float tol, int max_steps, str norm) -> (Tensor state, Tensor num_steps)");
+  // out_e = left[row of e] . right[col of e] for every edge (sampled dense-dense product).
+  m.def(
+      "edge_dot(Tensor crow_indices, Tensor col_indices, Tensor left, Tensor right) -> Tensor");
+  // CSR (N, M) -> CSR (M, N); edge_order maps each transposed edge to its original position.
+  m.def(
+      "csr_transpose(Tensor crow_indices, Tensor col_indices, int num_columns) "
+      "-> (Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
+  // Exact k nearest other rows by "cosine", "ip" or "l2" (negative squared distance), best first.
+  m.def("knn_graph(Tensor features, int k, str metric) -> (Tensor indices, Tensor similarities)");
+}

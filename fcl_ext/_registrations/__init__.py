@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch needs beside the kernels: shape inference, autograd and autocast, one file per op."""
+
+from __future__ import annotations
+
+from fcl_ext._registrations import softmax_readout, sparse_readout  # noqa: F401

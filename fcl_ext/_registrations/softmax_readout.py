@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shape inference, autograd and autocast of softmax_readout (formulas: csrc/ops/softmax_readout.h)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcl_ext import ops
+from fcl_ext._registrations.common import (
+    accumulate_dtype,
+    check_dtype,
+    check_floating,
+    check_shape,
+    refuse_double_backward,
+    register_float32_autocast,
+)
+
+
+def _check(
+    op: str,
+    embeddings: Tensor,
+    prototypes: Tensor,
+    values: Tensor | None,
+    exclude: Tensor | None,
+    scale: float,
+) -> None:
+    check_floating(op, "embeddings", embeddings)
+    check_shape(op, "embeddings", embeddings, "[N, D]", (None, None))
+    check_dtype(op, "prototypes", prototypes, embeddings.dtype)
+    check_shape(op, "prototypes", prototypes, "[C, D]", (None, embeddings.shape[1]))
+    if values is not None:
+        check_dtype(op, "values", values, embeddings.dtype)
+        check_shape(op, "values", values, "[C, Dv]", (prototypes.shape[0], None))
+    if exclude is not None:
+        check_dtype(op, "exclude", exclude, torch.int64)
+        check_shape(op, "exclude", exclude, "[N]", (embeddings.shape[0],))
+    torch._check(scale > 0, lambda: f"fcl::{op}: expected scale > 0 and finite, got {scale}")
+
+
+@torch.library.register_fake("fcl::softmax_readout")
+def _fake(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    values: Tensor | None,
+    exclude: Tensor | None,
+    scale: float,
+    need_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    _check("softmax_readout", embeddings, prototypes, values, exclude, scale)
+    dtype = accumulate_dtype(embeddings.dtype)
+    num_rows = embeddings.shape[0]
+    value_dim = (prototypes if values is None else values).shape[1]
+    return (
+        embeddings.new_empty((num_rows,), dtype=dtype),
+        embeddings.new_empty((num_rows if need_mean else 0, value_dim), dtype=dtype),
+    )
+
+
+@torch.library.register_fake("fcl::softmax_readout_backward")
+def _fake_backward(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    values: Tensor | None,
+    exclude: Tensor | None,
+    logsumexp: Tensor,
+    coefficient: Tensor,
+    grad_mean: Tensor | None,
+    scale: float,
+    need_embeddings: bool,
+    need_prototypes: bool,
+    need_values: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "softmax_readout_backward"
+    _check(op, embeddings, prototypes, values, exclude, scale)
+    dtype = accumulate_dtype(embeddings.dtype)
+    num_rows, dim = embeddings.shape
+    num_classes = prototypes.shape[0]
+    value_dim = dim if values is None else values.shape[1]
+    for name, tensor in (("logsumexp", logsumexp), ("coefficient", coefficient)):
+        check_dtype(op, name, tensor, dtype)
+        check_shape(op, name, tensor, "[N]", (num_rows,))
+    if grad_mean is not None:
+        check_dtype(op, "grad_mean", grad_mean, dtype)
+        check_shape(op, "grad_mean", grad_mean, "[N, Dv]", (num_rows, value_dim))
+    return (
+        embeddings.new_empty((num_rows if need_embeddings else 0, dim), dtype=dtype),
+        embeddings.new_empty((num_classes if need_prototypes else 0, dim), dtype=dtype),
+        embeddings.new_empty(
+            (num_classes if need_values and values is not None else 0, value_dim), dtype=dtype
+        ),
+    )
+
+
+def _setup_context(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool],
+    output: tuple[Tensor, Tensor],
+) -> None:
+    embeddings, prototypes, values, exclude, scale, need_mean = inputs
+    logsumexp, mean = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(embeddings, prototypes, values, exclude, logsumexp, mean)
+    ctx.scale = scale
+    ctx.need_mean = need_mean
+
+
+def _backward(
+    ctx: Any, grad_logsumexp: Tensor | None, grad_mean: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    embeddings, prototypes, values, exclude, logsumexp, mean = ctx.saved_tensors
+    need_embeddings, need_prototypes, need_values = ctx.needs_input_grad[:3]
+    nothing = (None,) * 6
+    if not ctx.need_mean:
+        grad_mean = None
+    if grad_logsumexp is None and grad_mean is None:
+        return nothing
+    coefficient = torch.zeros_like(logsumexp) if grad_logsumexp is None else grad_logsumexp
+    if grad_mean is not None:
+        coefficient = coefficient - (grad_mean * mean).sum(1)
+    grad_embeddings: Tensor | None = None
+    if need_embeddings and grad_mean is None and values is None and ctx.need_mean:
+        # d lse / dx = scale * mean: the forward pass has computed the gradient already. mean is an
+        # output of the op, so differentiating this product once more is still right.
+        grad_embeddings = (ctx.scale * coefficient[:, None] * mean).to(embeddings.dtype)
+        need_embeddings = False
+    grad_prototypes: Tensor | None = None
+    grad_values: Tensor | None = None
+    if need_embeddings or need_prototypes or need_values:
+        through_op, to_prototypes, to_values = ops.softmax_readout_backward(
+            embeddings,
+            prototypes,
+            values,
+            exclude,
+            logsumexp,
+            coefficient,
+            grad_mean,
+            ctx.scale,
+            need_embeddings,
+            need_prototypes,
+            need_values,
+        )
+        if need_embeddings:
+            grad_embeddings = through_op.to(embeddings.dtype)
+        if need_prototypes:
+            grad_prototypes = to_prototypes.to(prototypes.dtype)
+        if need_values:
+            grad_values = to_values.to(prototypes.dtype)
+    return grad_embeddings, grad_prototypes, grad_values, None, None, None
+
+
+torch.library.register_autograd("fcl::softmax_readout", _backward, setup_context=_setup_context)
+refuse_double_backward("softmax_readout_backward")
+register_float32_autocast("softmax_readout")

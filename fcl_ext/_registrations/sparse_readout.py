@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shape inference, autograd and autocast of sparse_readout (formulas: csrc/ops/sparse_readout.h)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcl_ext import ops
+from fcl_ext._registrations.common import (
+    accumulate_dtype,
+    check_dtype,
+    check_floating,
+    check_shape,
+    refuse_double_backward,
+    register_float32_autocast,
+)
+
+
+def _check_bank(op: str, embeddings: Tensor, rows: Tensor, scale: float) -> None:
+    check_floating(op, "embeddings", embeddings)
+    check_shape(op, "embeddings", embeddings, "[N, D]", (None, None))
+    check_dtype(op, "rows", rows, embeddings.dtype)
+    check_shape(op, "rows", rows, "[R, D]", (None, embeddings.shape[1]))
+    torch._check(scale > 0, lambda: f"fcl::{op}: expected scale > 0 and finite, got {scale}")
+
+
+@torch.library.register_fake("fcl::sparse_readout")
+def _fake(
+    embeddings: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    need_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    op = "sparse_readout"
+    _check_bank(op, embeddings, rows, scale)
+    num_queries, dim = embeddings.shape
+    dtype = accumulate_dtype(embeddings.dtype)
+    check_dtype(op, "labels", labels, torch.int64)
+    check_shape(op, "labels", labels, "[N]", (num_queries,))
+    check_dtype(op, "crow_indices", crow_indices, torch.int64)
+    check_shape(op, "crow_indices", crow_indices, "[L + 1]", (None,))
+    check_dtype(op, "col_indices", col_indices, torch.int64)
+    check_shape(op, "col_indices", col_indices, "[E]", (None,))
+    if log_weights is not None:
+        check_dtype(op, "log_weights", log_weights, dtype)
+        check_shape(op, "log_weights", log_weights, "[E]", (col_indices.shape[0],))
+    return (
+        embeddings.new_empty((num_queries,), dtype=dtype),
+        embeddings.new_empty((num_queries if need_mean else 0, dim), dtype=dtype),
+    )
+
+
+@torch.library.register_fake("fcl::sparse_readout_backward_rows")
+def _fake_backward_rows(
+    embeddings: Tensor,
+    rows: Tensor,
+    logsumexp: Tensor,
+    coefficient: Tensor,
+    row_crow: Tensor,
+    row_labels: Tensor,
+    row_log_weights: Tensor | None,
+    query_crow: Tensor,
+    query_index: Tensor,
+    scale: float,
+) -> Tensor:
+    op = "sparse_readout_backward_rows"
+    _check_bank(op, embeddings, rows, scale)
+    dtype = accumulate_dtype(embeddings.dtype)
+    for name, tensor in (("logsumexp", logsumexp), ("coefficient", coefficient)):
+        check_dtype(op, name, tensor, dtype)
+        check_shape(op, name, tensor, "[N]", (embeddings.shape[0],))
+    check_shape(op, "row_crow", row_crow, "[R + 1]", (rows.shape[0] + 1,))
+    check_shape(op, "row_labels", row_labels, "[E]", (None,))
+    check_shape(op, "query_crow", query_crow, "[L + 1]", (None,))
+    check_shape(op, "query_index", query_index, "[M]", (None,))
+    if row_log_weights is not None:
+        check_dtype(op, "row_log_weights", row_log_weights, dtype)
+        check_shape(op, "row_log_weights", row_log_weights, "[E]", (row_labels.shape[0],))
+    return embeddings.new_empty(tuple(rows.shape), dtype=dtype)
+
+
+def _setup_context(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, float, bool],
+    output: tuple[Tensor, Tensor],
+) -> None:
+    embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, need_mean = inputs
+    logsumexp, mean = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        embeddings, rows, labels, crow_indices, col_indices, log_weights, logsumexp, mean
+    )
+    ctx.scale = scale
+    ctx.need_mean = need_mean
+
+
+def _backward(
+    ctx: Any, grad_logsumexp: Tensor | None, grad_mean: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    embeddings, rows, labels, crow_indices, col_indices, log_weights, logsumexp, mean = (
+        ctx.saved_tensors
+    )
+    if ctx.needs_input_grad[5]:
+        raise RuntimeError("fcl::sparse_readout: log_weights have no gradient; detach them")
+    if grad_mean is not None and ctx.need_mean:
+        raise RuntimeError("fcl::sparse_readout: its second output, mean, has no gradient")
+    nothing: tuple[Tensor | None, ...] = (None,) * 8
+    if grad_logsumexp is None:
+        return nothing
+    grad_embeddings: Tensor | None = None
+    if ctx.needs_input_grad[0]:
+        if not ctx.need_mean:
+            raise RuntimeError(
+                "fcl::sparse_readout: the gradient to embeddings needs need_mean=True"
+            )
+        grad_embeddings = (ctx.scale * grad_logsumexp[:, None] * mean).to(embeddings.dtype)
+    grad_rows: Tensor | None = None
+    if ctx.needs_input_grad[1]:
+        grad_rows = _grad_rows(
+            embeddings,
+            rows,
+            labels,
+            crow_indices,
+            col_indices,
+            log_weights,
+            logsumexp,
+            grad_logsumexp,
+            ctx.scale,
+        )
+    return (grad_embeddings, grad_rows, *nothing[2:])
+
+
+def _grad_rows(
+    embeddings: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    log_weights: Tensor | None,
+    logsumexp: Tensor,
+    grad_logsumexp: Tensor,
+    scale: float,
+) -> Tensor:
+    row_crow, row_labels, edge_order = ops.csr_transpose(crow_indices, col_indices, rows.shape[0])
+    # Queries of each label as CSR. Queries without a label (negative) sort first, so the first
+    # list starts behind them.
+    sorted_labels, query_index = torch.sort(labels, stable=True)
+    bounds = torch.arange(crow_indices.shape[0], device=labels.device)
+    query_crow = torch.searchsorted(sorted_labels, bounds)
+    grad = ops.sparse_readout_backward_rows(
+        embeddings,
+        rows,
+        logsumexp,
+        grad_logsumexp,
+        row_crow,
+        row_labels,
+        None if log_weights is None else log_weights[edge_order],
+        query_crow,
+        query_index,
+        scale,
+    )
+    return grad.to(rows.dtype)
+
+
+torch.library.register_autograd("fcl::sparse_readout", _backward, setup_context=_setup_context)
+refuse_double_backward("sparse_readout_backward_rows")
+register_float32_autocast("sparse_readout")

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed calls of the raw operators, one per schema in ``csrc/schema.cpp``.
+
+The only place of the package that names ``torch.ops.fcl``. Half types accumulate in, and return,
+float32. Formulas and shapes are documented at the schemas; the functions most users want are one
+level up (:mod:`fcl_ext`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def softmax_readout(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    values: Tensor | None,
+    exclude: Tensor | None,
+    scale: float,
+    need_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(N, D), (C, D) -> lse (N,), mean (N, Dv)``; ``mean`` is (0, Dv) unless needed."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.softmax_readout.default(
+        embeddings, prototypes, values, exclude, scale, need_mean
+    )
+    return out
+
+
+def softmax_readout_backward(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    values: Tensor | None,
+    exclude: Tensor | None,
+    logsumexp: Tensor,
+    coefficient: Tensor,
+    grad_mean: Tensor | None,
+    scale: float,
+    need_embeddings: bool,
+    need_prototypes: bool,
+    need_values: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to embeddings, prototypes and values; those not needed have zero rows."""
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.softmax_readout_backward.default(
+        embeddings,
+        prototypes,
+        values,
+        exclude,
+        logsumexp,
+        coefficient,
+        grad_mean,
+        scale,
+        need_embeddings,
+        need_prototypes,
+        need_values,
+    )
+    return out
+
+
+def sparse_readout(
+    embeddings: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    need_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """The readout over each query's own set of rows (CSR: label -> rows)."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.sparse_readout.default(
+        embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, need_mean
+    )
+    return out
+
+
+def sparse_readout_backward_rows(
+    embeddings: Tensor,
+    rows: Tensor,
+    logsumexp: Tensor,
+    coefficient: Tensor,
+    row_crow: Tensor,
+    row_labels: Tensor,
+    row_log_weights: Tensor | None,
+    query_crow: Tensor,
+    query_index: Tensor,
+    scale: float,
+) -> Tensor:
+    """Gradient of ``sum_i coefficient_i lse_i`` to the bank of rows, (R, D)."""
+    out: Tensor = torch.ops.fcl.sparse_readout_backward_rows.default(
+        embeddings,
+        rows,
+        logsumexp,
+        coefficient,
+        row_crow,
+        row_labels,
+        row_log_weights,
+        query_crow,
+        query_index,
+        scale,
+    )
+    return out
+
+
+def random_walk(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    features: Tensor,
+    damping: float,
+    num_steps: int,
+) -> Tensor:
+    """Exactly ``num_steps`` of ``Z <- damping P Z + (1 - damping) F`` from ``Z = F``."""
+    out: Tensor = torch.ops.fcl.random_walk.default(
+        crow_indices, col_indices, values, features, damping, num_steps
+    )
+    return out
+
+
+def random_walk_backward(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    features: Tensor,
+    grad_output: Tensor,
+    damping: float,
+    num_steps: int,
+    need_features: bool,
+    need_values: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the exact-step walk to features (N, D) and edge values (E,)."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.random_walk_backward.default(
+        crow_indices,
+        col_indices,
+        values,
+        features,
+        grad_output,
+        damping,
+        num_steps,
+        need_features,
+        need_values,
+    )
+    return out
+
+
+def random_walk_tol(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    features: Tensor,
+    damping: float,
+    tol: float,
+    max_steps: int,
+    norm: str,
+) -> tuple[Tensor, Tensor]:
+    """The walk until it is provably within ``tol`` of its limit; also the steps it took."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.random_walk_tol.default(
+        crow_indices, col_indices, values, features, damping, tol, max_steps, norm
+    )
+    return out
+
+
+def edge_dot(crow_indices: Tensor, col_indices: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``left[row of e] . right[col of e]`` for every edge, (E,)."""
+    out: Tensor = torch.ops.fcl.edge_dot.default(crow_indices, col_indices, left, right)
+    return out
+
+
+def csr_transpose(
+    crow_indices: Tensor, col_indices: Tensor, num_columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR of the transpose, and for each of its edges the position it had before."""
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.csr_transpose.default(
+        crow_indices, col_indices, num_columns
+    )
+    return out
+
+
+def knn_graph(features: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Exact nearest other rows: indices (N, k) int32 and similarities (N, k), best first."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.knn_graph.default(features, k, metric)
+    return out
