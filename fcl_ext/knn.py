@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact k-nearest-neighbour graph of a set of features."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fcl_ext import ops
+
+
+def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tensor, Tensor]:
+    r"""Find the k most similar other rows of each row, exactly, without an N×N matrix.
+
+    Args:
+        features: Shape ``(N, D)``, float32, float64, bfloat16 or float16, finite.
+        k: Neighbours per row, in ``[1, N - 1]``.
+        metric: ``"cosine"`` (rows are normalised here; a zero row has similarity 0 to all),
+            ``"ip"`` (inner product) or ``"l2"`` (the *negative* squared Euclidean distance).
+
+    Returns:
+        ``indices`` ``(N, k)`` int32 and ``similarities`` ``(N, k)``, best first, float32 (float64
+        for float64 features). A row is never its own neighbour; equal similarities are ordered by
+        lower index. The result does not depend on the number of threads.
+
+    Raises:
+        RuntimeError: A wrong shape or dtype, k outside ``[1, N - 1]``, an unknown metric, a NaN or
+            infinite feature (CPU; the message names the row).
+
+    Note:
+        Not differentiable: to train through similarities, gather rows by ``indices``. Products are
+        accumulated in float32 (float64 for float64 features). ``"l2"`` is computed as
+        ``2 x.y - (|x|^2 + |y|^2)``, so its absolute error is about 1e-7 of the squared norms (not
+        of the distance): centre features that lie far from the origin. Memory: one packed copy of
+        the features.
+
+    Example:
+        >>> import torch
+        >>> from fcl_ext import knn_graph
+        >>> indices, similarities = knn_graph(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 1)
+        >>> indices.tolist(), similarities.tolist()
+        ([[1], [0], [0]], [[1.0], [1.0], [0.0]])
+    """
+    return ops.knn_graph(features.detach(), k, metric)
