@@ -15,11 +15,20 @@ from fcl_ext import _registrations  # noqa: E402, F401  (needs the loaded schema
 from fcl_ext._C import version as __version__  # noqa: E402
 from fcl_ext._loader import cuda_error, has_cuda_kernels  # noqa: E402
 from fcl_ext.knn import knn_graph  # noqa: E402
-from fcl_ext.losses import compat_kl, compat_loss, compat_supcon, teacher_readout  # noqa: E402
+from fcl_ext.losses import (  # noqa: E402
+    PositiveSets,
+    Teacher,
+    compat_kl,
+    compat_loss,
+    compat_supcon,
+    teacher_readout,
+)
 from fcl_ext.readout import softmax_readout, sparse_readout  # noqa: E402
 from fcl_ext.walk import csr_transpose, random_walk  # noqa: E402
 
 __all__ = [
+    "PositiveSets",
+    "Teacher",
     "__version__",
     "compat_kl",
     "compat_loss",

@@ -31,6 +31,11 @@ def _check(
     check_shape(op, "embeddings", embeddings, "[N, D]", (None, None))
     check_dtype(op, "prototypes", prototypes, embeddings.dtype)
     check_shape(op, "prototypes", prototypes, "[C, D]", (None, embeddings.shape[1]))
+    torch._check(
+        prototypes.shape[0] > 0,
+        lambda: f"fcl::{op}: expected prototypes with at least one class and one dim, "
+        f"got shape {list(prototypes.shape)}",
+    )
     if values is not None:
         check_dtype(op, "values", values, embeddings.dtype)
         check_shape(op, "values", values, "[C, Dv]", (prototypes.shape[0], None))

@@ -87,8 +87,7 @@ void combine(const ReadoutShape& shape, const Split& split, const T* max, const 
       for (int64_t s = 0; s < split.class_splits; ++s) {
         total += sum[s * n + i] * std::exp2(static_cast<double>(max[s * n + i]) - base);
       }
-      // A +inf logit makes 2^(inf - inf) = NaN inside; the sum of exponentials itself is +inf.
-      logsumexp[i] = std::isinf(top) ? top : static_cast<T>((base + std::log2(total)) * kLn2);
+      logsumexp[i] = static_cast<T>((base + std::log2(total)) * kLn2);
       if (mean == nullptr) continue;
       T* to = mean + i * dim;
       for (int64_t s = 0; s < split.class_splits; ++s) {

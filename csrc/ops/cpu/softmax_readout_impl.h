@@ -147,9 +147,10 @@ bool exponentiate(T* logits, int64_t rows, int64_t count, T* max_row, double* su
       const Vec<T> z = load(logits + c * kRows + begin);
       new_max = z > new_max ? z : new_max;
     }
-    // A row whose classes are all excluded so far keeps max = -inf and must not compute inf - inf.
-    const Vec<T> none = broadcast(minus_infinity<T>());
-    const Vec<T> base = new_max == none ? Vec<T>{} : new_max;
+    // An infinite maximum (all classes excluded so far, or a +inf logit) must not meet inf - inf.
+    const Vec<T> infinite = broadcast(-minus_infinity<T>());
+    const auto is_infinite = (new_max == infinite) | (new_max == -infinite);
+    const Vec<T> base = is_infinite ? Vec<T>{} : new_max;
     Vec<T> sum{};
     for (int64_t c = 0; c < count; ++c) {
       T* z = logits + c * kRows + begin;
@@ -220,7 +221,8 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
     // Merge this run of classes into the total under the larger of the two maxima.
     for (int64_t i = 0; i < rows; ++i) {
       const T larger = max_row[i] > max_total[i] ? max_row[i] : max_total[i];
-      const T base = larger == minus_infinity<T>() ? T(0) : larger;
+      const bool is_infinite = larger == minus_infinity<T>() || larger == -minus_infinity<T>();
+      const T base = is_infinite ? T(0) : larger;
       const T keep = exp2_scalar(max_total[i] - base);
       const T add = exp2_scalar(max_row[i] - base);
       max_total[i] = larger;

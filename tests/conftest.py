@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Markers of the suite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fcl_ext
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``needs_cuda`` tests where there is no GPU; the skip count stays visible."""
+    if torch.cuda.is_available() and fcl_ext.has_cuda_kernels():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device and the CUDA kernels")
+    for item in items:
+        if "needs_cuda" in item.keywords:
+            item.add_marker(skip)

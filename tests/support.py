@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What op tests share: devices, dtypes, and the budget an error must stay within."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+# Rounding of a result in the dtype the kernels accumulate in.
+_FLOOR = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 2e-6,
+    torch.float16: 2e-6,
+}
+
+
+def error(got: Tensor, exact: Tensor) -> float:
+    """Relative error in the 2-norm; NaN never passes a comparison."""
+    exact = exact.double()
+    return float((got.double() - exact).norm() / exact.norm().clamp(min=1e-30))
+
+
+def error_budget(naive: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
+    """No worse than twice what plain torch makes in the same dtype, plus rounding."""
+    return 2 * error(naive, exact) + _FLOOR[dtype]

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compat_loss, compat_kl and compat_supcon against dense losses written from the formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from support import DEVICES, DTYPES, error, error_budget
+
+import fcl_ext
+
+
+def _batch(rows, dim, classes, dtype, device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+    w = torch.randn(classes, dim, dtype=torch.float64, generator=generator)
+    y = torch.randint(0, classes, (rows,), generator=generator)
+    return x.to(dtype).to(device), w.to(dtype).to(device), y.to(device)
+
+
+OPTIONS = [
+    {},
+    {"scale": 64.0},
+    {"label_smoothing": 0.1},
+    {"margin": 0.35},
+    {"margin": 0.5, "margin_type": "arcface"},
+    {"margin": 0.35, "label_smoothing": 0.2},
+    {"normalize": False, "scale": 2.0},
+    {"normalize": False, "scale": 2.0, "margin": 0.3},
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compat_loss_value_and_gradients(options, reduction, device):
+    x, w, y = _batch(33, 13, 50, torch.float64, device)
+    y[4] = y[20] = -100
+
+    def run(function):
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        loss = function(*leaves, y, reduction=reduction, **options)
+        weights = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype, device=device)
+        grads = torch.autograd.grad((loss.reshape(-1) * weights).sum(), leaves)
+        return loss, *grads
+
+    for ours, expected in zip(
+        run(fcl_ext.compat_loss), run(reference.compat_loss), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compat_loss_within_error_budget(options, dtype, device):
+    x, w, y = _batch(65, 40, 700, dtype, device)
+
+    def run(function, x, w):
+        leaf = x.clone().requires_grad_()
+        losses = function(leaf, w, y, reduction="none", **options)
+        return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
+    exact = run(reference.compat_loss, x.double(), w.double())
+    naive = run(reference.compat_loss, x, w)
+    for ours, truth, plain in zip(run(fcl_ext.compat_loss, x, w), exact, naive, strict=True):
+        assert error(ours, truth) <= error_budget(plain, truth, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compat_loss_with_soft_targets(device):
+    x, w, y = _batch(9, 6, 5, torch.float64, device)
+    soft = torch.softmax(torch.randn(9, 5, dtype=torch.float64, device=device), 1)
+    x, w = F.normalize(x, dim=1), F.normalize(w, dim=1)
+    ours = fcl_ext.compat_loss(x, w, targets=soft @ w, scale=7.0, reduction="none")
+    dense = F.cross_entropy(7.0 * x @ w.T, soft, reduction="none")
+    torch.testing.assert_close(ours, dense)
+    hard = fcl_ext.compat_loss(x, w, targets=w[y], scale=7.0)
+    torch.testing.assert_close(hard, fcl_ext.compat_loss(x, w, y, scale=7.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": 0.4, "margin_type": "arcface"}], ids=str)
+def test_compat_loss_gradcheck(options):
+    x, w, y = _batch(4, 3, 5, torch.float64, "cpu")
+    x.requires_grad_()
+    w.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a, b: fcl_ext.compat_loss(a, b, y, scale=3.0, **options), (x, w)
+    )
+
+
+@pytest.mark.parametrize("needs_x", [False, True])
+@pytest.mark.parametrize("needs_w", [False, True])
+def test_compat_loss_partial_gradients(needs_x, needs_w):
+    x, w, y = _batch(8, 5, 6, torch.float64, "cpu")
+    ours = [x.clone().requires_grad_(needs_x), w.clone().requires_grad_(needs_w)]
+    truth = [x.clone().requires_grad_(needs_x), w.clone().requires_grad_(needs_w)]
+    a = fcl_ext.compat_loss(*ours, y)
+    b = reference.compat_loss(*truth, y)
+    torch.testing.assert_close(a, b)
+    if needs_x or needs_w:
+        a.backward()
+        b.backward()
+    for mine, expected in zip(ours, truth, strict=True):
+        assert (mine.grad is None) == (expected.grad is None)
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, expected.grad)
+
+
+def test_compat_loss_of_one_class_is_zero():
+    x, w, _ = _batch(3, 4, 1, torch.float32, "cpu")
+    y = torch.zeros(3, dtype=torch.int64)
+    for options in ({}, {"margin": 0.3}):
+        assert fcl_ext.compat_loss(x, w, y, **options).abs() < 1e-5
+
+
+def test_all_rows_ignored_gives_nan_as_torch_does():
+    x, w, y = _batch(3, 4, 5, torch.float32, "cpu")
+    y[:] = -100
+    assert fcl_ext.compat_loss(x, w, y).isnan()
+    assert fcl_ext.compat_loss(x, w, y, reduction="sum") == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_compat_kl(normalize, device):
+    x, w, _ = _batch(21, 9, 40, torch.float64, device)
+    old, _, _ = _batch(21, 9, 40, torch.float64, device, seed=1)
+
+    def run(function, **teacher):
+        leaf = x.clone().requires_grad_()
+        loss = function(leaf, w, scale=1.5, normalize=normalize, **teacher)
+        return loss, torch.autograd.grad(loss, leaf)[0]
+
+    expected = run(reference.compat_kl, teacher_embeddings=old)
+    cached = fcl_ext.teacher_readout(old, w, scale=1.5, normalize=normalize)
+    for ours in (
+        run(fcl_ext.compat_kl, teacher_embeddings=old),
+        run(fcl_ext.compat_kl, teacher=cached),
+    ):
+        for got, truth in zip(ours, expected, strict=True):
+            torch.testing.assert_close(got, truth, rtol=1e-9, atol=1e-11)
+    assert fcl_ext.compat_kl(old, w, teacher_embeddings=old, scale=5.0) < 1e-12
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_compat_supcon(reduction, normalize, device):
+    x, bank, _ = _batch(30, 8, 90, torch.float64, device)
+    bank_labels = (torch.arange(90, device=device) * 7) % 11
+    y = torch.arange(30, device=device) % 11
+
+    def run(function):
+        leaves = [x.clone().requires_grad_(), bank.clone().requires_grad_()]
+        loss = function(
+            leaves[0],
+            y,
+            leaves[1],
+            bank_labels,
+            scale=4.0 if normalize else 0.5,
+            normalize=normalize,
+            reduction=reduction,
+        )
+        return loss, *torch.autograd.grad(loss.square().sum(), leaves)
+
+    for ours, truth in zip(run(fcl_ext.compat_supcon), run(reference.compat_supcon), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-8, atol=1e-10)
+
+
+def test_compat_supcon_ready_and_weighted_positives():
+    x, bank, _ = _batch(12, 6, 40, torch.float64, "cpu")
+    bank_labels = torch.arange(40) % 5
+    y = torch.arange(12) % 5
+    plain = fcl_ext.compat_supcon(x, y, bank, bank_labels)
+    sets = fcl_ext.PositiveSets.from_labels(bank_labels, num_labels=9)
+    torch.testing.assert_close(fcl_ext.compat_supcon(x, y, bank, positives=sets), plain)
+    # Uniform weights are the plain mean.
+    counts = sets.crow_indices.diff()
+    uniform = torch.repeat_interleave(-counts.double().log(), counts)
+    weighted = fcl_ext.compat_supcon(x, y, bank, positives=sets._replace(log_weights=uniform))
+    torch.testing.assert_close(weighted, plain)
+    # Weights on one row of each class leave that row as the only positive.
+    first = torch.full_like(uniform, -math.inf)
+    first[sets.crow_indices[:-1][counts > 0]] = 0.0
+    single = fcl_ext.compat_supcon(
+        x, y, bank, positives=sets._replace(log_weights=first), reduction="none"
+    )
+    rows = sets.col_indices[sets.crow_indices[y]]
+    expected = fcl_ext.compat_loss(x, bank, rows, scale=10.0, reduction="none")
+    torch.testing.assert_close(single, expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y),
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y, margin=0.2, label_smoothing=0.1),
+        lambda x, w, y: fcl_ext.compat_kl(x, w, teacher_embeddings=x.detach(), scale=3.0),
+        lambda x, w, y: fcl_ext.compat_supcon(x, y % 3, w, torch.arange(len(w)) % 3),
+    ],
+)
+def test_losses_compile_to_one_graph(loss):
+    x, w, y = _batch(10, 6, 9, torch.float32, "cpu")
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        value = function(*leaves, y)
+        value.backward()
+        results.append((value.detach(), *(leaf.grad for leaf in leaves)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_losses_under_autocast_accept_mixed_dtypes():
+    x, w, y = _batch(10, 6, 9, torch.float32, "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = fcl_ext.compat_loss(x.bfloat16(), w, y)
+    assert loss.dtype == torch.float32
+
+
+BAD_CALLS = [
+    (lambda x, w, y: fcl_ext.compat_loss(x, w), "either labels or targets"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, targets=x), "either labels or targets"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, targets=x, margin=0.1), "need labels"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, targets=x[:1]), r"targets of shape \[N, D\]"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y[:1]), r"labels of shape \[N\] = \[3\]"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y.float()), "dtype int64"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y + 9), r"labels in \[0, 5\), got 9 in row 0"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y - 1), r"got -1 in row 0"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, scale=0), "scale: expected"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, margin=-0.1), "margin: expected"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, margin_type="sphere"), "margin_type: expected"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, label_smoothing=2), "label_smoothing: expected"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, reduction="max"), "reduction: expected"),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(
+            x, w, y, margin=0.1, margin_type="arcface", normalize=False
+        ),
+        "needs normalize=True",
+    ),
+    (lambda x, w, y: fcl_ext.compat_kl(x, w, scale=1.0), "either teacher_embeddings or teacher"),
+    (
+        lambda x, w, y: fcl_ext.compat_kl(x, w, teacher=(x[:1], y), scale=1.0),
+        "expected a teacher of shape",
+    ),
+    (lambda x, w, y: fcl_ext.compat_supcon(x, y, w), "either feature_labels or positives"),
+    (lambda x, w, y: fcl_ext.compat_supcon(x, y, w, y), r"feature_labels of shape \[R\] = \[5\]"),
+    (
+        lambda x, w, y: fcl_ext.compat_supcon(x, y, w, torch.tensor([0, 2, 2, 2, 2])),
+        "label 1 of row 1 has no row among the features",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_supcon(x, y + 7, w, torch.arange(5)),
+        r"expected labels in \[0, 5\), got 7 in row 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2]))
+
+
+def test_nan_embeddings_give_a_nan_loss():
+    x, w, y = _batch(3, 4, 5, torch.float32, "cpu")
+    x[1, 2] = math.nan
+    losses = fcl_ext.compat_loss(x, w, y, reduction="none")
+    assert losses.isnan().tolist() == [False, True, False]
+
+
+def test_zero_norm_rows_have_finite_losses_and_gradients():
+    x, w, y = _batch(3, 4, 5, torch.float32, "cpu")
+    x[0] = 0
+    w[1] = 0
+    x.requires_grad_()
+    loss = fcl_ext.compat_loss(x, w, y)
+    loss.backward()
+    assert loss.isfinite()
+    assert x.grad.isfinite().all()

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softmax_readout against its definition, in every dtype, shape and mode."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import DEVICES, DTYPES, error, error_budget
+
+import fcl_ext
+
+OP = torch.ops.fcl.softmax_readout.default
+
+# (rows, dim, classes, value dim or None, scale): ragged against every block size of the kernels.
+SAMPLES = [
+    (1, 1, 1, None, 1.0),
+    (5, 7, 3, None, 3.0),
+    (3, 32, 15, 4, 64.0),
+    (130, 65, 600, None, 30.0),
+    (64, 33, 9001, 17, 20.0),
+    (257, 16, 40, 16, 10.0),
+]
+
+
+def _inputs(sample, dtype, device, *, seed=0, values=True):
+    rows, dim, classes, value_dim, scale = sample
+    generator = torch.Generator().manual_seed(seed)
+    x = F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=generator), dim=1)
+    w = F.normalize(torch.randn(classes, dim, dtype=torch.float64, generator=generator), dim=1)
+    v = None
+    if value_dim is not None and values:
+        v = torch.randn(classes, value_dim, dtype=torch.float64, generator=generator)
+    tensors = [None if t is None else t.to(dtype).to(device) for t in (x, w, v)]
+    return *tensors, scale
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_matches_definition(sample, dtype, device):
+    x, w, v, scale = _inputs(sample, dtype, device)
+    logsumexp, mean = OP(x, w, v, None, scale, True)
+    exact = [None if t is None else t.double() for t in (x, w, v)]
+    expected_lse, expected_mean = reference.softmax_readout(*exact, scale=scale)
+    naive_lse, naive_mean = reference.softmax_readout(x, w, v, scale=scale)
+    assert logsumexp.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert error(logsumexp, expected_lse) <= error_budget(naive_lse, expected_lse, dtype)
+    assert error(mean, expected_mean) <= error_budget(naive_mean, expected_mean, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_excluded_class_leaves_the_sum(sample, device):
+    x, w, v, scale = _inputs(sample, torch.float64, device)
+    exclude = torch.arange(len(x), device=device) % (len(w) + 1) - 1
+    got = OP(x, w, v, exclude, scale, True)
+    for ours, expected in zip(
+        got, reference.softmax_readout(x, w, v, scale=scale, exclude=exclude), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("needs", range(1, 8))
+@pytest.mark.parametrize("outputs", ["lse", "mean", "both"])
+@pytest.mark.parametrize("separate_values", [False, True])
+def test_gradients_match_definition(needs, outputs, separate_values, device):
+    sample = (140, 9, 70, 5 if separate_values else None, 4.0)
+    x, w, v, scale = _inputs(sample, torch.float64, device)
+    exclude = torch.arange(len(x), device=device) % len(w)
+    weights = torch.linspace(-1, 1, len(x), dtype=torch.float64, device=device)
+
+    def gradients(function):
+        tensors = [
+            None if t is None else t.clone().requires_grad_(bool(needs >> i & 1))
+            for i, t in enumerate((x, w, v))
+        ]
+        wanted = [t for t in tensors if t is not None and t.requires_grad]
+        if not wanted:
+            return []
+        lse, mean = function(*tensors)
+        total = (weights * lse).sum() if outputs != "mean" else 0
+        if outputs != "lse":
+            total = total + (weights[:, None] * mean).square().sum()
+        if not total.requires_grad:
+            return [None] * len(wanted)
+        return torch.autograd.grad(total, wanted, allow_unused=True)
+
+    ours = gradients(lambda a, b, c: OP(a, b, c, exclude, scale, True))
+    expected = gradients(
+        lambda a, b, c: reference.softmax_readout(a, b, c, scale=scale, exclude=exclude)
+    )
+    for mine, truth in zip(ours, expected, strict=True):
+        if truth is None or mine is None:
+            other = mine if truth is None else truth
+            assert other is None or not other.any()
+        else:
+            torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradcheck_and_gradgradcheck(device):
+    x, w, v, scale = _inputs((4, 3, 5, 2, 2.0), torch.float64, device)
+    x.requires_grad_()
+    w.requires_grad_()
+    v.requires_grad_()
+    exclude = torch.tensor([0, -1, 4, 2], device=device)
+    assert torch.autograd.gradcheck(lambda a, b, c: OP(a, b, c, exclude, scale, True), (x, w, v))
+    # The gradient of lse to the embeddings is scale * mean, itself an output with a gradient.
+    frozen = w.detach()
+    assert torch.autograd.gradgradcheck(
+        lambda a: OP(a, frozen, None, exclude, scale, True)[0], (x,)
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_double_backward_through_the_backward_op_raises(device):
+    x, w, _, scale = _inputs((4, 3, 5, None, 2.0), torch.float64, device)
+    w.requires_grad_()
+    lse, _ = OP(x, w, None, None, scale, True)
+    (grad,) = torch.autograd.grad(lse.sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("value_dim", [None, 2])
+def test_opcheck(value_dim, requires_grad, device):
+    x, w, v, scale = _inputs((6, 5, 7, value_dim, 2.0), torch.float32, device)
+    for tensor in (x, w, v):
+        if tensor is not None:
+            tensor.requires_grad_(requires_grad)
+    exclude = torch.zeros(6, dtype=torch.int64, device=device)
+    torch.library.opcheck(OP, (x, w, v, exclude, scale, True))
+    torch.library.opcheck(OP, (x, w, v, None, scale, False), test_utils=("test_schema",))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck_backward(device):
+    x, w, _, scale = _inputs((6, 5, 7, None, 2.0), torch.float32, device)
+    lse, mean = OP(x, w, None, None, scale, True)
+    torch.library.opcheck(
+        torch.ops.fcl.softmax_readout_backward.default,
+        (x, w, None, None, lse, torch.ones_like(lse), mean, scale, True, True, False),
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiles_to_one_graph(device):
+    x, w, _, scale = _inputs((6, 5, 7, None, 2.0), torch.float32, device)
+
+    def loss(x, w):
+        lse, mean = fcl_ext.softmax_readout(x, w, scale=scale)
+        return lse.sum() + mean.square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours = [t.clone().requires_grad_() for t in (x, w)]
+    eager = [t.clone().requires_grad_() for t in (x, w)]
+    compiled(*ours).backward()
+    loss(*eager).backward()
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast_runs_in_float32(device):
+    x, w, _, scale = _inputs((6, 5, 7, None, 2.0), torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        lse, mean = fcl_ext.softmax_readout(x.bfloat16(), w, scale=scale)
+    assert lse.dtype == mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_empty_batch_and_layouts(device):
+    w = torch.randn(9, 6, device=device)
+    lse, mean = fcl_ext.softmax_readout(w[:0], w, scale=1.0)
+    assert lse.shape == (0,)
+    assert mean.shape == (0, 6)
+    empty = w[:0].clone().requires_grad_()
+    fcl_ext.softmax_readout(empty, w, scale=1.0)[0].sum().backward()
+    assert empty.grad.shape == (0, 6)
+    strided = torch.randn(6, 9, device=device).T
+    a = fcl_ext.softmax_readout(strided[::2], strided, scale=2.0)
+    b = fcl_ext.softmax_readout(strided[::2].contiguous(), strided.contiguous(), scale=2.0)
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])
+
+
+def test_does_not_depend_on_the_number_of_threads():
+    x, w, v, scale = _inputs((200, 24, 3000, 8, 10.0), torch.float32, "cpu")
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [t.clone().requires_grad_() for t in (x, w, v)]
+        lse, mean = fcl_ext.softmax_readout(*leaves, scale=scale)
+        (lse.sum() + mean.sum()).backward()
+        results.append((lse, mean, *(leaf.grad for leaf in leaves)))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_result_does_not_depend_on_padding_classes():
+    """Classes that add nothing (logit far below the rest) change nothing beyond rounding."""
+    x, w, _, _ = _inputs((20, 16, 500, None, 30.0), torch.float32, "cpu")
+    far = -10 * x.mean(0, keepdim=True).expand(37, -1)
+    lse, mean = fcl_ext.softmax_readout(x.abs(), w.abs(), scale=30.0)
+    padded_lse, padded_mean = fcl_ext.softmax_readout(
+        x.abs(), torch.cat([w.abs(), -10 * torch.ones_like(far)]), scale=30.0
+    )
+    torch.testing.assert_close(lse, padded_lse, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mean, padded_mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_large_logits_and_non_finite_inputs(device):
+    x = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]], device=device)
+    w = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], device=device)
+    lse, mean = fcl_ext.softmax_readout(x, w, scale=50.0)
+    torch.testing.assert_close(lse, torch.full((2,), 50000.0, device=device))
+    torch.testing.assert_close(mean, w[:2])
+    x[0, 0] = torch.nan
+    lse, mean = fcl_ext.softmax_readout(x, w, scale=50.0)
+    assert lse[0].isnan()
+    assert mean[0].isnan().all()
+    assert lse[1].isfinite()
+    x[0, 0] = torch.inf
+    for classes in (w, w[:2, :1]):  # with inf * 0 = NaN among the logits, and without
+        some = x[:, : classes.shape[1]]
+        lse, _ = fcl_ext.softmax_readout(some, classes, scale=1.0)
+        expected = torch.logsumexp(some @ classes.T, 1)
+        torch.testing.assert_close(lse, expected, equal_nan=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 6),
+    dim=st.integers(1, 40),
+    classes=st.integers(1, 60),
+    shift=st.floats(-30, 30),
+    seed=st.integers(0, 2**31),
+)
+def test_properties(rows, dim, classes, shift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+    w = torch.randn(classes, dim, dtype=torch.float64, generator=generator)
+    lse, mean = fcl_ext.softmax_readout(x, w, scale=1.0)
+    # Bounds of the log-sum-exp, and a mean inside the prototypes' bounding box.
+    top = (x @ w.T).amax(1)
+    assert (lse >= top - 1e-9).all()
+    assert (lse <= top + torch.tensor(float(classes)).log() + 1e-9).all()
+    assert (mean <= w.amax(0) + 1e-9).all()
+    assert (mean >= w.amin(0) - 1e-9).all()
+    # The order of the classes does not matter.
+    order = torch.randperm(classes, generator=generator)
+    again = fcl_ext.softmax_readout(x, w[order], scale=1.0)
+    torch.testing.assert_close(again[0], lse)
+    torch.testing.assert_close(again[1], mean)
+    # Adding a constant to every logit shifts the log-sum-exp and leaves the softmax alone.
+    ones = torch.ones(rows, 1, dtype=torch.float64)
+    shifted = fcl_ext.softmax_readout(
+        torch.cat([x, shift * ones], 1),
+        torch.cat([w, torch.ones(classes, 1, dtype=torch.float64)], 1),
+        scale=1.0,
+    )
+    torch.testing.assert_close(shifted[0], lse + shift)
+    torch.testing.assert_close(shifted[1][:, :dim], mean)
+
+
+BAD_CALLS = [
+    (lambda x, w: (x[0], w, None, None, 1.0, True), r"expected embeddings of shape \[N, D\]"),
+    (lambda x, w: (x, w[:, :3], None, None, 1.0, True), r"expected prototypes of shape \[C, D\]"),
+    (lambda x, w: (x, w.double(), None, None, 1.0, True), "expected prototypes of dtype"),
+    (lambda x, w: (x.int(), w.int(), None, None, 1.0, True), "expected embeddings of dtype"),
+    (lambda x, w: (x, w[:0], None, None, 1.0, True), "at least one class"),
+    (lambda x, w: (x, w, w[:2], None, 1.0, True), r"expected values of shape \[C, Dv\]"),
+    (lambda x, w: (x, w, None, None, 0.0, True), "expected scale > 0"),
+    (lambda x, w: (x, w, None, None, float("nan"), True), "expected scale > 0"),
+    (
+        lambda x, w: (x, w, None, torch.zeros(2, dtype=torch.int64), 1.0, True),
+        r"expected exclude of shape \[N\] = \[3\], got \[2\]",
+    ),
+    (
+        lambda x, w: (x, w, None, torch.zeros(3), 1.0, True),
+        "expected exclude of dtype",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        OP(*arguments(torch.randn(3, 4), torch.randn(5, 4)))
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS)
+def test_fakes_refuse_what_kernels_refuse(arguments, message):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), pytest.raises(RuntimeError, match=message):
+        OP(*arguments(torch.randn(3, 4), torch.randn(5, 4)))
+
+
+def test_label_out_of_range_names_the_row():
+    exclude = torch.tensor([0, 5, 1])
+    with pytest.raises(RuntimeError, match="below 5 classes, got 5 in row 1"):
+        OP(torch.randn(3, 4), torch.randn(5, 4), None, exclude, 1.0, True)
+
+
+@pytest.mark.needs_cuda
+def test_mixed_devices_are_refused():
+    with pytest.raises(RuntimeError, match="same device"):
+        fcl_ext.softmax_readout(torch.randn(3, 4, device="cuda"), torch.randn(5, 4), scale=1.0)
+
+
+_ISA_SCRIPT = """
+import torch, fcl_ext
+from fcl_ext import _C
+torch.manual_seed(0)
+x, w, v = torch.randn(70, 19), torch.randn(130, 19), torch.randn(130, 5)
+leaves = [t.double().requires_grad_() for t in (x, w, v)]
+lse, mean = fcl_ext.softmax_readout(*leaves, scale=0.7)
+(lse.sum() + mean.square().sum()).backward()
+single = fcl_ext.softmax_readout(x, w, v, scale=0.7)
+assert torch.allclose(single[0].double(), lse, atol=1e-5)
+assert torch.allclose(single[1].double(), mean, atol=1e-5)
+print(_C.cpu_isa(), *(float(leaf.grad.sum()) for leaf in leaves))
+"""
+
+
+def _run_with_isa(isa):
+    return subprocess.run(
+        [sys.executable, "-c", _ISA_SCRIPT],
+        env={**os.environ, "FCL_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_isa_agrees():
+    sums = []
+    for isa in ("portable", "avx2", "avx512"):
+        run = _run_with_isa(isa)
+        if "this CPU has only" in run.stderr:
+            continue
+        assert run.returncode == 0, run.stderr
+        name, *values = run.stdout.split()
+        assert name == isa
+        sums.append(torch.tensor([float(value) for value in values]))
+    for other in sums[1:]:
+        torch.testing.assert_close(other, sums[0], rtol=1e-9, atol=1e-9)
+
+
+def test_unknown_isa_is_refused():
+    run = _run_with_isa("sse9")
+    assert run.returncode != 0
+    assert "expected portable, avx2 or avx512, got sse9" in run.stderr
