@@ -1,10 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` are all a newcomer needs; each installs what is missing first.
 PYTHON ?= python3
+# The build and the tests are developed against this release; any torch >= 2.10 works.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 
-# In-place build of the compiled parts, for working on the C++.
-dev:
-	cmake -S . -B build/dev -G Ninja -DFCL_WERROR=ON -DPython_EXECUTABLE=$(CURDIR)/.venv/bin/python \
-	  -Dpybind11_DIR=$$($(CURDIR)/.venv/bin/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=0.1.0 >/dev/null
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Idle workers of one library must not spin on the cores another one needs.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test bench lint format types dev clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)" "scikit-build-core>=1.0" "pybind11>=3.0" "cmake>=3.24" ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,test]"
+	touch $@
+
+demo: install
+	$(BIN)/fcl demo
+
+test: install
+	$(BIN)/pytest
+
+# What contributors run; CI runs the same.
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,dev]"
+	touch $@
+
+bench: install
+	$(BIN)/pytest bench --benchmark-only --benchmark-json=bench/results/latest.json
+
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/gersemi --check CMakeLists.txt csrc cmake
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/gersemi --in-place CMakeLists.txt csrc cmake
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+# Compiled parts straight into fcl_ext/, warnings as errors: for working on the C++.
+dev: $(VENV)/.torch
+	cmake -S . -B build/dev -G Ninja -DFCL_WERROR=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=0.1.0
 	cmake --build build/dev
-	cmake --install build/dev --prefix . >/dev/null
-.PHONY: dev
+	cmake --install build/dev --prefix .
+
+clean:
+	rm -rf build dist fcl_ext/*.so

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and shared measurements of the benchmarks."""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import pytest
+import torch
+
+from fcl_ext import _C
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--shapes``."""
+    parser.addoption(
+        "--shapes",
+        choices=("smoke", "full"),
+        default="full",
+        help="smoke: one tiny shape per op, for CI; full: the shapes the results are quoted for",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests with a ``shape`` argument the SMOKE or FULL list of their module."""
+    if "shape" in metafunc.fixturenames:
+        shapes = getattr(metafunc.module, metafunc.config.getoption("--shapes").upper())
+        metafunc.parametrize("shape", shapes, ids=lambda s: "x".join(map(str, s)))
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
+    """Say what the numbers depend on."""
+    machine_info["torch"] = torch.__version__
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["fcl_isa"] = _C.cpu_isa()
+    machine_info["python"] = platform.python_version()
+
+
+@pytest.fixture
+def matmul_gflops() -> float:
+    """Speed of a torch matrix product right now: the yardstick of a noisy machine."""
+    a = torch.randn(1024, 1024)
+    a @ a
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return 2 * 1024**3 / sorted(seconds)[2] / 1e9
