@@ -3,4 +3,11 @@
 
 from __future__ import annotations
 
-from fcl_ext._registrations import softmax_readout, sparse_readout  # noqa: F401
+from fcl_ext._registrations import (  # noqa: F401
+    csr_transpose,
+    edge_dot,
+    knn_graph,
+    random_walk,
+    softmax_readout,
+    sparse_readout,
+)
