@@ -2,28 +2,28 @@
 # Defines fcl_torch: the headers of the installed torch and its CPU library, stable ABI only.
 # find_package(Torch) is avoided: it drags in CUDA toolkit checks and non-stable flags.
 execute_process(
-  COMMAND
-    ${Python_EXECUTABLE} -c
-    "import torch.utils.cpp_extension as e, torch; print(';'.join(e.include_paths())); print(e.TORCH_LIB_PATH); print(torch.__version__)"
-  RESULT_VARIABLE fcl_torch_failed
-  OUTPUT_VARIABLE fcl_torch_output
-  ERROR_QUIET
+    COMMAND
+        ${Python_EXECUTABLE} -c
+        "import torch.utils.cpp_extension as e, torch; print(';'.join(e.include_paths())); print(e.TORCH_LIB_PATH); print(torch.__version__)"
+    RESULT_VARIABLE fcl_torch_failed
+    OUTPUT_VARIABLE fcl_torch_output
+    ERROR_QUIET
 )
 if(fcl_torch_failed)
-  message(
-    FATAL_ERROR
-    "fcl-ext needs torch >= 2.10 in the environment it is built in, and pip's isolated build hides it.\n"
-    "Install torch first, then build without isolation:\n"
-    "  pip install 'torch>=2.10' 'scikit-build-core>=1.0' 'pybind11>=3.0' ninja\n"
-    "  pip install --no-build-isolation ."
-  )
+    message(
+        FATAL_ERROR
+        "fcl-ext needs torch >= 2.10 in the environment it is built in, and pip's isolated build hides it.\n"
+        "Install torch first, then build without isolation:\n"
+        "  pip install 'torch>=2.10' 'scikit-build-core>=1.0' 'pybind11>=3.0' ninja\n"
+        "  pip install --no-build-isolation ."
+    )
 endif()
 string(REPLACE "\n" "|" fcl_torch_lines "${fcl_torch_output}")
 string(REGEX REPLACE "^([^|]*)\\|([^|]*)\\|([^|]*).*" "\\1" fcl_torch_includes "${fcl_torch_lines}")
 string(REGEX REPLACE "^([^|]*)\\|([^|]*)\\|([^|]*).*" "\\2" fcl_torch_lib_dir "${fcl_torch_lines}")
 string(REGEX REPLACE "^([^|]*)\\|([^|]*)\\|([^|]*).*" "\\3" fcl_torch_version "${fcl_torch_lines}")
 if(fcl_torch_version VERSION_LESS "2.10")
-  message(FATAL_ERROR "fcl-ext needs torch >= 2.10 to build, found ${fcl_torch_version}")
+    message(FATAL_ERROR "fcl-ext needs torch >= 2.10 to build, found ${fcl_torch_version}")
 endif()
 message(STATUS "Building against the stable ABI of torch ${fcl_torch_version} (runs on >= 2.10)")
 

@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fcl, m) {
-  // K1. (N, D), (C, D) -> lse (N,) and softmax-weighted mean (N, Dv) of values (default prototypes).
-  // exclude (N,) int64 removes one class per row from the sum (negative: none).
+  // K1. (N, D), (C, D) -> lse (N,) and softmax-weighted mean (N, Dv) of values (default
+  // prototypes). exclude (N,) int64 removes one class per row from the sum (negative: none).
   m.def(
       "softmax_readout(Tensor embeddings, Tensor prototypes, Tensor? values, Tensor? exclude, "
       "float scale, bool need_mean) -> (Tensor logsumexp, Tensor mean)");
@@ -44,8 +44,7 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "random_walk_tol(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor features, "
       "float damping, float tol, int max_steps, str norm) -> (Tensor state, Tensor num_steps)");
   // out_e = left[row of e] . right[col of e] for every edge (sampled dense-dense product).
-  m.def(
-      "edge_dot(Tensor crow_indices, Tensor col_indices, Tensor left, Tensor right) -> Tensor");
+  m.def("edge_dot(Tensor crow_indices, Tensor col_indices, Tensor left, Tensor right) -> Tensor");
   // CSR (N, M) -> CSR (M, N); edge_order maps each transposed edge to its original position.
   m.def(
       "csr_transpose(Tensor crow_indices, Tensor col_indices, int num_columns) "

@@ -125,11 +125,11 @@ def compat_loss(
 
 
 class Teacher(NamedTuple):
-    """What distillation needs to know of the teacher, per row: cache it once per data set.
+    r"""What distillation needs to know of the teacher, per row: cache it once per data set.
 
     Attributes:
         mean: The teacher's expected prototype, shape ``(N, D)``.
-        negative_entropy: :math:`\\sum_c p_c \\log p_c`, shape ``(N,)``.
+        negative_entropy: :math:`\sum_c p_c \log p_c`, shape ``(N,)``.
     """
 
     mean: Tensor
@@ -299,8 +299,8 @@ def compat_supcon(
         RuntimeError: Shapes, dtypes or devices that do not fit.
 
     References:
-        Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020 (the :math:`L_{in}` form, with
-        frozen rows in place of the batch).
+        Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020 (the :math:`L_{in}` form,
+        with frozen rows in place of the batch).
 
     Example:
         >>> import torch, fcl_ext

@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from support import DEVICES, DTYPES, error, error_budget
 
 import fcl_ext
+import reference
+from support import DEVICES, DTYPES, error, error_budget
 
 
 def _batch(rows, dim, classes, dtype, device, seed=0):
@@ -48,9 +48,7 @@ def test_compat_loss_value_and_gradients(options, reduction, device):
         grads = torch.autograd.grad((loss.reshape(-1) * weights).sum(), leaves)
         return loss, *grads
 
-    for ours, expected in zip(
-        run(fcl_ext.compat_loss), run(reference.compat_loss), strict=True
-    ):
+    for ours, expected in zip(run(fcl_ext.compat_loss), run(reference.compat_loss), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
 
 

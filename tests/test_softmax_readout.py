@@ -8,14 +8,14 @@ import subprocess
 import sys
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DEVICES, DTYPES, error, error_budget
 
 import fcl_ext
+import reference
+from support import DEVICES, DTYPES, error, error_budget
 
 OP = torch.ops.fcl.softmax_readout.default
 

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from support import DEVICES, DTYPES, error, error_budget
 
 import fcl_ext
+import reference
+from support import DEVICES, DTYPES, error, error_budget
 
 OP = torch.ops.fcl.sparse_readout.default
 
@@ -110,7 +110,9 @@ def test_gradcheck_opcheck_and_unsupported_gradients(device):
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         grad.sum().backward()
     with pytest.raises(RuntimeError, match="log_weights have no gradient"):
-        OP(x, bank, y, crow, col, log_weights.clone().requires_grad_(), 2.0, True)[0].sum().backward()
+        OP(x, bank, y, crow, col, log_weights.clone().requires_grad_(), 2.0, True)[
+            0
+        ].sum().backward()
 
 
 @pytest.mark.parametrize("device", DEVICES)

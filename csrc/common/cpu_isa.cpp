@@ -31,8 +31,8 @@ CpuIsa decide() {
   for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
     if (std::strcmp(forced, cpu_isa_name(isa)) != 0) continue;
     if (isa <= best) return isa;
-    throw std::runtime_error(std::string("FCL_CPU_ISA=") + forced +
-                             ": this CPU has only " + cpu_isa_name(best));
+    throw std::runtime_error(std::string("FCL_CPU_ISA=") + forced + ": this CPU has only " +
+                             cpu_isa_name(best));
   }
   throw std::runtime_error(std::string("FCL_CPU_ISA: expected portable, avx2 or avx512, got ") +
                            forced);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Vectors as wide as the including file's ISA, through the compiler's vector extensions: one kernel
-// source, compiled once per ISA. Internal to each unit (see half.h for why), so include it only from
-// ops/cpu/*_impl.h.
+// source, compiled once per ISA. Internal to each unit (see half.h for why), so include it only
+// from ops/cpu/*_impl.h.
 #pragma once
 
 #include <cstdint>

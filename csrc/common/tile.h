@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one matrix micro-kernel of the CPU ops: C[m][0:2L] (+)= sum_k A[m][k] B[k][0:2L], where L is
-// the vector width. B is a packed panel of two vectors per k; A is read by broadcast, so it needs no
-// packing and may be row- or column-major. Internal to each ISA unit.
+// the vector width. B is a packed panel of two vectors per k; A is read by broadcast, so it needs
+// no packing and may be row- or column-major. Internal to each ISA unit.
 #pragma once
 
 #include "common/simd.h"

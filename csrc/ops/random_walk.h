@@ -10,13 +10,13 @@
 // Checks, and the loops over steps as templates over a backend that knows one step.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <cmath>
 #include <limits>
 #include <string_view>
 #include <tuple>
 #include <vector>
-
-#include <torch/csrc/stable/ops.h>
 
 #include "ops/csr_transpose.h"
 
@@ -37,8 +37,8 @@ inline WalkShape check_random_walk(const char* op, const Tensor& crow_indices,
   const Dtype dtype = check_floating(op, "features", features);
   check_shape(op, "features", features, "[N, D]", {csr.num_rows, -1});
   check_same_device(op, "features", features, crow_indices);
-  const bool float_values = values.scalar_type() == ScalarType::Float &&
-                            accumulate_type(dtype) == ScalarType::Float;
+  const bool float_values =
+      values.scalar_type() == ScalarType::Float && accumulate_type(dtype) == ScalarType::Float;
   if (!float_values) check_dtype(op, "values", values, features.scalar_type());
   check_shape(op, "values", values, "[E]", {csr.num_edges});
   check_same_device(op, "values", values, crow_indices);
@@ -107,9 +107,9 @@ Tensor walk_steps(const Backend& backend, const WalkGraph& graph, const Tensor& 
 // sum_t damping A_{t+1}[row] . Z_t[col]. Iterates are kept at every sqrt(T)-th step and recomputed
 // in between: about 2 sqrt(T) of them exist at a time, for one more forward walk.
 template <typename Backend>
-Tensor walk_grad_values(const Backend& backend, const WalkGraph& graph,
-                        const WalkGraph& transposed, const Tensor& features,
-                        const Tensor& grad_output, double damping, int64_t num_steps) {
+Tensor walk_grad_values(const Backend& backend, const WalkGraph& graph, const WalkGraph& transposed,
+                        const Tensor& features, const Tensor& grad_output, double damping,
+                        int64_t num_steps) {
   Tensor grad = torch::stable::new_zeros(graph.values, {graph.values.size(0)});
   if (num_steps == 0) return grad;
   const auto stride = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(num_steps))));

@@ -3,7 +3,8 @@
 //   lse_i  = log sum_c exp(s x_i . W_c)                      [N]
 //   mean_i = sum_c softmax_c(s x_i . W_c) V_c                [N, Dv]
 // With W frozen and V = W, the gradient of lse to x is s * mean: loss and gradient come out of one
-// pass and the N x C logits never exist. Backward, with p = softmax and a_i = g_lse - g_mean . mean:
+// pass and the N x C logits never exist. Backward, with p = softmax and a_i = g_lse - g_mean .
+// mean:
 //   dz_ic = p_ic (a_i + g_mean_i . V_c),  dx = s dz W,  dW = s dz^T x,  dV = p^T g_mean.
 // One copy of the argument checks, called first in every backend's kernel.
 #pragma once

@@ -2,10 +2,10 @@
 // sparse_readout: the softmax readout of row i over the set of bank rows that its label y_i names,
 //   lse_i  = log sum_{e in set(y_i)} exp(s x_i . F_{col_e} + log w_e)      [N]
 //   mean_i = sum_e softmax_e(...) F_{col_e}                                [N, D]
-// with the sets as CSR over labels (crow [L + 1], col [E], log weights [E] or none = 0). It gives the
-// positive part of an instance-level pseudo classifier, hard (the rows of one's class) or weighted
-// by a random walk. Gradients: dx = s g mean; the bank's is computed row by row from the transposed
-// CSR, so no two threads ever add to one row.
+// with the sets as CSR over labels (crow [L + 1], col [E], log weights [E] or none = 0). It gives
+// the positive part of an instance-level pseudo classifier, hard (the rows of one's class) or
+// weighted by a random walk. Gradients: dx = s g mean; the bank's is computed row by row from the
+// transposed CSR, so no two threads ever add to one row.
 #pragma once
 
 #include <optional>

@@ -20,8 +20,10 @@ def check_floating(op: str, name: str, tensor: Tensor) -> None:
     """Refuse what check_floating of common/checks.h refuses."""
     torch._check(
         tensor.dtype in FLOATING,
-        lambda: f"fcl::{op}: expected {name} of dtype float32, float64, bfloat16 or float16, "
-        f"got {tensor.dtype}",
+        lambda: (
+            f"fcl::{op}: expected {name} of dtype float32, float64, bfloat16 or float16, "
+            f"got {tensor.dtype}"
+        ),
     )
 
 

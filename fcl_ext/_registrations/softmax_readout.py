@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shape inference, autograd and autocast of softmax_readout (formulas: csrc/ops/softmax_readout.h)."""
+"""Shape inference, autograd, autocast of softmax_readout; formulas: csrc/ops/softmax_readout.h."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def _check(
     check_shape(op, "prototypes", prototypes, "[C, D]", (None, embeddings.shape[1]))
     torch._check(
         prototypes.shape[0] > 0,
-        lambda: f"fcl::{op}: expected prototypes with at least one class and one dim, "
-        f"got shape {list(prototypes.shape)}",
+        lambda: (
+            f"fcl::{op}: expected prototypes with at least one class and one dim, "
+            f"got shape {list(prototypes.shape)}"
+        ),
     )
     if values is not None:
         check_dtype(op, "values", values, embeddings.dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shape inference, autograd and autocast of sparse_readout (formulas: csrc/ops/sparse_readout.h)."""
+"""Shape inference, autograd, autocast of sparse_readout; formulas: csrc/ops/sparse_readout.h."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// csr_transpose on the CPU. Edges are cut into parts; each part counts its columns, and a prefix sum
-// over (column, part) gives every part its own slots, so parts scatter at once without atomics.
+// csr_transpose on the CPU. Edges are cut into parts; each part counts its columns, and a prefix
+// sum over (column, part) gives every part its own slots, so parts scatter at once without atomics.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

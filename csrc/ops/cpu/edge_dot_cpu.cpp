@@ -49,9 +49,8 @@ void edge_dots(const Tensor& crow, const Tensor& col, const Tensor& left, const 
                          accumulate,
                          out.mutable_data_ptr()};
   const std::vector<int64_t> bounds = balanced_rows(crow);
-  parallel_over(static_cast<int64_t>(bounds.size()) - 1, 1, [&](int64_t begin, int64_t end) {
-    kernels().rows(p, bounds[begin], bounds[end]);
-  });
+  parallel_over(static_cast<int64_t>(bounds.size()) - 1, 1,
+                [&](int64_t begin, int64_t end) { kernels().rows(p, bounds[begin], bounds[end]); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fcl, CPU, m) { m.impl("edge_dot", TORCH_BOX(&edge_dot)); }

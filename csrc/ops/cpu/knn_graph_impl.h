@@ -3,8 +3,8 @@
 //
 // The product of a block of rows with a block of queries is held transposed, [rows][queries]: one
 // vector comparison tests a row against the current k-th best of many queries, and after the first
-// few blocks hardly any passes. Those that do go to a heap per query. Every similarity is one sum in
-// a fixed order, whatever block it falls in.
+// few blocks hardly any passes. Those that do go to a heap per query. Every similarity is one sum
+// in a fixed order, whatever block it falls in.
 #pragma once
 
 #if defined(__AVX2__)
@@ -82,11 +82,11 @@ void sort_heap(Neighbour<T>* heap, int64_t size) {
 
 template <typename T>
 struct Workspace {
-  int64_t dim;  // padded to whole panels
-  T* queries;   // [kKnnQueries / kPanel][dim][kPanel]
-  T* products;  // [kKnnRows][kKnnQueries]
-  T* bounds;    // [kKnnQueries]: the k-th best so far
-  T* squares;   // [kKnnQueries]
+  int64_t dim;          // padded to whole panels
+  T* queries;           // [kKnnQueries / kPanel][dim][kPanel]
+  T* products;          // [kKnnRows][kKnnQueries]
+  T* bounds;            // [kKnnQueries]: the k-th best so far
+  T* squares;           // [kKnnQueries]
   Neighbour<T>* heaps;  // [kKnnQueries][k]
   size_t bytes;
 
@@ -174,8 +174,7 @@ void load_queries(const Workspace<T>& w, const T* rows, int64_t begin, int64_t c
     const T* from = rows + row / kKnnRows * kKnnRows * w.dim + row % kKnnRows * kPanel<T>;
     for (int64_t d = 0; d < w.dim; ++d) {
       const int64_t panel = d / kPanel<T>;
-      to[d * kPanel<T>] =
-          i < count ? from[panel * kKnnRows * kPanel<T> + d % kPanel<T>] : T(0);
+      to[d * kPanel<T>] = i < count ? from[panel * kKnnRows * kPanel<T> + d % kPanel<T>] : T(0);
     }
   }
 }
@@ -260,16 +259,14 @@ size_t packed_bytes(const KnnProblem& p) {
   size_t bytes = 0;
   with_accumulate(p, [&](auto zero) {
     using T = decltype(zero);
-    bytes = sizeof(T) * static_cast<size_t>(round_up(p.num_rows, kKnnRows) *
-                                            round_up(p.dim, kPanel<T>));
+    bytes = sizeof(T) *
+            static_cast<size_t>(round_up(p.num_rows, kKnnRows) * round_up(p.dim, kPanel<T>));
   });
   return bytes;
 }
 size_t scratch_bytes(const KnnProblem& p) {
   size_t bytes = 0;
-  with_accumulate(p, [&](auto zero) {
-    bytes = Workspace<decltype(zero)>(p, nullptr).bytes;
-  });
+  with_accumulate(p, [&](auto zero) { bytes = Workspace<decltype(zero)>(p, nullptr).bytes; });
   return bytes;
 }
 KnnRefusal pack(const KnnProblem& p, int64_t block, void* scratch, const KnnPacked& packed,

@@ -18,7 +18,7 @@ inline constexpr int64_t kKnnRows = 224;
 enum class KnnRefusal { kNone, kNotFinite, kTooLarge };
 
 struct KnnProblem {
-  Dtype dtype;           // storage; accumulation is float, or double for float64
+  Dtype dtype;  // storage; accumulation is float, or double for float64
   KnnMetric metric;
   const void* features;  // [num_rows, dim]
   int64_t num_rows, dim, k;

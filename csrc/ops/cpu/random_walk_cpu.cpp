@@ -44,7 +44,9 @@ double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 class Difference {
  public:
   Difference(WalkNorm norm, int64_t ranges, int64_t dim)
-      : norm_(norm), dim_(dim), width_(norm == WalkNorm::kMax ? 1 : dim),
+      : norm_(norm),
+        dim_(dim),
+        width_(norm == WalkNorm::kMax ? 1 : dim),
         partial_(ranges * width_, 0.0) {}
 
   void add(int64_t range, const Tensor& a, const Tensor* b, int64_t begin, int64_t end) {
@@ -209,8 +211,7 @@ std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_
                                                 bool need_features, bool need_values) {
   const WalkShape shape = check_random_walk_backward(crow_indices, col_indices, values, features,
                                                      grad_output, damping, num_steps);
-  const WalkGraph graph =
-      prepare("random_walk_backward", shape, crow_indices, col_indices, values);
+  const WalkGraph graph = prepare("random_walk_backward", shape, crow_indices, col_indices, values);
   const CpuBackend backend;
   const WalkGraph transposed = backend.transpose(graph);
   const ScalarType accumulate = accumulate_type(shape.dtype);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU kernels of random_walk, compiled once per ISA by random_walk_<isa>.cpp.
 //
-// A step gathers rows of the state from anywhere in memory, so it is bound by cache misses: a row of
-// the result is summed in registers over its edges, in panels of up to eight vectors, while the rows
-// of later edges are prefetched.
+// A step gathers rows of the state from anywhere in memory, so it is bound by cache misses: a row
+// of the result is summed in registers over its edges, in panels of up to eight vectors, while the
+// rows of later edges are prefetched.
 #pragma once
 
 #include "common/simd.h"

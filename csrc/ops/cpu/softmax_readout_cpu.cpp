@@ -133,8 +133,8 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
                                            bool need_mean) {
-  const ReadoutShape shape = check_softmax_readout("softmax_readout", embeddings, prototypes,
-                                                   values, exclude, scale);
+  const ReadoutShape shape =
+      check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
   embeddings = prepare(embeddings);
   prototypes = prepare(prototypes);
   values = prepare(values);
@@ -223,9 +223,8 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
     std::optional<Tensor> exclude, Tensor logsumexp, Tensor coefficient,
     std::optional<Tensor> grad_mean, double scale, bool need_embeddings, bool need_prototypes,
     bool need_values) {
-  const ReadoutShape shape =
-      check_softmax_readout_backward(embeddings, prototypes, values, exclude, logsumexp,
-                                     coefficient, grad_mean, scale);
+  const ReadoutShape shape = check_softmax_readout_backward(
+      embeddings, prototypes, values, exclude, logsumexp, coefficient, grad_mean, scale);
   embeddings = prepare(embeddings);
   prototypes = prepare(prototypes);
   values = prepare(values);

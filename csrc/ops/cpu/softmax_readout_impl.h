@@ -37,20 +37,20 @@ struct Arena {
 // Block sizes and scratch of one task.
 template <typename T>
 struct Workspace {
-  int64_t dim, value_dim;      // padded to whole panels
-  int64_t block;               // classes per block
+  int64_t dim, value_dim;  // padded to whole panels
+  int64_t block;           // classes per block
   bool separate_values;
-  T* columns;                  // [kRows/kPanel][dim][kPanel], embeddings
-  T* grad_columns;             // [kRows/kPanel][value_dim][kPanel], grad_mean
-  T* prototypes;               // [dim/kPanel][block][kPanel]
-  T* values;                   // [value_dim/kPanel][block][kPanel]; prototypes unless separate
-  T* logits;                   // [block][kRows]
-  T* value_logits;             // [block][kRows], V . grad_mean
-  T* sum_rows;                 // [kRows][max(dim, value_dim)]
-  T* sum_classes;              // [block][dim], then the total of the earlier flushes
-  T* total_classes;            // [block][dim]
-  T* sum_values;               // [block][value_dim]
-  T* total_values;             // [block][value_dim]
+  T* columns;        // [kRows/kPanel][dim][kPanel], embeddings
+  T* grad_columns;   // [kRows/kPanel][value_dim][kPanel], grad_mean
+  T* prototypes;     // [dim/kPanel][block][kPanel]
+  T* values;         // [value_dim/kPanel][block][kPanel]; prototypes unless separate
+  T* logits;         // [block][kRows]
+  T* value_logits;   // [block][kRows], V . grad_mean
+  T* sum_rows;       // [kRows][max(dim, value_dim)]
+  T* sum_classes;    // [block][dim], then the total of the earlier flushes
+  T* total_classes;  // [block][dim]
+  T* sum_values;     // [block][value_dim]
+  T* total_values;   // [block][value_dim]
 
   Workspace(const ReadoutProblem& p, Arena& arena)
       : dim(round_up(p.dim, kPanel<T>)),
@@ -344,8 +344,8 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
   T* grad_prototypes = static_cast<T*>(grad_prototypes_out);
   T* grad_values = static_cast<T*>(grad_values_out);
   const bool through_mean = b.grad_mean != nullptr;
-  const bool want_values =
-      through_mean && (grad_values != nullptr || (!w.separate_values && grad_prototypes != nullptr));
+  const bool want_values = through_mean && (grad_values != nullptr ||
+                                            (!w.separate_values && grad_prototypes != nullptr));
   alignas(64) T base[kRows];
   alignas(64) T coefficient[kRows];
   for (int64_t c = begin; c < end; c += w.block) {
@@ -409,9 +409,8 @@ size_t scratch_bytes_typed(const ReadoutProblem& p) {
 // Type-erased entries of the table.
 size_t scratch_bytes(const ReadoutProblem& p) {
   size_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto tag) {
-    bytes = scratch_bytes_typed<typename decltype(tag)::type>(p);
-  });
+  dispatch_dtype(p.dtype,
+                 [&](auto tag) { bytes = scratch_bytes_typed<typename decltype(tag)::type>(p); });
   return bytes;
 }
 size_t packed_block_elements(int64_t dim) {
@@ -429,15 +428,13 @@ int64_t classes_per_task(const ReadoutProblem& p) {
 void forward(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin, int64_t end,
              void* scratch, void* max, double* sum, void* mean) {
   dispatch_dtype(p.dtype, [&](auto tag) {
-    forward_typed<typename decltype(tag)::type>(p, row, rows, begin, end, scratch,
-                                                                 max, sum, mean);
+    forward_typed<typename decltype(tag)::type>(p, row, rows, begin, end, scratch, max, sum, mean);
   });
 }
 void backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, int64_t rows,
                    int64_t begin, int64_t end, void* scratch, void* grad) {
   dispatch_dtype(p.dtype, [&](auto tag) {
-    backward_rows_typed<typename decltype(tag)::type>(p, b, row, rows, begin, end,
-                                                                       scratch, grad);
+    backward_rows_typed<typename decltype(tag)::type>(p, b, row, rows, begin, end, scratch, grad);
   });
 }
 void pack_block(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, int64_t rows,
@@ -450,16 +447,16 @@ void backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
                       const ReadoutPackedRows& packed, int64_t begin, int64_t end, void* scratch,
                       void* grad_prototypes, void* grad_values) {
   dispatch_dtype(p.dtype, [&](auto tag) {
-    backward_classes_typed<typename decltype(tag)::type>(
-        p, b, packed, begin, end, scratch, grad_prototypes, grad_values);
+    backward_classes_typed<typename decltype(tag)::type>(p, b, packed, begin, end, scratch,
+                                                         grad_prototypes, grad_values);
   });
 }
 
 }  // namespace
 
 const SoftmaxReadoutKernels FCL_READOUT_KERNELS = {
-    scratch_bytes, packed_block_elements, classes_per_task, forward,
-    backward_rows, pack_block,            backward_classes,
+    scratch_bytes, packed_block_elements, classes_per_task, forward, backward_rows,
+    pack_block,    backward_classes,
 };
 
 }  // namespace fcl::ops::cpu

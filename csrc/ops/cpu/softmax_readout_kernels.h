@@ -17,20 +17,20 @@ inline constexpr int64_t kReadoutRows = 128;
 inline constexpr int64_t kReadoutFlush = 8192;
 
 struct ReadoutProblem {
-  Dtype dtype;               // storage; accumulation is float, or double for float64
-  const void* embeddings;    // [N, D]
-  const void* prototypes;    // [C, D]
-  const void* values;        // [C, Dv]; equals prototypes when there are none
-  const int64_t* exclude;    // [N] or null
+  Dtype dtype;             // storage; accumulation is float, or double for float64
+  const void* embeddings;  // [N, D]
+  const void* prototypes;  // [C, D]
+  const void* values;      // [C, Dv]; equals prototypes when there are none
+  const int64_t* exclude;  // [N] or null
   int64_t num_rows, dim, num_classes, value_dim;
   double scale;
 };
 
 // What the gradients need on top. All [N, ...] arrays are in the accumulation type.
 struct ReadoutBackward {
-  const void* logsumexp;     // [N]
-  const void* coefficient;   // [N]
-  const void* grad_mean;     // [N, Dv] or null
+  const void* logsumexp;    // [N]
+  const void* coefficient;  // [N]
+  const void* grad_mean;    // [N, Dv] or null
 };
 
 // Rows of the whole problem packed for the gradient to the classes, one block of kReadoutRows after
@@ -50,7 +50,8 @@ struct SoftmaxReadoutKernels {
   int64_t (*classes_per_task)(const ReadoutProblem&);
 
   // Partial readout of rows [row, row + rows) over classes [begin, end): with m = max of the base-2
-  // logits, writes max = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m) V, unnormalised.
+  // logits, writes max = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m) V,
+  // unnormalised.
   void (*forward)(const ReadoutProblem&, int64_t row, int64_t rows, int64_t begin, int64_t end,
                   void* scratch, void* max, double* sum, void* mean);
   // Partial gradient to embeddings over the same kind of range; grad [rows, D] is overwritten.

@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
                                           Tensor crow_indices, Tensor col_indices,
                                           std::optional<Tensor> log_weights, double scale,
                                           bool need_mean) {
-  const SparseReadoutShape shape = check_sparse_readout(embeddings, rows, labels, crow_indices,
-                                                        col_indices, log_weights, scale);
+  const SparseReadoutShape shape =
+      check_sparse_readout(embeddings, rows, labels, crow_indices, col_indices, log_weights, scale);
   embeddings = contiguous(embeddings);
   rows = contiguous(rows);
   labels = contiguous(labels);
@@ -76,12 +76,13 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
   }
   const ScalarType accumulate = accumulate_type(shape.dtype);
   Tensor logsumexp = torch::stable::new_empty(embeddings, {shape.num_queries}, accumulate);
-  Tensor mean = torch::stable::new_empty(
-      embeddings, {need_mean ? shape.num_queries : 0, shape.dim}, accumulate);
+  Tensor mean = torch::stable::new_empty(embeddings, {need_mean ? shape.num_queries : 0, shape.dim},
+                                         accumulate);
   void* lse_data = logsumexp.mutable_data_ptr();
   void* mean_data = need_mean ? mean.mutable_data_ptr() : nullptr;
   parallel_over(shape.num_queries, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch((largest + shape.dim + kSparseReadoutSlack) * accumulate_bytes(shape.dtype));
+    const Scratch scratch((largest + shape.dim + kSparseReadoutSlack) *
+                          accumulate_bytes(shape.dtype));
     for (int64_t i = begin; i < end; ++i) {
       kernels().query(p, i, scratch.get(), lse_data, mean_data);
     }

@@ -105,9 +105,9 @@ void query_typed(const SparseReadoutProblem& p, int64_t query, void* scratch, vo
       total += static_cast<double>(logits[j]);
     }
   }
-  *logsumexp = max == infinity<T>() ? max
-                                    : static_cast<T>(static_cast<double>(max) / kLog2E +
-                                                     log_of(total));
+  *logsumexp = max == infinity<T>()
+                   ? max
+                   : static_cast<T>(static_cast<double>(max) / kLog2E + log_of(total));
   if (mean == nullptr) return;
   __builtin_memset(sum_row, 0, sizeof(T) * p.dim);
   for (int64_t e = 0; e < count; ++e) {

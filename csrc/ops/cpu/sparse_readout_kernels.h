@@ -13,27 +13,27 @@ inline constexpr int64_t kSparseReadoutSlack = 16;
 
 struct SparseReadoutProblem {
   Dtype dtype;
-  const void* embeddings;      // [N, D]
-  const void* rows;            // [R, D]
-  const int64_t* labels;       // [N]
-  const int64_t* crow;         // [L + 1]
-  const int64_t* col;          // [E]
-  const void* log_weights;     // [E] or null, accumulation type
+  const void* embeddings;   // [N, D]
+  const void* rows;         // [R, D]
+  const int64_t* labels;    // [N]
+  const int64_t* crow;      // [L + 1]
+  const int64_t* col;       // [E]
+  const void* log_weights;  // [E] or null, accumulation type
   int64_t dim;
   double scale;
 };
 
 struct SparseReadoutBackward {
   Dtype dtype;
-  const void* embeddings;      // [N, D]
-  const void* rows;            // [R, D]
-  const void* logsumexp;       // [N], accumulation type
-  const void* coefficient;     // [N], accumulation type
-  const int64_t* row_crow;     // [R + 1]
-  const int64_t* row_labels;   // [E]
-  const void* row_log_weights; // [E] or null, accumulation type
-  const int64_t* query_crow;   // [L + 1]
-  const int64_t* query_index;  // [M]
+  const void* embeddings;       // [N, D]
+  const void* rows;             // [R, D]
+  const void* logsumexp;        // [N], accumulation type
+  const void* coefficient;      // [N], accumulation type
+  const int64_t* row_crow;      // [R + 1]
+  const int64_t* row_labels;    // [E]
+  const void* row_log_weights;  // [E] or null, accumulation type
+  const int64_t* query_crow;    // [L + 1]
+  const int64_t* query_index;   // [M]
   int64_t dim;
   double scale;
 };
