@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A k-nearest-neighbour graph of stored features, and the random walk over it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import fcl_ext
+from fcl_ext.walk import DEFAULT_TOL
+from fclearn import _csr, _neighbours
+
+_FORMAT = "fclearn.KnnGraph"
+_VERSION = 1
+_ARRAYS = ("crow_indices", "col_indices", "values")
+
+
+@dataclass(frozen=True, repr=False)
+class KnnGraph:
+    r"""A directed graph of N nodes as a CSR matrix: row i lists the neighbours of node i.
+
+    Make one with `build` or `from_csr`, turn similarities into walking probabilities with
+    `normalize`, then `walk` features over it. Graphs never change; every method returns a new one.
+
+    Attributes:
+        crow_indices: Row offsets, shape ``(N + 1,)``, int64.
+        col_indices: Neighbours, shape ``(E,)``, int32 or int64; ``-1`` is padding.
+        values: Similarities, or weights once normalised, shape ``(E,)``, float32 or float64.
+        mode: How values were normalised: ``"row"``, ``"symmetric"`` or ``"none"``; None for
+            similarities, which cannot be walked on.
+        metadata: How the graph was made (``k``, ``metric``, ``backend``, ``recall``,
+            ``temperature``); JSON values.
+
+    Example:
+        >>> import torch
+        >>> from fclearn import KnnGraph
+        >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0]])
+        >>> graph = KnnGraph.build(features, k=2).normalize(temperature=0.1)
+        >>> graph.num_edges, graph.mode
+        (8, 'row')
+        >>> graph.walk(features, damping=0.5).shape
+        torch.Size([4, 2])
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    mode: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        features: Tensor | np.ndarray,
+        k: int,
+        *,
+        labels: Tensor | np.ndarray | None = None,
+        backend: str = "auto",
+        metric: str = "cosine",
+    ) -> KnnGraph:
+        """Connect every row to its k most similar other rows.
+
+        Args:
+            features: Shape ``(N, D)``, floating: a tensor, an array or a memory map.
+            k: Neighbours per row, >= 1, and below N without labels.
+            labels: Class per row, shape ``(N,)``, integers. Given: a *within-class* graph, every
+                row joined to rows of its own class only. Classes with at most k rows give
+                ``size - 1`` neighbours; single rows and rows with a negative label give none.
+            backend: ``"exact"``, ``"faiss"`` (flat when small, else an inverted file; the recall
+                on a sample goes to ``metadata["recall"]``), or ``"auto"``: exact up to 200,000
+                rows, then faiss if it is installed. Within-class graphs are always exact.
+            metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (negative squared distance).
+
+        Raises:
+            TypeError: Features that are not floating, labels that are not integers.
+            ValueError: A wrong shape, k out of range, NaN or infinite features, an unknown
+                backend or metric, faiss missing.
+        """
+        rows = _neighbours.as_tensor(features)
+        num_rows = rows.shape[0]
+        if metric not in {"cosine", "ip", "l2"}:
+            raise ValueError(f"metric: expected 'cosine', 'ip' or 'l2', got {metric!r}")
+        if k < 1:
+            raise ValueError(f"k: expected at least 1 neighbour, got {k}")
+        backend = "exact" if labels is not None else _neighbours.choose_backend(backend, num_rows)
+        metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": backend}
+        if labels is not None:
+            metadata["within_class"] = True
+            return cls._within_classes(rows, k, _as_labels(labels, num_rows), metric, metadata)
+        if k >= num_rows:
+            raise ValueError(
+                f"k: expected fewer neighbours than rows (no row is its own neighbour), got k={k} "
+                f"for {num_rows} rows"
+            )
+        indices, similarities, recall = _search(rows, k, metric, backend)
+        if recall is not None:
+            metadata["recall"] = recall
+        return replace(cls.from_knn(indices, similarities), metadata=metadata)
+
+    @classmethod
+    def _within_classes(
+        cls, rows: Tensor, k: int, labels: Tensor, metric: str, metadata: dict[str, Any]
+    ) -> KnnGraph:
+        order = torch.argsort(labels, stable=True)
+        sizes = torch.unique_consecutive(labels[order], return_counts=True)[1]
+        bounds = _csr.offsets(sizes).tolist()
+        degree = torch.zeros(len(labels), dtype=torch.int64)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for begin, end in pairwise(bounds):
+            members = order[begin:end]
+            if end - begin == 1 or labels[members[0]] < 0:
+                continue
+            place = members.to(rows.device)
+            wanted = min(k, end - begin - 1)
+            local, similarities, _ = _search(rows[place], wanted, metric, "exact", members)
+            degree[members] = wanted
+            found.append((members, members[local.cpu().long()], similarities.cpu()))
+        crow = _csr.offsets(degree)
+        col = torch.empty(int(crow[-1]), dtype=torch.int32)
+        values = torch.empty(len(col), dtype=found[0][2].dtype if found else torch.float32)
+        for members, others, similarities in found:
+            at = crow[members][:, None] + torch.arange(others.shape[1])
+            col[at] = others.to(torch.int32)
+            values[at] = similarities
+        device = rows.device
+        return cls(crow.to(device), col.to(device), values.to(device), None, metadata)
+
+    @classmethod
+    def from_knn(cls, indices: Tensor, similarities: Tensor) -> KnnGraph:
+        """Take a table of neighbours of fixed width.
+
+        Args:
+            indices: Neighbours of each node, shape ``(N, K)``, int32 or int64, ``-1`` for none.
+            similarities: Shape ``(N, K)``, float32 or float64.
+
+        Raises:
+            ValueError: As `from_csr`; shapes that differ.
+        """
+        if indices.ndim != 2 or indices.shape != similarities.shape:
+            raise ValueError(
+                "expected indices and similarities of one shape [N, K], got "
+                f"{list(indices.shape)} and {list(similarities.shape)}"
+            )
+        num_rows, degree = indices.shape
+        crow = torch.arange(num_rows + 1, device=indices.device) * degree
+        return cls.from_csr(crow, indices.reshape(-1), similarities.reshape(-1))
+
+    @classmethod
+    def from_csr(cls, crow_indices: Tensor, col_indices: Tensor, values: Tensor) -> KnnGraph:
+        """Take any graph in CSR form; its values count as similarities until `normalize`.
+
+        Args:
+            crow_indices: Shape ``(N + 1,)``, int64, from 0 to E, never decreasing.
+            col_indices: Shape ``(E,)``, int32 or int64, in ``[0, N)``, or ``-1`` for padding.
+            values: Shape ``(E,)``, float32 or float64, finite. May require gradients.
+
+        Raises:
+            TypeError: A wrong dtype.
+            ValueError: Arrays that disagree, an index out of range, a value that is not finite.
+        """
+        _csr.check_csr(crow_indices, col_indices, values)
+        return cls(crow_indices, col_indices, values)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes N."""
+        return self.crow_indices.shape[0] - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, without padding."""
+        return int((self.col_indices >= 0).sum())
+
+    @property
+    def isolated(self) -> Tensor:
+        """Which nodes have no neighbour, bool ``(N,)``."""
+        return _csr.row_sums((self.col_indices >= 0).double(), self.crow_indices) == 0
+
+    def to(self, device: torch.device | str) -> KnnGraph:
+        """Copy of the graph on another device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+
+    def normalize(self, temperature: float = 0.05, mode: str = "row") -> KnnGraph:
+        r"""Turn similarities into the weights of a walk.
+
+        Args:
+            temperature: :math:`\tau > 0`, in units of the similarity.
+            mode: ``"row"``: :math:`P_{ij} = \mathrm{softmax}_j(s_{ij} / \tau)` over the neighbours
+                of i, so every row sums to 1. ``"symmetric"``: :math:`D^{-1/2} W D^{-1/2}` with
+                :math:`W = (P + P^T) / 2` of that P and D its row sums; rows need not sum to 1.
+                ``"none"``: values are weights already, e.g. those of a `from_csr` graph.
+
+        Returns:
+            The graph with the new values and without padding edges. A node without neighbours
+            gets a self-loop of weight 1 (not with ``"none"``): a walk leaves its feature as it is.
+
+        Raises:
+            ValueError: An unknown mode, a temperature that is not positive, a graph that is
+                normalised already, negative weights with ``"none"``.
+        """
+        if mode not in {"row", "symmetric", "none"}:
+            raise ValueError(f"mode: expected 'row', 'symmetric' or 'none', got {mode!r}")
+        if self.mode is not None:
+            raise ValueError(f"normalize: the graph is normalised already (mode={self.mode!r})")
+        if mode == "none":
+            if bool((self.values.detach() < 0).any()):
+                raise ValueError("mode='none': expected weights >= 0, got a negative one")
+            return replace(self, mode="none")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        crow, col, values = _csr.add_self_loops(self.crow_indices, self.col_indices, self.values)
+        values = _csr.row_softmax(values.double() / temperature, crow)
+        if mode == "symmetric":
+            crow, col, values = _csr.symmetrize(crow, col, values)
+        metadata = {**self.metadata, "temperature": temperature}
+        return KnnGraph(crow, col, values.to(self.values.dtype), mode, metadata)
+
+    def walk(
+        self,
+        features: Tensor | np.ndarray,
+        damping: float = 0.9,
+        num_steps: int | None = None,
+        tol: float | None = None,
+        transpose: bool = False,
+    ) -> Tensor:
+        """Random walk with restart of the features: `fcl_ext.random_walk` over this graph.
+
+        Args:
+            features: Shape ``(N, D)``, floating: a tensor, an array or a memory map, row i of
+                node i. Need not be what the graph was built from: labels or prototypes walk too.
+            damping: Probability of walking on, in (0, 1).
+            num_steps: Exact number of steps, or
+            tol: relative distance to the limit. Neither: ``tol=1e-6``. In mode ``"symmetric"`` it
+                is measured in the 2-norm of each column and met by a fixed number of steps.
+            transpose: Walk against the edges: with one-hot labels divided by class size, columns
+                become the personalised PageRank of each class.
+
+        Returns:
+            Shape ``(N, D)``, dtype and device of the features.
+
+        Raises:
+            TypeError: Features that are not floating.
+            ValueError: A graph that is not normalised, a wrong number of rows, damping outside
+                (0, 1), ``num_steps`` and ``tol`` together.
+        """
+        rows = _neighbours.as_tensor(features)
+        if self.mode is None:
+            raise ValueError(
+                "walk: the graph holds similarities; call normalize() first (mode='none' takes "
+                "them as weights)"
+            )
+        if rows.shape[0] != self.num_nodes:
+            raise ValueError(
+                f"features: expected one row per node, {self.num_nodes}, got {rows.shape[0]}"
+            )
+        if not 0 < damping < 1:
+            raise ValueError(f"damping: expected a number in (0, 1), got {damping}")
+        if num_steps is not None and num_steps < 0:
+            raise ValueError(f"num_steps: expected at least 0, got {num_steps}")
+        if tol is not None and not 0 < tol < 1:
+            raise ValueError(f"tol: expected a number in (0, 1), got {tol}")
+        if self.mode == "symmetric" and num_steps is None:
+            # |P| <= 1 in the 2-norm, so the distance shrinks by `damping` a step from at most 2|F|.
+            tol = DEFAULT_TOL if tol is None else tol
+            num_steps, tol = math.ceil(math.log(tol / 2) / math.log(damping)), None
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        graph = self.to(rows.device)
+        return fcl_ext.random_walk(
+            graph.crow_indices,
+            graph.col_indices,
+            graph.values.to(dtype),
+            rows,
+            damping=damping,
+            num_steps=num_steps,
+            tol=tol,
+            transpose=transpose,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, whole or not at all.
+
+        Raises:
+            OSError: The folder does not exist or cannot be written.
+        """
+        target = Path(path)
+        header = {"version": _VERSION, "mode": self.mode, "metadata": self.metadata}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _ARRAYS}
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        try:
+            save_file(tensors, name, metadata={_FORMAT: json.dumps(header)})
+            Path(name).replace(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> KnnGraph:
+        """Read a graph written by `save`; every index is checked, and nothing is unpickled.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Not a whole and valid graph file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such graph file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[_FORMAT])
+                tensors = [file.get_tensor(name) for name in _ARRAYS]
+            if header["version"] != _VERSION:
+                raise ValueError(f"format version {header['version']}, expected {_VERSION}")
+            mode, metadata = header["mode"], header["metadata"]
+            if mode not in {None, "row", "symmetric", "none"} or not isinstance(metadata, dict):
+                raise ValueError(f"unknown mode {mode!r}")
+            return replace(cls.from_csr(*tensors), mode=mode, metadata=metadata)
+        except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
+            raise ValueError(f"{path}: not a valid KnnGraph file: {error}") from error
+
+    def __repr__(self) -> str:
+        """Sizes, mode and how the graph was made."""
+        facts = {"num_nodes": self.num_nodes, "num_edges": self.num_edges, "mode": self.mode}
+        text = ", ".join(f"{key}={value!r}" for key, value in (facts | self.metadata).items())
+        return f"KnnGraph({text})"
+
+
+def _search(
+    rows: Tensor, k: int, metric: str, backend: str, members: Tensor | None = None
+) -> tuple[Tensor, Tensor, float | None]:
+    """Search, with what the kernel refuses as a ValueError that names the caller's row."""
+    bad = (~rows.isfinite()).any(1).nonzero()
+    if len(bad) > 0:
+        row = int(bad[0] if members is None else members[bad[0]])
+        raise ValueError(f"features: expected finite numbers, got a NaN or infinity in row {row}")
+    return _neighbours.search(rows, k, metric, backend)
+
+
+def _as_labels(labels: Tensor | np.ndarray, num_rows: int) -> Tensor:
+    tensor = torch.as_tensor(np.asarray(labels)) if not isinstance(labels, Tensor) else labels
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise TypeError(f"labels: expected integers, got {tensor.dtype}")
+    if tuple(tensor.shape) != (num_rows,):
+        raise ValueError(f"labels: expected shape [{num_rows}], got {list(tensor.shape)}")
+    return tensor.cpu().long()
