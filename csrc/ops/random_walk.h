@@ -166,10 +166,14 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
   const double epsilon = features.scalar_type() == ScalarType::Double
                              ? std::numeric_limits<double>::epsilon()
                              : static_cast<double>(std::numeric_limits<float>::epsilon());
+  // Exact differences halve within this many steps. Where they take more than twice as long they are
+  // rounding noise, and no further step would bring the limit nearer.
+  const double halving = contraction > 0 ? std::ceil(std::log(0.5) / std::log(contraction)) : 1;
   Tensor state = features;
   Tensor buffers[2];
-  double previous = std::numeric_limits<double>::infinity();
-  double error = previous;
+  double error = std::numeric_limits<double>::infinity();
+  double halved = error;
+  int64_t halved_at = 0;
   for (int64_t t = 0; t < max_steps; ++t) {
     Tensor& out = buffers[t % 2];
     if (t < 2) out = torch::stable::empty_like(features);
@@ -179,11 +183,13 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
                     ": expected finite values and features, but step ", t + 1,
                     " gave a NaN or an infinity");
     error = contraction / (1 - contraction) * difference;
-    // In exact arithmetic differences shrink at every step. When tiny ones stop to, they are
-    // rounding noise, and more steps would not bring the limit nearer.
-    const bool is_noise = difference >= previous && difference <= 16 * epsilon * scale;
+    if (difference <= halved / 2) {
+      halved = difference;
+      halved_at = t;
+    }
+    const bool is_noise = static_cast<double>(t - halved_at) > 2 * halving &&
+                          difference <= 16 * epsilon * scale;
     if (error <= tol * scale || is_noise) return {state, t + 1};
-    previous = difference;
   }
   STD_TORCH_CHECK(false, op, ": expected to come within tol = ", tol, " in max_steps = ", max_steps,
                   ", but the error bound is still ", error / scale);

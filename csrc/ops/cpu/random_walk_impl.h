@@ -16,7 +16,7 @@ constexpr int kPanelVectors = 8;
 constexpr int64_t kAhead = 12;
 // A hub's sum moves to a second accumulator this often: one running float sum over a million edges
 // would lose three digits.
-constexpr int64_t kFlush = 4096;
+constexpr int64_t kFlush = 512;
 
 template <typename T, typename Index>
 struct TypedStep {
