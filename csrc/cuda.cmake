@@ -2,8 +2,34 @@
 # CUDA op library. A second library, because it needs libtorch_cuda, which CPU torch lacks.
 include(CheckLanguage)
 if(NOT FCL_CUDA STREQUAL "OFF")
-    check_language(CUDA)
+  # Set before the language is enabled, which would choose an architecture of its own.
+  set(CMAKE_CUDA_ARCHITECTURES ${FCL_CUDA_ARCHITECTURES})
+  check_language(CUDA)
 endif()
 if(FCL_CUDA STREQUAL "ON" AND NOT CMAKE_CUDA_COMPILER)
-    message(FATAL_ERROR "FCL_CUDA=ON, but no CUDA compiler: put nvcc on PATH or set CUDACXX")
+  message(FATAL_ERROR "FCL_CUDA=ON, but no CUDA compiler: put nvcc on PATH or set CUDACXX")
 endif()
+if(FCL_CUDA STREQUAL "OFF" OR NOT CMAKE_CUDA_COMPILER)
+  message(STATUS "CUDA kernels: not built (FCL_CUDA=${FCL_CUDA})")
+  return()
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+include(${PROJECT_SOURCE_DIR}/cmake/TorchCudaStub.cmake)
+message(
+  STATUS
+  "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${FCL_CUDA_ARCHITECTURES}"
+)
+
+set(fcl_cuda_kernels ops/cuda/softmax_readout.cu ops/cuda/softmax_readout_backward.cu)
+# Torch-free kernels by nvcc; thin bindings by the C++ compiler, which alone see torch's headers.
+add_library(fcl_ops_cuda MODULE ${fcl_cuda_kernels} ops/cuda/softmax_readout_cuda.cpp)
+set_target_properties(
+  fcl_ops_cuda
+  PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
+)
+# torch's CUDA part of the stable ABI is declared only under USE_CUDA.
+target_compile_definitions(fcl_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:USE_CUDA>)
+target_include_directories(fcl_ops_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_link_libraries(fcl_ops_cuda PRIVATE fcl_flags fcl_torch fcl_torch_cuda_stub)
+install(TARGETS fcl_ops_cuda DESTINATION fcl_ext)

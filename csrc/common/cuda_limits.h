@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// How CUDA kernels cut their work. Constants, not properties of the device: results must not depend
+// on the machine. The host emulation of the tests has smaller ones, so that small shapes reach
+// them.
+#pragma once
+
+#include <cstdint>
+
+namespace fcl::cuda {
+
+// Sums in float run over at most this many terms before they move to the next accumulator: one
+// running sum over a million classes would lose three digits.
+inline constexpr int64_t kFlush = 8192;
+// Blocks wanted in a launch (two for each multiprocessor of the largest devices); work is split
+// until there are that many.
+inline constexpr int64_t kBlocks = 264;
+// Fewest terms worth a split of their own.
+inline constexpr int64_t kFewestPerSplit = 512;
+
+}  // namespace fcl::cuda

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Takes the place of csrc/common/cuda_limits.h: limits that small shapes reach.
+#pragma once
+
+#include <cstdint>
+
+namespace fcl::cuda {
+
+inline constexpr int64_t kFlush = 128;
+inline constexpr int64_t kBlocks = 6;
+inline constexpr int64_t kFewestPerSplit = 64;
+
+}  // namespace fcl::cuda

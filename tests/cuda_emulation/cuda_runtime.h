@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stand-in for CUDA's header of the same name: lets a C++ compiler take the .cu files as they are
+// and runs every thread of a block as a fiber (fibers.cpp). __shared__ variables are static: blocks
+// run one after the other, and a block finds there what the one before it left.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <utility>
+
+#include "cuda_runtime_api.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace fcl_emulation {
+
+// Runs one kernel: every block, all of its threads between barriers.
+void run(dim3 grid, dim3 block, const std::function<void()>& thread);
+void wait_block();
+void wait_warp();
+// What the given lane of this thread's warp passed in the same call.
+uint64_t exchange(uint64_t mine, int lane);
+unsigned ballot(bool mine);
+int lane();
+
+template <typename To, typename From>
+To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <typename T>
+T exchange_value(T value, int lane) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(value));
+  bits = exchange(bits, lane);
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+}  // namespace fcl_emulation
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  fcl_emulation::run(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { fcl_emulation::wait_block(); }
+inline void __syncwarp(unsigned = ~0u) { fcl_emulation::wait_warp(); }
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return fcl_emulation::exchange_value(value, lane);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return fcl_emulation::exchange_value(value, fcl_emulation::lane() ^ mask);
+}
+// Below the first lanes, a lane gets its own value back.
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int delta) {
+  const int lane = fcl_emulation::lane();
+  return fcl_emulation::exchange_value(value, lane < delta ? lane : lane - delta);
+}
+inline unsigned __ballot_sync(unsigned, bool value) { return fcl_emulation::ballot(value); }
+inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+
+inline float __uint_as_float(unsigned bits) { return fcl_emulation::bit_cast<float>(bits); }
+inline double __longlong_as_double(long long bits) { return fcl_emulation::bit_cast<double>(bits); }
+
+template <typename T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}

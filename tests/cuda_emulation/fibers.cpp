@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the threads of a block as fibers that switch at barriers only. So a thread runs far ahead of
+// the others, and code that misses a barrier reads what they have not written yet; running the
+// threads in the opposite order (emulation_reverse) shows the other half of such races. Barriers
+// that not all threads of the block (or warp) reach, and device assertions, end the launch.
+#include <ucontext.h>
+
+#include <cstdio>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace fcl_emulation {
+namespace {
+
+constexpr int kWarpSize = 32;
+constexpr size_t kStackBytes = 64 * 1024;
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  State state = State::kReady;
+  uint64_t passed = 0;
+};
+
+bool reverse = false;
+ucontext_t scheduler;
+std::vector<Fiber> fibers;
+int current = 0;
+const std::function<void()>* thread_function = nullptr;
+std::string failure;
+
+void enter() {
+  (*thread_function)();
+  fibers[current].state = State::kDone;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+void wait(State state) {
+  fibers[current].state = state;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+void resume(int thread) {
+  current = thread;
+  threadIdx = {static_cast<unsigned>(thread), 0, 0};
+  fibers[thread].state = State::kReady;
+  swapcontext(&scheduler, &fibers[thread].context);
+}
+
+int count(State state, int begin, int end) {
+  int total = 0;
+  for (int t = begin; t < end; ++t) total += fibers[t].state == state;
+  return total;
+}
+
+// Lets every thread past its barrier that all of its group has reached; false if there is none.
+bool release(int threads) {
+  bool released = false;
+  for (int begin = 0; begin < threads; begin += kWarpSize) {
+    const int end = std::min(begin + kWarpSize, threads);
+    if (count(State::kAtWarpBarrier, begin, end) != end - begin) continue;
+    for (int t = begin; t < end; ++t) fibers[t].state = State::kReady;
+    released = true;
+  }
+  if (count(State::kAtBlockBarrier, 0, threads) == threads) {
+    for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
+    released = true;
+  }
+  return released;
+}
+
+void run_block(int threads) {
+  for (int t = 0; t < threads; ++t) {
+    Fiber& fiber = fibers[t];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.state = State::kReady;
+    makecontext(&fiber.context, enter, 0);
+  }
+  do {
+    for (int i = 0; i < threads; ++i) {
+      const int t = reverse ? threads - 1 - i : i;
+      if (fibers[t].state == State::kReady) resume(t);
+      if (!failure.empty()) throw std::runtime_error(failure);
+    }
+    if (count(State::kDone, 0, threads) == threads) return;
+  } while (release(threads));
+  throw std::runtime_error(
+      "emulation: a barrier that not all threads reach: " +
+      std::to_string(count(State::kAtBlockBarrier, 0, threads)) + " wait for the block, " +
+      std::to_string(count(State::kAtWarpBarrier, 0, threads)) + " for their warp, " +
+      std::to_string(count(State::kDone, 0, threads)) + " have ended");
+}
+
+}  // namespace
+
+void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
+  gridDim = grid;
+  blockDim = block;
+  thread_function = &thread;
+  failure.clear();
+  if (fibers.size() < block.x) fibers.resize(block.x);
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = {x, y, z};
+        run_block(static_cast<int>(block.x));
+      }
+    }
+  }
+}
+
+void wait_block() { wait(State::kAtBlockBarrier); }
+void wait_warp() { wait(State::kAtWarpBarrier); }
+int lane() { return current % kWarpSize; }
+
+uint64_t exchange(uint64_t mine, int lane) {
+  const int warp = current / kWarpSize * kWarpSize;
+  fibers[current].passed = mine;
+  wait_warp();  // all have passed theirs
+  const uint64_t result = fibers[warp + lane].passed;
+  wait_warp();  // all have read
+  return result;
+}
+
+unsigned ballot(bool mine) {
+  const int warp = current / kWarpSize * kWarpSize;
+  fibers[current].passed = mine;
+  wait_warp();
+  unsigned mask = 0;
+  for (int l = 0; l < kWarpSize; ++l) {
+    if (fibers[warp + l].passed != 0) mask |= 1u << l;
+  }
+  wait_warp();
+  return mask;
+}
+
+}  // namespace fcl_emulation
+
+extern "C" {
+
+__attribute__((visibility("default"))) void emulation_reverse(int on) {
+  fcl_emulation::reverse = on != 0;
+}
+
+// assert() ends here: the .cu files are compiled with __assert_fail renamed to this.
+void emulation_assert_fail(const char* expression, const char* file, unsigned line, const char*) {
+  fcl_emulation::failure =
+      std::string("device-side assert: ") + file + ":" + std::to_string(line) + ": " + expression;
+  // The fiber is never resumed.
+  swapcontext(&fcl_emulation::fibers[fcl_emulation::current].context, &fcl_emulation::scheduler);
+}
+}
