@@ -181,9 +181,7 @@ def test_opcheck_and_no_gradient(metric, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiles_and_autocasts(device):
     features = _features(9, 5, torch.float32, device)
-    compiled = torch.compile(
-        lambda f: fcl_ext.knn_graph(f, 3), fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda f: fcl_ext.knn_graph(f, 3), fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(features), fcl_ext.knn_graph(features, 3), strict=True):
         assert torch.equal(a, b)
     with torch.autocast(device, dtype=torch.bfloat16):

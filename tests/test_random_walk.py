@@ -99,7 +99,9 @@ def test_hub_row_sums_without_losing_digits(device):
     features = torch.tensor([[0.0] * 40, [1.1] * 40], device=device)
     got = OP(crow, col, values, features, 0.5, 1)[0]
     exact = 0.5 * float(values[0].double()) * edges * float(features[1, 0].double())
-    torch.testing.assert_close(got.double(), torch.full_like(got, exact).double(), rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        got.double(), torch.full_like(got, exact).double(), rtol=2e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -288,9 +290,7 @@ def test_does_not_depend_on_the_number_of_threads():
         state = OP(crow, col, *leaves, 0.9, 5)
         state.square().sum().backward()
         limits = [TOL(crow, col, values, features, 0.9, 1e-4, 500, "max")]
-        limits.append(
-            (fcl_ext.random_walk(crow, col, values, features, tol=1e-4, transpose=True),)
-        )
+        limits.append((fcl_ext.random_walk(crow, col, values, features, tol=1e-4, transpose=True),))
         results.append((state, *(leaf.grad for leaf in leaves), *limits[0], *limits[1]))
     torch.set_num_threads(before)
     for other in results[1:]:
@@ -399,7 +399,10 @@ def test_limits_of_the_damping():
 
 BAD_CALLS = [
     (lambda c, e, v, f: (c, e, v, f[0], 0.9, 3), r"expected features of shape \[N, D\] = \[5, \*"),
-    (lambda c, e, v, f: (c, e, v, f[1:], 0.9, 3), r"features of shape \[N, D\] = \[5, \*\], got \["),
+    (
+        lambda c, e, v, f: (c, e, v, f[1:], 0.9, 3),
+        r"features of shape \[N, D\] = \[5, \*\], got \[",
+    ),
     (lambda c, e, v, f: (c, e, v, f.int(), 0.9, 3), "expected features of dtype float32"),
     (lambda c, e, v, f: (c, e, v[1:], f, 0.9, 3), r"expected values of shape \[E\] = \[12\], got"),
     (lambda c, e, v, f: (c, e, v.double(), f, 0.9, 3), "expected values of dtype"),
