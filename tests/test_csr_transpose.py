@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from graph_samples import random_csr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DEVICES
 
 import fcl_ext
+import reference
+from support import DEVICES
 
 OP = torch.ops.fcl.csr_transpose.default
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 from graph_samples import random_csr
-from support import DEVICES, DTYPES, error, error_budget
 
 import fcl_ext  # noqa: F401  (loads the operators)
+from support import DEVICES, DTYPES, error, error_budget
 
 OP = torch.ops.fcl.edge_dot.default
 

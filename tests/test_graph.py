@@ -7,14 +7,14 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 from graph_samples import random_csr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DEVICES
 
+import reference
 from fclearn import KnnGraph, _neighbours
+from support import DEVICES
 
 
 def _features(rows, dim, seed=0, dtype=torch.float64):
@@ -344,7 +344,7 @@ def test_truncated_and_hostile_files_are_refused(tmp_path):
     for content in hostile:
         assert content != whole
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="graph.safetensors: not a valid KnnGraph file: "):
+        with pytest.raises(ValueError, match=r"graph\.safetensors: not a valid KnnGraph file: "):
             KnnGraph.load(path)
     header = {"fclearn.KnnGraph": '{"version": 1, "mode": "row", "metadata": {}}'}
     tensors = {
@@ -397,9 +397,11 @@ def test_bad_build_arguments_are_named():
         build(features, 2, metric="dot")
     with pytest.raises(ValueError, match=r"labels: expected shape \[6\], got \[5\]"):
         build(features, 2, labels=torch.zeros(5, dtype=torch.long))
-    with pytest.raises(TypeError, match="labels: expected integers, got torch.float32"):
+    with pytest.raises(TypeError, match=r"labels: expected integers, got torch\.float32"):
         build(features, 2, labels=torch.zeros(6))
-    with pytest.raises(TypeError, match="features: expected floating point numbers, got torch.int"):
+    with pytest.raises(
+        TypeError, match=r"features: expected floating point numbers, got torch\.int"
+    ):
         build(features.int(), 2)
     with pytest.raises(TypeError, match="features: expected a tensor or an array, got list"):
         build(features.tolist(), 2)
@@ -449,7 +451,7 @@ def test_bad_normalize_and_walk_arguments_are_named():
     with pytest.raises(ValueError, match="mode='none': expected weights >= 0"):
         negative.normalize(mode="none")
     ready = graph.normalize()
-    with pytest.raises(ValueError, match="normalised already .*'row'"):
+    with pytest.raises(ValueError, match=r"normalised already .*'row'"):
         ready.normalize()
     with pytest.raises(ValueError, match="features: expected one row per node, 6, got 5"):
         ready.walk(features[1:])

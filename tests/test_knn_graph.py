@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DEVICES, DTYPES
 
 import fcl_ext
+import reference
+from support import DEVICES, DTYPES
 
 OP = torch.ops.fcl.knn_graph.default
 

@@ -8,14 +8,14 @@ import subprocess
 import sys
 
 import pytest
-import reference
 import torch
 from graph_samples import random_csr, row_stochastic
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DEVICES, DTYPES, error, error_budget
 
 import fcl_ext
+import reference
+from support import DEVICES, DTYPES, error, error_budget
 
 OP = torch.ops.fcl.random_walk.default
 BACKWARD = torch.ops.fcl.random_walk_backward.default

@@ -8,8 +8,8 @@
 namespace fcl::ops::cpu {
 namespace {
 
-// Edges ahead whose rows are prefetched: a row of `right` comes from anywhere in memory.
-constexpr int64_t kAhead = 8;
+// Bytes to prefetch ahead (see random_walk_impl.h): a row of `right` comes from anywhere in memory.
+constexpr int64_t kBytesAhead = 12288;
 
 template <typename T>
 T dot(const T* a, const T* b, int64_t dim) {
@@ -33,11 +33,14 @@ void rows_typed(const EdgeDotProblem& p, int64_t begin, int64_t end) {
   T* out = static_cast<T*>(p.out);
   const T factor = static_cast<T>(p.factor);
   const int64_t last = p.crow[end];
+  const int64_t row_bytes = p.dim * static_cast<int64_t>(sizeof(T));
+  const int64_t wanted = kBytesAhead / (row_bytes + 1) + 1;
+  const int64_t ahead = wanted < 64 ? wanted : 64;
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t e = p.crow[row]; e < p.crow[row + 1]; ++e) {
-      if (e + kAhead < last) {
-        const char* next = reinterpret_cast<const char*>(right + col[e + kAhead] * p.dim);
-        for (int64_t b = 0; b < p.dim * static_cast<int64_t>(sizeof(T)); b += 64) {
+      if (e + ahead < last) {
+        const char* next = reinterpret_cast<const char*>(right + col[e + ahead] * p.dim);
+        for (int64_t b = 0; b < row_bytes; b += 64) {
           __builtin_prefetch(next + b);
         }
       }

@@ -13,7 +13,8 @@ namespace fcl::ops::cpu {
 namespace {
 
 constexpr int kPanelVectors = 8;
-constexpr int64_t kAhead = 12;
+// Bytes to prefetch ahead: enough misses in flight, measured at rows of 256 and 512 bytes.
+constexpr int64_t kBytesAhead = 12288;
 // A hub's sum moves to a second accumulator this often: one running float sum over a million edges
 // would lose three digits.
 constexpr int64_t kFlush = 512;
@@ -28,7 +29,7 @@ struct TypedStep {
   T* out;
   int64_t dim;
   T damping, restart_weight;
-  int64_t last_edge;  // prefetch stays below it
+  int64_t last_edge, ahead;  // edges to prefetch ahead, staying below last_edge
 };
 
 // Elements [offset, offset + (kVectors - 1) L) and the vector at last_offset of one row. The last
@@ -47,8 +48,8 @@ inline void row_panel(const TypedStep<T, Index>& s, int64_t row, int64_t offset,
     const int64_t end = begin + kFlush < row_end ? begin + kFlush : row_end;
     Vec<T> sum[kVectors] = {};
     for (int64_t e = begin; e < end; ++e) {
-      if (e + kAhead < s.last_edge) {
-        const char* next = reinterpret_cast<const char*>(state + s.col[e + kAhead] * s.dim);
+      if (e + s.ahead < s.last_edge) {
+        const char* next = reinterpret_cast<const char*>(state + s.col[e + s.ahead] * s.dim);
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           if (v * kVectorBytes % 64 == 0) __builtin_prefetch(next + v * kVectorBytes);
@@ -111,6 +112,8 @@ void short_row(const TypedStep<T, Index>& s, int64_t row) {
 template <typename T, typename Index>
 void step_typed(const WalkStep& p, int64_t begin, int64_t end) {
   constexpr int L = kLanes<T>;
+  const int64_t panel = p.dim < kPanelVectors * L ? p.dim : kPanelVectors * L;
+  const int64_t ahead = kBytesAhead / (panel * static_cast<int64_t>(sizeof(T)) + 1) + 1;
   const TypedStep<T, Index> s{p.crow,
                               static_cast<const Index*>(p.col),
                               static_cast<const T*>(p.values),
@@ -120,7 +123,8 @@ void step_typed(const WalkStep& p, int64_t begin, int64_t end) {
                               p.dim,
                               static_cast<T>(p.damping),
                               static_cast<T>(1 - p.damping),
-                              p.crow[end]};
+                              p.crow[end],
+                              ahead < 64 ? ahead : 64};
   for (int64_t row = begin; row < end; ++row) {
     if (p.dim < L) {
       short_row(s, row);
