@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bootstrap over queries: how far a mean could have come out otherwise with other queries."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Draws held at once.
+_CHUNK_ELEMENTS = 2**22
+
+Interval = tuple[float, float]
+
+
+def bootstrap_means(
+    values: NDArray[np.float64], num_bootstrap: int, seed: int
+) -> NDArray[np.float64]:
+    """Means of resampled rows; all columns share the draws, so their differences are paired.
+
+    Args:
+        values: One row per query, one column per quantity, shape ``(Q, M)``.
+        num_bootstrap: Number of resamples, of Q rows each, with replacement.
+        seed: Of the draws; equal seeds give equal results.
+
+    Returns:
+        Shape ``(num_bootstrap, M)``.
+
+    Example:
+        >>> import numpy as np
+        >>> bootstrap_means(np.array([[1.0, 2.0], [1.0, 2.0]]), num_bootstrap=2, seed=0)
+        array([[1., 2.],
+               [1., 2.]])
+    """
+    rng = np.random.default_rng(seed)
+    num_rows = len(values)
+    step = max(1, _CHUNK_ELEMENTS // num_rows)
+    means = []
+    for start in range(0, num_bootstrap, step):
+        size = min(step, num_bootstrap - start)
+        draws = rng.integers(0, num_rows, (size, num_rows))
+        draws += np.arange(size)[:, None] * num_rows
+        times = np.bincount(draws.reshape(-1), minlength=size * num_rows)
+        means.append(times.reshape(size, num_rows) @ values / num_rows)
+    return np.concatenate(means)
+
+
+def interval(samples: NDArray[np.float64], confidence: float) -> Interval:
+    """Percentile interval of one-dimensional samples."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(samples, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Rows of a feature matrix, read block by block and rounded so that scores are exact.
+
+Rankings must not depend on how the work is cut into blocks, but a matrix product rounds differently
+for every shape, thread count and BLAS. So vectors are first scaled to norm at most 1 and rounded to
+multiples of :math:`2^{-26}` (finer than what float32 resolves near 1). Products of such numbers are
+multiples of :math:`2^{-52}`, and by Cauchy-Schwarz no partial sum exceeds 1, so float64 represents
+every one of them: the product is *exact*, in whatever order it is summed, on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Metrics of `evaluate_retrieval`; larger scores are nearer.
+METRICS = ("cosine", "ip", "l2")
+
+# l2 adds three products, which leaves two bits less than one product has.
+_GRID_BITS = {"cosine": 26, "ip": 26, "l2": 25}
+# Rows read at once while checking: about 64 MB as float64.
+_CHECK_ELEMENTS = 2**23
+
+
+class Rows:
+    """A ``(N, D)`` matrix of features that is never loaded as a whole.
+
+    Args:
+        source: A floating tensor or array (memory-mapped or not), a path to a ``.npy`` file or to a
+            feature store, or an object whose attribute ``features`` is one of these.
+        name: Argument to name in messages.
+
+    Raises:
+        TypeError: Not features, or not floating.
+        ValueError: Not two-dimensional, or an unreadable file.
+    """
+
+    def __init__(self, source: object, name: str) -> None:
+        """Open the source; nothing is read yet."""
+        self.name = name
+        self._data = _open(source, name)
+        if self._data.ndim != 2:
+            raise ValueError(f"{name}: expected shape [N, D], got {list(self._data.shape)}")
+        self.num_rows, self.dim = int(self._data.shape[0]), int(self._data.shape[1])
+        self.device = self._data.device if isinstance(self._data, Tensor) else torch.device("cpu")
+
+    def read(self, index: slice | np.ndarray, dim: int) -> Tensor:
+        """Rows ``index``, cut to their first ``dim`` columns, as a new float64 tensor."""
+        if isinstance(self._data, Tensor):
+            at = torch.from_numpy(index).to(self.device) if isinstance(index, np.ndarray) else index
+            return self._data[at][:, :dim].detach().to(torch.float64, copy=True)
+        return torch.from_numpy(np.array(self._data[index, :dim], dtype=np.float64))
+
+    def check(self, dim: int, *, needs_norm: bool) -> float:
+        """Read all rows once and return the largest norm.
+
+        Raises:
+            ValueError: NaN or infinite values; with ``needs_norm``, a row of norm zero.
+        """
+        largest = 0.0
+        for block in self._blocks(dim):
+            norms = _norms(self.read(block, dim))
+            bad = ~torch.isfinite(norms)
+            if bool(bad.any()):
+                row = block.start + int(bad.nonzero()[0])
+                raise ValueError(f"{self.name}: row {row} holds a NaN or infinite value")
+            if needs_norm and bool((norms == 0).any()):
+                row = block.start + int((norms == 0).nonzero()[0])
+                raise ValueError(
+                    f"{self.name}: row {row} has norm zero over its first {dim} dims, so it has no "
+                    "cosine; drop the row or use metric='ip'"
+                )
+            largest = max(largest, float(norms.max()))
+        return largest
+
+    def _blocks(self, dim: int) -> Iterator[slice]:
+        step = max(1, _CHECK_ELEMENTS // max(dim, 1))
+        for start in range(0, self.num_rows, step):
+            yield slice(start, min(start + step, self.num_rows))
+
+
+class Scorer:
+    """Exact scores of query rows against gallery rows, rounded once to float32.
+
+    A wider query is cut to the gallery's dims (and, for the cosine, normalised again).
+
+    Args:
+        query: Query rows.
+        gallery: Gallery rows, in at most as many dims as the query.
+        metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (minus the squared distance).
+
+    Raises:
+        ValueError: No dims in common, NaN or infinite values, rows of norm zero with the cosine, an
+            unknown metric.
+    """
+
+    def __init__(self, query: Rows, gallery: Rows, metric: str) -> None:
+        """Check both matrices, which reads each of them once."""
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+        if query.dim < gallery.dim:
+            raise ValueError(
+                f"query: expected at least as many dims as the gallery's {gallery.dim}, got "
+                f"{query.dim}; a wider query is cut, a narrower one cannot be compared"
+            )
+        if gallery.dim == 0:
+            raise ValueError("gallery: expected at least one dim, got shape [G, 0]")
+        self._query, self._gallery, self._metric = query, gallery, metric
+        self.device = gallery.device
+        cosine = metric == "cosine"
+        gallery_norm = gallery.check(gallery.dim, needs_norm=cosine)
+        query_norm = query.check(gallery.dim, needs_norm=cosine)
+        self._query_scale, self._gallery_scale = (
+            _power_above(query_norm),
+            _power_above(gallery_norm),
+        )
+        if metric == "l2":
+            self._query_scale = self._gallery_scale = max(self._query_scale, self._gallery_scale)
+
+    def queries(self, index: slice | np.ndarray) -> Tensor:
+        """Query rows on the grid, float64 ``(n, D)``."""
+        return self._prepare(self._query, index, self._query_scale)
+
+    def gallery(self, index: slice | np.ndarray) -> Tensor:
+        """Gallery rows on the grid, float64 ``(n, D)``."""
+        return self._prepare(self._gallery, index, self._gallery_scale)
+
+    def score(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Scores ``(b, n)``, float32: exact in float64, then rounded once."""
+        scores = queries @ gallery.T
+        if self._metric == "l2":
+            scores = 2 * scores - (queries**2).sum(1)[:, None] - (gallery**2).sum(1)
+        return scores.float()
+
+    def _prepare(self, rows: Rows, index: slice | np.ndarray, scale: float) -> Tensor:
+        block = rows.read(index, self._gallery.dim).to(self.device)
+        if self._metric == "cosine":
+            block /= _norms(block)[:, None]
+        else:
+            block /= scale  # a power of two: exact
+        grid = 2.0 ** _GRID_BITS[self._metric]
+        return block.mul_(grid).round_().div_(grid)
+
+
+def _open(source: object, name: str) -> Tensor | np.ndarray:
+    if isinstance(source, str | Path):
+        source = _open_path(Path(source), name)
+    if not isinstance(source, Tensor | np.ndarray):
+        source = getattr(source, "features", source)
+    if isinstance(source, Tensor):
+        floating = source.is_floating_point()
+    elif isinstance(source, np.ndarray):
+        floating = np.issubdtype(source.dtype, np.floating)
+    else:
+        raise TypeError(
+            f"{name}: expected a tensor, an array, a path or a feature store, got "
+            f"{type(source).__name__}"
+        )
+    if not floating:
+        raise TypeError(f"{name}: expected floating features, got {source.dtype}")
+    return source
+
+
+def _open_path(path: Path, name: str) -> object:
+    if path.is_dir():
+        from fclearn.features import FeatureStore  # noqa: PLC0415  (only stores need it)
+
+        return FeatureStore.open(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{name}: cannot read {path} as a .npy array: {error}") from error
+
+
+def _norms(block: Tensor) -> Tensor:
+    """Norm of each row, summed pairwise in one fixed order so that no block shape can change it."""
+    squares = block * block
+    while squares.shape[1] > 1:
+        half = (squares.shape[1] + 1) // 2
+        tail = squares[:, half:]
+        squares[:, : tail.shape[1]] += tail
+        squares = squares[:, :half]
+    return squares[:, 0].sqrt()
+
+
+def _power_above(norm: float) -> float:
+    """Smallest power of two that no norm exceeds."""
+    return 2.0 ** math.ceil(math.log2(norm)) if norm > 0 else 1.0

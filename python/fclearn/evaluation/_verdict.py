@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the numbers of a compatibility report mean, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fclearn.evaluation.compatibility import CompatibilityReport
+
+#: Names of metrics as people write them.
+TITLES = {"map": "mAP", "map@r": "mAP@R", "mrr": "MRR"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to upgrade without re-indexing.
+
+    Attributes:
+        status: ``"compatible"``: the interval of M(new/old) - M(old/old) on mAP lies above zero;
+            ``"incompatible"``: below zero; ``"unclear"``: it includes zero.
+        headline: One line.
+        text: The numbers behind it, a few sentences.
+    """
+
+    status: Literal["compatible", "unclear", "incompatible"]
+    headline: str
+    text: str
+
+
+def metric_title(name: str) -> str:
+    """A metric's name for people.
+
+    Example:
+        >>> metric_title("map@10"), metric_title("cmc@1")
+        ('mAP@10', 'CMC@1')
+    """
+    if name in TITLES:
+        return TITLES[name]
+    stem, _, k = name.partition("@")
+    titles = {"map": "mAP", "cmc": "CMC", "ndcg": "NDCG", "recall": "Recall"}
+    return f"{titles.get(stem, stem.capitalize())}@{k}"
+
+
+def judge(report: CompatibilityReport) -> Verdict:
+    """Judge a report by its intervals."""
+    old, cross = report.matrix["old/old"]["map"], report.matrix["new/old"]["map"]
+    change = report.intervals["new/old - old/old"]["map"] or (0.0, 0.0)
+    measured = (
+        f"new queries on the old gallery reach mAP {percent(cross)} where the old model reaches "
+        f"{percent(old)} ({points(cross - old)} points, {percent(report.confidence, 0)} interval "
+        f"{points(change[0])} to {points(change[1])})."
+    )
+    if change[0] > 0:
+        headline = "Upgrade without re-indexing is worthwhile"
+        return Verdict("compatible", headline, _join(f"{headline}: {measured}", *_remarks(report)))
+    if change[1] < 0:
+        headline = "Not compatible: keep the old model for queries, or re-index"
+        text = _join(f"Not compatible: {measured}", "Keep the old model for queries, or re-index.")
+        return Verdict("incompatible", headline, text)
+    headline = "Not decided: no clear difference between new and old queries"
+    text = _join(
+        f"Not decided: {measured}",
+        f"The interval includes zero, so these {report.num_queries:,} queries cannot tell whether "
+        "the upgrade pays without re-indexing.",
+    )
+    return Verdict("unclear", headline, text)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction in percent."""
+    return f"{100 * value:.{digits}f}%"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in signed percentage points, with a true minus sign."""
+    rounded = round(100 * value, 1)
+    return f"{'+' if rounded >= 0 else '−'}{abs(rounded):.1f}"
+
+
+def _remarks(report: CompatibilityReport) -> list[str]:
+    remarks = []
+    if report.update_gain is not None:
+        remarks.append(
+            f"That is {percent(report.update_gain, 0)} of what re-indexing everything with the "
+            "independent model would bring."
+        )
+    first_hit = report.intervals["new/old - old/old"]["cmc@1"]
+    if first_hit is not None and first_hit[1] < 0:
+        remarks.append(
+            "The first hit, however, gets worse: CMC@1 "
+            f"{points(report.differences['new/old - old/old']['cmc@1'])} points."
+        )
+    tax = report.intervals.get("self_test_tax", {}).get("map")
+    if tax is not None:
+        if tax[0] > 0:
+            cost = f"costs the new model {points(report.self_test_tax or 0.0)[1:]} points of mAP"
+        elif tax[1] < 0:
+            cost = f"even adds {points(-(report.self_test_tax or 0.0))[1:]} points to its mAP"
+        else:
+            cost = "costs it nothing measurable"
+        remarks.append(f"On a gallery of its own, compatibility {cost}.")
+    remarks.append(
+        f"{percent(report.negative_flip_rate)} of the queries had a right first hit and lose it."
+    )
+    return remarks
+
+
+def _join(*sentences: str) -> str:
+    return " ".join(sentences)
