@@ -14,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fclearn.evaluation import compatibility_report, evaluate_retrieval, render_table
+from fclearn.evaluation import (
+    compatibility_report,
+    evaluate_retrieval,
+    render_table,
+    top_hits,
+)
 from fclearn.evaluation import retrieval as retrieval_module
 from fclearn.evaluation._bootstrap import bootstrap_means
 from fclearn.evaluation._rows import Rows, Scorer
@@ -271,6 +276,29 @@ def test_many_pairs_are_split_without_changing_a_bit(data, monkeypatch):
     whole = evaluate_retrieval(*data[:2], **keyword)
     monkeypatch.setattr("fclearn.evaluation._ranks._MAX_PAIRS", 40)
     assert dict(evaluate_retrieval(*data[:2], **keyword)) == dict(whole)
+
+
+@pytest.mark.parametrize("block", [1, 13, 1000])
+def test_top_hits_are_the_ranking(data, block):
+    query, gallery = data[:2]
+    gallery = np.concatenate([gallery, gallery[:50]])  # ties
+    groups, gallery_groups = np.arange(40) % 3, np.arange(350) % 3
+    hits = top_hits(
+        query, gallery, 20, query_groups=groups, gallery_groups=gallery_groups,
+        gallery_batch_size=block,
+    )  # fmt: skip
+    scores = scores_by_definition(query, gallery).astype(np.float32)
+    for i in range(40):
+        order = sorted(range(350), key=lambda j, i=i: (-scores[i, j], j))
+        assert hits[i].tolist() == [j for j in order if gallery_groups[j] != groups[i]][:20]
+
+
+def test_top_hits_of_a_small_gallery():
+    rows = np.eye(3, dtype=np.float32)
+    hits = top_hits(rows, rows, 3, exclude_self=True)
+    assert hits.tolist() == [[1, 2, -1], [0, 2, -1], [0, 1, -1]]
+    with pytest.raises(ValueError, match="k: expected at least 1 hit, got 0"):
+        top_hits(rows, rows, 0)
 
 
 BAD = [

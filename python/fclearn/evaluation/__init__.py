@@ -6,6 +6,7 @@ from __future__ import annotations
 from fclearn.evaluation._metrics import METRIC_NAMES
 from fclearn.evaluation._verdict import Verdict, metric_title
 from fclearn.evaluation.compatibility import CompatibilityReport, compatibility_report
+from fclearn.evaluation.hits import top_hits
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from fclearn.evaluation.table import render_table
 
@@ -18,4 +19,5 @@ __all__ = [
     "evaluate_retrieval",
     "metric_title",
     "render_table",
+    "top_hits",
 ]

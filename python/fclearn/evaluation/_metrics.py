@@ -36,8 +36,8 @@ class Ranks:
     def hits(self) -> NDArray[np.int64]:
         """Positives at this rank or better, shape ``(P,)``: 1, 2, … within each query."""
         ends = np.cumsum(self.counts)
-        before: NDArray[np.int64] = np.repeat(ends - self.counts, self.counts)
-        return np.arange(1, len(self.rank) + 1) - before
+        hits = np.arange(1, len(self.rank) + 1) - np.repeat(ends - self.counts, self.counts)
+        return np.asarray(hits, dtype=np.int64)
 
     @property
     def first(self) -> NDArray[np.int64]:

@@ -17,30 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fclearn.evaluation._keys import Ints, Keys
 from fclearn.evaluation._metrics import Ranks
 from fclearn.evaluation._rows import Scorer
 
 # Pairs of a query and a positive held at once, about 32 bytes each.
 _MAX_PAIRS = 2**22
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Integers that say which rows belong together: labels, ids or groups of both sides.
-
-    Attributes:
-        query: Shape ``(Q,)``, int64.
-        gallery: Shape ``(G,)``, int64.
-    """
-
-    query: Ints
-    gallery: Ints
-
-    def equal(self, queries: Ints, rows: slice) -> Tensor:
-        """Which gallery rows share each query's key, bool ``(n, rows)``."""
-        return torch.from_numpy(self.query[queries][:, None] == self.gallery[rows])
 
 
 @dataclass(frozen=True)

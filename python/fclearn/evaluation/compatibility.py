@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._metrics import check_metrics
 from fclearn.evaluation._verdict import Verdict, judge
-from fclearn.evaluation.retrieval import PerRow, RetrievalResult, evaluate_retrieval
+from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 OLD, CROSS, NEW, INDEPENDENT = "old/old", "new/old", "new/new", "independent/independent"
 #: Differences of two entries of the matrix that decide about an upgrade.

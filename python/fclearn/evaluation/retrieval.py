@@ -5,18 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from fclearn.evaluation._keys import PerRow, exclusions, join_keys
 from fclearn.evaluation._metrics import check_metrics, metric_values
-from fclearn.evaluation._ranks import Ints, Keys, positive_ranks
+from fclearn.evaluation._ranks import positive_ranks
 from fclearn.evaluation._rows import Rows, Scorer
-
-#: One value per row: a tensor, an array or a sequence, of integers or of strings.
-PerRow: TypeAlias = Tensor | NDArray[np.generic] | Sequence[int] | Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,24 +138,16 @@ def evaluate_retrieval(
         if size == 0:
             raise ValueError(f"{name}: expected at least one row, got shape [0, …]")
     labels = join_keys("labels", query_labels, gallery_labels, sizes)
-    excluded = []
-    if exclude_self:
-        if query_ids is None and gallery_ids is None and query is gallery:
-            query_ids = gallery_ids = np.arange(sizes[0])
-        if query_ids is None or gallery_ids is None:
-            raise ValueError(
-                "exclude_self: expected query_ids and gallery_ids, to know which rows are the same "
-                "(only when query is gallery do row numbers serve as ids)"
-            )
-        excluded.append(join_keys("ids", query_ids, gallery_ids, sizes))
-    if query_groups is not None or gallery_groups is not None:
-        if query_groups is None or gallery_groups is None:
-            raise ValueError("query_groups and gallery_groups: expected both or neither")
-        excluded.append(join_keys("groups", query_groups, gallery_groups, sizes))
-
+    excluded = exclusions(
+        exclude_self,
+        (query_ids, gallery_ids),
+        (query_groups, gallery_groups),
+        sizes,
+        same=query is gallery,
+    )
     scorer = Scorer(query_rows, gallery_rows, metric)
     values = {name: np.full(sizes[0], np.nan) for name in names}
-    parts = positive_ranks(scorer, labels, tuple(excluded), batch_size, gallery_batch_size)
+    parts = positive_ranks(scorer, labels, excluded, batch_size, gallery_batch_size)
     for rows, ranks in parts:
         for name in names:
             values[name][rows] = metric_values(name, ranks)
@@ -176,34 +164,3 @@ def evaluate_retrieval(
         num_gallery=sizes[1],
         per_query=values if return_per_query else {},
     )
-
-
-def join_keys(what: str, query: PerRow, gallery: PerRow, sizes: tuple[int, int]) -> Keys:
-    """Labels, ids or groups of both sides as integers that are equal where the values are.
-
-    Raises:
-        TypeError: Neither integers nor strings, or integers on one side and strings on the other.
-        ValueError: Not one value per row.
-    """
-    sides = []
-    for name, values, size in zip(("query", "gallery"), (query, gallery), sizes, strict=True):
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if array.dtype == object and all(isinstance(value, str) for value in array.flat):
-            array = array.astype(np.str_)
-        if array.shape != (size,):
-            raise ValueError(
-                f"{name}_{what}: expected one value for each of the {size} rows of {name}, got "
-                f"shape {list(array.shape)}"
-            )
-        if array.dtype.kind not in "iuU":
-            raise TypeError(f"{name}_{what}: expected integers or strings, got {array.dtype}")
-        sides.append(array)
-    if (sides[0].dtype.kind == "U") != (sides[1].dtype.kind == "U"):
-        raise TypeError(
-            f"query_{what} and gallery_{what}: expected the same kind, got {sides[0].dtype} and "
-            f"{sides[1].dtype}"
-        )
-    if sides[0].dtype.kind == "U":
-        numbered: Ints = np.unique(np.concatenate(sides), return_inverse=True)[1]
-        return Keys(numbered[: sizes[0]], numbered[sizes[0] :])
-    return Keys(sides[0].astype(np.int64), sides[1].astype(np.int64))
