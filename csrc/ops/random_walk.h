@@ -166,8 +166,8 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
   const double epsilon = features.scalar_type() == ScalarType::Double
                              ? std::numeric_limits<double>::epsilon()
                              : static_cast<double>(std::numeric_limits<float>::epsilon());
-  // Exact differences halve within this many steps. Where they take more than twice as long they are
-  // rounding noise, and no further step would bring the limit nearer.
+  // Exact differences halve within this many steps. Where they take more than twice as long they
+  // are rounding noise, and no further step would bring the limit nearer.
   const double halving = contraction > 0 ? std::ceil(std::log(0.5) / std::log(contraction)) : 1;
   Tensor state = features;
   Tensor buffers[2];

@@ -84,13 +84,13 @@ def _search_faiss(features: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     # An inverted file needs about 40 rows per cell to train on; 32 probes keep recall near 1.
     cells = max(1, min(int(4 * math.sqrt(num_rows)), num_rows // 40))
-    if cells < 64:
-        index = faiss.IndexFlatL2(dim) if metric == "l2" else faiss.IndexFlatIP(dim)
-    else:
-        quantizer = faiss.IndexFlatL2(dim) if metric == "l2" else faiss.IndexFlatIP(dim)
-        index = faiss.IndexIVFFlat(quantizer, dim, cells, kind)
-        index.nprobe = 32
-        index.train(array)
+    flat = faiss.IndexFlatL2(dim) if metric == "l2" else faiss.IndexFlatIP(dim)
+    index: faiss.Index = flat
+    if cells >= 64:
+        inverted = faiss.IndexIVFFlat(flat, dim, cells, kind)
+        inverted.nprobe = 32
+        inverted.train(array)
+        index = inverted
     index.add(array)
     distances, found = index.search(array, k + 1)
     # The row itself is usually first, but not among equal rows: drop it wherever it is.

@@ -16,9 +16,10 @@
 namespace fcl::ops::cpu {
 namespace {
 
-// Work of one row besides its edges, in edges, and work worth a range of its own.
+// Work of one row besides its edges, in edges, and work worth a range of its own: few enough rows
+// that what was just written is still cached when the walk measures its difference.
 constexpr int64_t kRowWork = 4;
-constexpr int64_t kRangeWork = 16384;
+constexpr int64_t kRangeWork = 4096;
 // Each part of a transpose needs counters for all columns, so parts are few.
 constexpr int64_t kMostParts = 16;
 constexpr int64_t kFewestEdges = 1 << 16;
