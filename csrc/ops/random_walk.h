@@ -187,8 +187,8 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
       halved = difference;
       halved_at = t;
     }
-    const bool is_noise = static_cast<double>(t - halved_at) > 2 * halving &&
-                          difference <= 16 * epsilon * scale;
+    const bool is_noise =
+        static_cast<double>(t - halved_at) > 2 * halving && difference <= 16 * epsilon * scale;
     if (error <= tol * scale || is_noise) return {state, t + 1};
   }
   STD_TORCH_CHECK(false, op, ": expected to come within tol = ", tol, " in max_steps = ", max_steps,
