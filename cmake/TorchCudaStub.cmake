@@ -7,16 +7,16 @@ set(fcl_torch_cuda_symbols aoti_torch_get_current_cuda_stream)
 
 set(fcl_stub_source "// Link-time stand-in; see cmake/TorchCudaStub.cmake.\n")
 foreach(symbol IN LISTS fcl_torch_cuda_symbols)
-  string(
-    APPEND fcl_stub_source
-    "extern \"C\" __attribute__((visibility(\"default\"))) void ${symbol}() {}\n"
-  )
+    string(
+        APPEND fcl_stub_source
+        "extern \"C\" __attribute__((visibility(\"default\"))) void ${symbol}() {}\n"
+    )
 endforeach()
 file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/torch_cuda_stub.cpp CONTENT "${fcl_stub_source}")
 add_library(fcl_torch_cuda_stub SHARED ${CMAKE_CURRENT_BINARY_DIR}/torch_cuda_stub.cpp)
 set_target_properties(
-  fcl_torch_cuda_stub
-  PROPERTIES
-    OUTPUT_NAME torch_cuda
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/torch_cuda_stub
+    fcl_torch_cuda_stub
+    PROPERTIES
+        OUTPUT_NAME torch_cuda
+        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/torch_cuda_stub
 )

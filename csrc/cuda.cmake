@@ -2,31 +2,47 @@
 # CUDA op library. A second library, because it needs libtorch_cuda, which CPU torch lacks.
 include(CheckLanguage)
 if(NOT FCL_CUDA STREQUAL "OFF")
-  # Set before the language is enabled, which would choose an architecture of its own.
-  set(CMAKE_CUDA_ARCHITECTURES ${FCL_CUDA_ARCHITECTURES})
-  check_language(CUDA)
+    # Set before the language is enabled, which would choose an architecture of its own.
+    set(CMAKE_CUDA_ARCHITECTURES ${FCL_CUDA_ARCHITECTURES})
+    check_language(CUDA)
 endif()
 if(FCL_CUDA STREQUAL "ON" AND NOT CMAKE_CUDA_COMPILER)
-  message(FATAL_ERROR "FCL_CUDA=ON, but no CUDA compiler: put nvcc on PATH or set CUDACXX")
+    message(FATAL_ERROR "FCL_CUDA=ON, but no CUDA compiler: put nvcc on PATH or set CUDACXX")
 endif()
 if(FCL_CUDA STREQUAL "OFF" OR NOT CMAKE_CUDA_COMPILER)
-  message(STATUS "CUDA kernels: not built (FCL_CUDA=${FCL_CUDA})")
-  return()
+    message(STATUS "CUDA kernels: not built (FCL_CUDA=${FCL_CUDA})")
+    return()
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 include(${PROJECT_SOURCE_DIR}/cmake/TorchCudaStub.cmake)
 message(
-  STATUS
-  "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${FCL_CUDA_ARCHITECTURES}"
+    STATUS
+    "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${FCL_CUDA_ARCHITECTURES}"
 )
 
-set(fcl_cuda_kernels ops/cuda/softmax_readout.cu ops/cuda/softmax_readout_backward.cu)
-# Torch-free kernels by nvcc; thin bindings by the C++ compiler, which alone see torch's headers.
-add_library(fcl_ops_cuda MODULE ${fcl_cuda_kernels} ops/cuda/softmax_readout_cuda.cpp)
+# Torch-free kernels (.cu) by nvcc; thin bindings (.cpp) by the C++ compiler, which alone see torch's
+# headers.
+add_library(
+    fcl_ops_cuda
+    MODULE
+    ops/cuda/csr_transpose.cu
+    ops/cuda/csr_transpose_cuda.cpp
+    ops/cuda/edge_dot.cu
+    ops/cuda/edge_dot_cuda.cpp
+    ops/cuda/knn_graph.cu
+    ops/cuda/knn_graph_cuda.cpp
+    ops/cuda/random_walk.cu
+    ops/cuda/random_walk_cuda.cpp
+    ops/cuda/softmax_readout.cu
+    ops/cuda/softmax_readout_backward.cu
+    ops/cuda/softmax_readout_cuda.cpp
+    ops/cuda/sparse_readout.cu
+    ops/cuda/sparse_readout_cuda.cpp
+)
 set_target_properties(
-  fcl_ops_cuda
-  PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
+    fcl_ops_cuda
+    PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
 )
 # torch's CUDA part of the stable ABI is declared only under USE_CUDA.
 target_compile_definitions(fcl_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:USE_CUDA>)

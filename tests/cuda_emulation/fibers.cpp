@@ -3,9 +3,12 @@
 // the others, and code that misses a barrier reads what they have not written yet; running the
 // threads in the opposite order (emulation_reverse) shows the other half of such races. Barriers
 // that not all threads of the block (or warp) reach, and device assertions, end the launch.
+//
+// emulation_self_test checks the alarms themselves.
+#include <setjmp.h>
 #include <ucontext.h>
 
-#include <cstdio>
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -25,35 +28,49 @@ constexpr size_t kStackBytes = 64 * 1024;
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fiber {
-  ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  ucontext_t start;
+  jmp_buf context;
+  bool started = false;
   State state = State::kReady;
   uint64_t passed = 0;
 };
 
 bool reverse = false;
-ucontext_t scheduler;
+jmp_buf scheduler;
 std::vector<Fiber> fibers;
 int current = 0;
 const std::function<void()>* thread_function = nullptr;
 std::string failure;
 
-void enter() {
-  (*thread_function)();
-  fibers[current].state = State::kDone;
-  swapcontext(&fibers[current].context, &scheduler);
-}
-
-void wait(State state) {
+// Back to the scheduler, until it resumes this fiber. (_setjmp makes no system call, swapcontext
+// makes two.)
+__attribute__((noinline)) void wait(State state) {
   fibers[current].state = state;
-  swapcontext(&fibers[current].context, &scheduler);
+  if (_setjmp(fibers[current].context) == 0) _longjmp(scheduler, 1);
 }
 
-void resume(int thread) {
+// A fiber runs one thread after another, of all blocks to come.
+void enter() {
+  for (;;) {
+    (*thread_function)();
+    wait(State::kDone);
+  }
+}
+
+__attribute__((noinline)) void resume(int thread) {
+  Fiber& fiber = fibers[thread];
   current = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
-  fibers[thread].state = State::kReady;
-  swapcontext(&scheduler, &fibers[thread].context);
+  fiber.state = State::kReady;
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.context, 1);
+  fiber.started = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  makecontext(&fiber.start, enter, 0);
+  setcontext(&fiber.start);
 }
 
 int count(State state, int begin, int end) {
@@ -79,27 +96,19 @@ bool release(int threads) {
 }
 
 void run_block(int threads) {
-  for (int t = 0; t < threads; ++t) {
-    Fiber& fiber = fibers[t];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.state = State::kReady;
-    makecontext(&fiber.context, enter, 0);
-  }
+  for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
   do {
     for (int i = 0; i < threads; ++i) {
       const int t = reverse ? threads - 1 - i : i;
       if (fibers[t].state == State::kReady) resume(t);
-      if (!failure.empty()) throw std::runtime_error(failure);
+      if (!failure.empty()) return;
     }
     if (count(State::kDone, 0, threads) == threads) return;
   } while (release(threads));
-  throw std::runtime_error(
-      "emulation: a barrier that not all threads reach: " +
-      std::to_string(count(State::kAtBlockBarrier, 0, threads)) + " wait for the block, " +
-      std::to_string(count(State::kAtWarpBarrier, 0, threads)) + " for their warp, " +
-      std::to_string(count(State::kDone, 0, threads)) + " have ended");
+  failure = "emulation: a barrier that not all threads reach: " +
+            std::to_string(count(State::kAtBlockBarrier, 0, threads)) + " wait for the block, " +
+            std::to_string(count(State::kAtWarpBarrier, 0, threads)) + " for their warp, " +
+            std::to_string(count(State::kDone, 0, threads)) + " have ended";
 }
 
 }  // namespace
@@ -115,6 +124,9 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = {x, y, z};
         run_block(static_cast<int>(block.x));
+        if (failure.empty()) continue;
+        fibers.clear();  // they are stuck where the kernel failed
+        throw std::runtime_error(failure);
       }
     }
   }
@@ -147,6 +159,29 @@ unsigned ballot(bool mine) {
 
 }  // namespace fcl_emulation
 
+namespace {
+
+// Each thread adds its neighbours' numbers; without the barrier it meets numbers not yet written.
+void neighbour_kernel(bool with_barrier, int* wrong) {
+  __shared__ int numbers[64];
+  const int t = static_cast<int>(threadIdx.x);
+  numbers[t] = 0;
+  __syncthreads();
+  numbers[t] = t;
+  if (with_barrier) __syncthreads();
+  if (numbers[(t + 1) % 64] != (t + 1) % 64) *wrong = 1;
+}
+
+void skipped_barrier_kernel(int) {
+  if (threadIdx.x != 5) __syncthreads();
+}
+
+void skipped_shuffle_kernel(int) {
+  if (threadIdx.x % 32 < 16) __shfl_xor_sync(~0u, 1, 1);
+}
+
+}  // namespace
+
 extern "C" {
 
 __attribute__((visibility("default"))) void emulation_reverse(int on) {
@@ -157,7 +192,22 @@ __attribute__((visibility("default"))) void emulation_reverse(int on) {
 void emulation_assert_fail(const char* expression, const char* file, unsigned line, const char*) {
   fcl_emulation::failure =
       std::string("device-side assert: ") + file + ":" + std::to_string(line) + ": " + expression;
-  // The fiber is never resumed.
-  swapcontext(&fcl_emulation::fibers[fcl_emulation::current].context, &fcl_emulation::scheduler);
+  fcl_emulation::wait_block();  // for ever
+}
+
+// 1 if the kernel of that number gave a wrong result or an error.
+__attribute__((visibility("default"))) int emulation_self_test(int number) {
+  cudaLaunchConfig_t config;
+  config.blockDim = dim3(64);
+  int wrong = 0;
+  try {
+    if (number == 0) cudaLaunchKernelEx(&config, neighbour_kernel, false, &wrong);
+    if (number == 1) cudaLaunchKernelEx(&config, skipped_barrier_kernel, 0);
+    if (number == 2) cudaLaunchKernelEx(&config, skipped_shuffle_kernel, 0);
+    if (number == 3) cudaLaunchKernelEx(&config, neighbour_kernel, true, &wrong);
+  } catch (const std::runtime_error&) {
+    return 1;
+  }
+  return wrong;
 }
 }

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels on the host: the very same .cu files and bindings, threads as fibers.
+
+A C++ compiler builds them against stand-ins for CUDA's headers (``cuda_emulation/``) and registers
+them as ``torch.ops.fcl_emulated.*``. The test bodies of the operators then run on these, with
+limits so small that little shapes are split and flushed. What this cannot show: races inside a
+warp, memory ordering, launch limits, and speed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import test_csr_transpose
+import test_edge_dot
+import test_knn_graph
+import test_random_walk
+import test_softmax_readout
+import test_sparse_readout
+import torch
+from torch.utils import cpp_extension
+
+import fcl_ext  # noqa: F401  (loads the operators the emulated ones are compared with)
+from support import error
+
+ROOT = Path(__file__).parents[1]
+EMULATION = ROOT / "tests" / "cuda_emulation"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or not (ROOT / "csrc").is_dir(), reason="needs a C++ compiler and the sources"
+)
+
+FLAGS = [
+    *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-w"),
+    *("-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}"),
+    *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+]
+# Indices that leave a shared or register array of known size end the process with a message.
+KERNEL_FLAGS = [
+    *("-fsanitize=bounds", "-fno-sanitize-recover=all"),
+    *("-D__assert_fail=emulation_assert_fail", "-x", "c++"),
+]
+BINDING_FLAGS = ["-include", str(EMULATION / "registration.h")]
+
+
+def _compile(source: Path, flags: list[str], folder: Path) -> Path:
+    target = folder / f"{source.name}.o"
+    subprocess.run([COMPILER, *FLAGS, *flags, "-c", source, "-o", target], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory):
+    """The emulated library, loaded: its schemas and kernels are torch.ops.fcl_emulated.*."""
+    folder = tmp_path_factory.mktemp("cuda_emulation")
+    sources = [
+        *((path, KERNEL_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))),
+        *((path, BINDING_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cpp"))),
+        (ROOT / "csrc/schema.cpp", BINDING_FLAGS),
+        (EMULATION / "fibers.cpp", []),
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _compile(*source, folder), sources))
+    library = folder / "libfcl_emulated.so"
+    link = ["-shared", "-fsanitize=bounds", *objects, "-o", library]
+    torch_library = f"-L{cpp_extension.TORCH_LIB_PATH}"
+    subprocess.run([COMPILER, *link, torch_library, "-ltorch_cpu"], check=True)
+    torch.ops.load_library(str(library))
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(autouse=True, params=["ascending", "descending"])
+def operators(request, emulation, monkeypatch):
+    """The test modules' operators are the emulated ones.
+
+    Threads run in ascending or descending order between barriers: races show in one of the two.
+    """
+    emulation.emulation_reverse(int(request.param == "descending"))
+    operators = torch.ops.fcl_emulated
+    monkeypatch.setattr(test_softmax_readout, "OP", operators.softmax_readout.default)
+    monkeypatch.setattr(test_sparse_readout, "OP", operators.sparse_readout.default)
+    monkeypatch.setattr(test_csr_transpose, "OP", operators.csr_transpose.default)
+    monkeypatch.setattr(test_edge_dot, "OP", operators.edge_dot.default)
+    monkeypatch.setattr(test_knn_graph, "OP", operators.knn_graph.default)
+    monkeypatch.setattr(test_random_walk, "OP", operators.random_walk.default)
+    monkeypatch.setattr(test_random_walk, "BACKWARD", operators.random_walk_backward.default)
+    monkeypatch.setattr(test_random_walk, "TOL", operators.random_walk_tol.default)
+    return operators
+
+
+# Shapes of the operators' own tests that have more in them than blocks to wait for, and others that
+# reach several tiles, splits, flushes and panels of columns.
+READOUTS = [*test_softmax_readout.SAMPLES[:3], (70, 17, 901, 300, 20.0), (257, 16, 40, 16, 10.0)]
+BACKWARDS = [*READOUTS, (0, 3, 4, 2, 1.0), (30, 300, 150, None, 9.0)]
+SPARSE_READOUTS = [*test_sparse_readout.SAMPLES, (12, 600, 400, 3, 5.0)]
+NEIGHBOURS = [(2, 1, 1), (17, 16, 16), (129, 33, 7), (70, 20, 60)]
+WALKS = [sample for sample in test_random_walk.SAMPLES if sample[0] != 25]
+DTYPES = test_softmax_readout.DTYPES
+INDICES = [torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sample", READOUTS, ids=str)
+def test_readout(sample, dtype):
+    test_softmax_readout.test_matches_definition(sample, dtype, "cpu")
+
+
+@pytest.mark.parametrize("sample", READOUTS, ids=str)
+def test_readout_excludes_classes(sample):
+    test_softmax_readout.test_excluded_class_leaves_the_sum(sample, "cpu")
+
+
+def test_readout_without_mean(operators):
+    x, w, _, scale = test_softmax_readout._inputs(READOUTS[3], torch.float64, "cpu")
+    lse, mean = operators.softmax_readout(x, w, None, None, scale, False)
+    expected, _ = torch.ops.fcl.softmax_readout(x, w, None, None, scale, False)
+    torch.testing.assert_close(lse, expected, rtol=1e-13, atol=0)
+    assert mean.shape == (0, 17)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("through_mean", [False, True])
+@pytest.mark.parametrize(
+    "sample", [*READOUTS, (0, 3, 4, 2, 1.0), (30, 300, 150, None, 9.0)], ids=str
+)
+def test_readout_backward(sample, through_mean, dtype, operators):
+    """Against the CPU operator in float64, which its own tests hold to the definition."""
+    x, w, v, scale = test_softmax_readout._inputs(sample, dtype, "cpu")
+    exclude = torch.arange(len(x)) % (len(w) + 1) - 1
+    generator = torch.Generator().manual_seed(3)
+    exact = [None if t is None else t.double() for t in (x, w, v)]
+    lse, mean = torch.ops.fcl.softmax_readout(*exact, exclude, scale, True)
+    coefficient = torch.randn(len(x), dtype=torch.float64, generator=generator)
+    grad_mean = torch.randn(mean.shape, dtype=torch.float64, generator=generator)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def backward(namespace, tensors, dtype):
+        terms = [lse.to(dtype), coefficient.to(dtype)]
+        terms.append(grad_mean.to(dtype) if through_mean else None)
+        return namespace.softmax_readout_backward(
+            *tensors, exclude, *terms, scale, True, True, True
+        )
+
+    ours = backward(operators, (x, w, v), accumulate)
+    expected = backward(torch.ops.fcl, exact, torch.float64)
+    for mine, truth in zip(ours, expected, strict=True):
+        assert mine.shape == truth.shape
+        assert mine.dtype == accumulate
+        assert error(mine, truth) < (1e-13 if dtype == torch.float64 else 5e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sample", SPARSE_READOUTS, ids=str)
+def test_sparse(sample, weighted, dtype):
+    test_sparse_readout.test_matches_definition(sample, dtype, weighted, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sample", SPARSE_READOUTS, ids=str)
+def test_sparse_backward_rows(sample, weighted, dtype, operators):
+    x, bank, y, crow, col, log_weights, scale = test_sparse_readout._inputs(
+        sample, dtype, "cpu", weighted=weighted
+    )
+    row_crow, row_labels, order = torch.ops.fcl.csr_transpose(crow, col, len(bank))
+    query_order = torch.argsort(y, stable=True)[(y < 0).sum() :]
+    query_crow = torch.bincount(y[y >= 0], minlength=len(crow) - 1).cumsum(0)
+    query_crow = torch.cat([torch.zeros(1, dtype=torch.int64), query_crow])
+    coefficient = torch.linspace(-1, 1, len(x), dtype=torch.float64)
+    exact_weights = None if log_weights is None else log_weights.double()
+    lse, _ = torch.ops.fcl.sparse_readout(
+        x.double(), bank.double(), y, crow, col, exact_weights, scale, False
+    )
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def backward(namespace, x, bank, dtype):
+        weights = None if log_weights is None else log_weights[order].to(dtype)
+        graph = (row_crow, row_labels, weights, query_crow, query_order)
+        return namespace.sparse_readout_backward_rows(
+            x, bank, lse.to(dtype), coefficient.to(dtype), *graph, scale
+        )
+
+    got = backward(operators, x, bank, accumulate)
+    expected = backward(torch.ops.fcl, x.double(), bank.double(), torch.float64)
+    assert error(got, expected) < (1e-13 if dtype == torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize("index", INDICES)
+@pytest.mark.parametrize("sample", test_csr_transpose.SAMPLES, ids=str)
+def test_transpose(sample, index):
+    test_csr_transpose.test_matches_definition(sample, index, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", INDICES)
+@pytest.mark.parametrize("sample", test_edge_dot.SAMPLES, ids=str)
+def test_edge_dots(sample, index, dtype):
+    test_edge_dot.test_matches_definition(sample, index, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("metric", test_knn_graph.METRICS)
+@pytest.mark.parametrize("sample", NEIGHBOURS, ids=str)
+def test_neighbours(sample, metric, dtype):
+    test_knn_graph.test_matches_definition(sample, metric, dtype, "cpu")
+
+
+@pytest.mark.parametrize("metric", test_knn_graph.METRICS)
+def test_neighbours_ties(metric):
+    test_knn_graph.test_ties_go_to_the_lower_index(metric, "cpu")
+
+
+def test_neighbours_zero_rows():
+    test_knn_graph.test_equal_rows_and_zero_rows("cpu")
+
+
+@pytest.mark.parametrize("exponent", [-37, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_neighbours_of_tiny_and_huge_rows(exponent, dtype):
+    test_knn_graph.test_cosine_of_tiny_and_huge_rows(exponent, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", INDICES)
+@pytest.mark.parametrize("sample", WALKS, ids=str)
+def test_walk(sample, index, dtype):
+    test_random_walk.test_matches_definition(sample, index, dtype, "cpu")
+
+
+def test_walk_isolated_nodes_and_layouts():
+    test_random_walk.test_isolated_node_keeps_the_restart_only("cpu")
+    test_random_walk.test_layouts_and_aliasing("cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sample", [WALKS[0], WALKS[4], WALKS[6], WALKS[8]], ids=str)
+def test_walk_to_the_limit(sample, dtype):
+    test_random_walk.test_tolerance_form_reaches_the_limit_in_every_dtype(sample, dtype, "cpu")
+
+
+@pytest.mark.parametrize("norm", ["max", "sum"])
+def test_walk_norms(norm, operators):
+    """Both forms take the steps the CPU takes, and say no to the same graphs."""
+    crow, col, values, features, _ = test_random_walk._inputs(
+        (60, 300, 37, 0.1, 0), torch.float64, "cpu"
+    )
+    if norm == "sum":
+        crow, col, order = torch.ops.fcl.csr_transpose(crow, col, 60)
+        values = values[order]
+    arguments = (crow, col, values, features, 0.8, 1e-6, 200, norm)
+    state, steps = operators.random_walk_tol(*arguments)
+    expected, expected_steps = torch.ops.fcl.random_walk_tol(*arguments)
+    torch.testing.assert_close(state, expected, rtol=1e-12, atol=1e-14)
+    assert steps == expected_steps
+    with pytest.raises(RuntimeError, match="absolute weights that sum to at most 1"):
+        operators.random_walk_tol(crow, col, 3 * values, *arguments[3:])
+    with pytest.raises(RuntimeError, match="expected finite features"):
+        operators.random_walk_tol(*arguments[:3], features * torch.nan, *arguments[4:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5, 9])
+def test_walk_backward(num_steps, dtype, operators):
+    crow, col, values, features, _ = test_random_walk._inputs((20, 90, 7, 0.1, 0), dtype, "cpu")
+    grad = torch.linspace(-1, 1, 140, dtype=torch.float64).reshape(20, 7).to(dtype)
+
+    def backward(namespace, *tensors):
+        return namespace.random_walk_backward(crow, col, *tensors, 0.8, num_steps, True, True)
+
+    ours = backward(operators, values, features, grad)
+    expected = backward(torch.ops.fcl, values.double(), features.double(), grad.double())
+    for mine, truth in zip(ours, expected, strict=True):
+        rounding = error(truth.to(dtype), truth)
+        assert error(mine, truth) < (1e-13 if dtype == torch.float64 else 2e-6) + rounding
+
+
+def test_bad_entries_are_device_assertions(operators):
+    matrix = torch.eye(3)
+    with pytest.raises(RuntimeError, match=r"device-side assert.*exclude is not below C"):
+        operators.softmax_readout(matrix, matrix, None, torch.tensor([0, 3, 1]), 1.0, True)
+    offsets, columns = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2])
+    labels = torch.tensor([0, 1, 2])
+    with pytest.raises(RuntimeError, match=r"device-side assert.*label is not below L"):
+        operators.sparse_readout(matrix, matrix, labels, offsets, columns, None, 1.0, True)
+    with pytest.raises(RuntimeError, match=r"device-side assert.*col_indices leave"):
+        operators.sparse_readout(matrix, matrix, labels % 2, offsets, columns + 1, None, 1.0, True)
+    with pytest.raises(RuntimeError, match=r"device-side assert.*col_indices leave"):
+        operators.csr_transpose(offsets, columns, 2)
+    with pytest.raises(RuntimeError, match=r"device-side assert.*crow_indices decrease"):
+        operators.csr_transpose(torch.tensor([0, 4, 3]), columns, 3)
+    with pytest.raises(RuntimeError, match=r"device-side assert.*do not end at E"):
+        operators.edge_dot(torch.tensor([0, 1, 1, 2]), columns, matrix, matrix)
+    with pytest.raises(RuntimeError, match=r"device-side assert.*not finite"):
+        operators.knn_graph(matrix * torch.nan, 1, "cosine")
+
+
+def test_emulation_notices_broken_kernels(emulation):
+    """Its own alarms work: a missing barrier gives a wrong sum in one order, others are errors."""
+    emulation.emulation_reverse(0)
+    ascending = emulation.emulation_self_test(0)
+    emulation.emulation_reverse(1)
+    assert (ascending, emulation.emulation_self_test(0)) != (0, 0)
+    assert emulation.emulation_self_test(1) == 1  # some threads skip a block barrier
+    assert emulation.emulation_self_test(2) == 1  # some lanes skip a shuffle
+    assert emulation.emulation_self_test(3) == 0  # a sound kernel
