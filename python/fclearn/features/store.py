@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A feature store: a folder with vectors, a row-aligned manifest and a fingerprint."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fclearn.features.arrays import row_numbers, to_array
+from fclearn.features.fingerprint import Fingerprint
+from fclearn.features.folder import (
+    FEATURES,
+    FINGERPRINT,
+    check_target,
+    install,
+    naming,
+    read_fingerprint,
+    write_fingerprint,
+)
+from fclearn.features.manifest import (
+    Manifest,
+    check_format,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
+from fclearn.features.npy import Features, create_npy, open_npy
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
+_BLOCK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStore:
+    """Stored features of one model, opened for reading; make one with `open` or `write`.
+
+    On disk: ``features.npy`` (float32 or float16, row-major), ``manifest.csv`` or
+    ``manifest.parquet`` (columns ``id``, and optionally ``label``, ``group``, ``class_name``,
+    ``path`` and any others) and ``fingerprint.json``.
+
+    Attributes:
+        path: The folder.
+        features: Shape ``(N, D)``, float32 or float16, read-only and memory-mapped.
+        manifest: Column by name: a list or an array, ``(N,)``.
+        fingerprint: What made the features.
+        ids: One distinct text per row.
+        labels: Class per row, shape ``(N,)``, int64; None without a column ``label``.
+        groups: Near-copies share one, shape ``(N,)``, int64; None without a column ``group``.
+
+    Example:
+        >>> import numpy as np
+        >>> from fclearn import FeatureStore, Fingerprint
+        >>> store = FeatureStore.write("old", np.eye(3, dtype=np.float32),
+        ...                            {"id": ["a", "b", "c"], "label": [0, 1, 1]},
+        ...                            Fingerprint("old-api", 3))
+        >>> len(store), store.dim, store.labels
+        (3, 3, array([0, 1, 1]))
+        >>> FeatureStore.open("old").subset([2])[2]
+        ['c']
+    """
+
+    path: Path
+    features: np.memmap[Any, np.dtype[Any]]
+    manifest: Manifest
+    fingerprint: Fingerprint
+    ids: list[str]
+    labels: NDArray[np.int64] | None
+    groups: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.features.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """Numbers per row."""
+        return int(self.features.shape[1])
+
+    def __repr__(self) -> str:
+        """Path, shape and model; never the data."""
+        return (
+            f"FeatureStore({str(self.path)!r}, {len(self)} x {self.dim} {self.features.dtype}, "
+            f"model={self.fingerprint.model!r})"
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> FeatureStore:
+        """Open a store; features stay on disk.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            ValueError: Something is missing, truncated, or does not agree; the message names the
+                file, what was expected and what was found.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder}: expected the folder of a feature store, found "
+                f"{'a file' if folder.exists() else 'nothing'}"
+            )
+        features = open_npy(folder / FEATURES)
+        if features.dtype not in DTYPES or not features.flags.c_contiguous:
+            order = "row-major" if features.flags.c_contiguous else "column-major"
+            raise ValueError(
+                f"{folder / FEATURES}: expected row-major float32 or float16, found {order} "
+                f"{features.dtype.str}"
+            )
+        fingerprint = read_fingerprint(folder)
+        if fingerprint.dim != features.shape[1]:
+            raise ValueError(
+                f"{folder / FINGERPRINT}: expected dim {features.shape[1]}, the width of "
+                f"{FEATURES}, found {fingerprint.dim}"
+            )
+        manifest = read_manifest(folder, features.shape[0])
+        return cls(
+            path=folder,
+            features=features,
+            manifest=manifest,
+            fingerprint=fingerprint,
+            ids=list(manifest["id"]),
+            labels=np.asarray(manifest["label"]) if "label" in manifest else None,
+            groups=np.asarray(manifest["group"]) if "group" in manifest else None,
+        )
+
+    @classmethod
+    def write(
+        cls,
+        path: str | os.PathLike[str],
+        features: Features | Tensor,
+        manifest: Mapping[str, Sequence[Any] | NDArray[Any]],
+        fingerprint: Fingerprint,
+        manifest_format: str = "csv",
+    ) -> FeatureStore:
+        """Write a store, whole or not at all, and open it. A store already there is replaced.
+
+        Args:
+            path: Folder to make. Its parents are made if needed.
+            features: Shape ``(N, D)``, floating; may be larger than memory if memory-mapped.
+                float16 stays float16, any other type is stored as float32.
+            manifest: Column by name, ``N`` values each; ``id`` is required.
+            fingerprint: What made the features; its ``dim`` must be ``D``.
+            manifest_format: ``"csv"`` or ``"parquet"``.
+
+        Raises:
+            OSError: The folder cannot be written.
+            TypeError: Features that are not floating.
+            ValueError: Shapes or manifest that do not agree, or ``path`` holds something else.
+        """
+        check_format(manifest_format)
+        array = to_array(features, "features")
+        num_rows, dim = array.shape
+        if fingerprint.dim != dim:
+            raise ValueError(
+                f"features: expected {fingerprint.dim} columns, as the fingerprint says, got {dim}"
+            )
+        columns = check_manifest(manifest, num_rows, "manifest")
+        target = check_target(path)
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+        try:
+            with naming(target):
+                temporary.mkdir(parents=True)
+                dtype = np.float16 if array.dtype == np.float16 else np.float32
+                stored = create_npy(temporary / FEATURES, num_rows, dim, dtype)
+                step = max(1, _BLOCK_BYTES // (4 * dim))
+                for begin in range(0, num_rows, step):
+                    stored[begin : begin + step] = array[begin : begin + step]
+                stored.flush()
+                write_manifest(temporary, columns, manifest_format)
+                write_fingerprint(temporary, fingerprint)
+                install(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return cls.open(path)
+
+    def subset(
+        self, index: slice | Sequence[int] | NDArray[Any]
+    ) -> tuple[Features, NDArray[np.int64] | None, list[str]]:
+        """Copy some rows into memory.
+
+        Args:
+            index: Row numbers, a bool per row, or a slice.
+
+        Returns:
+            Features ``(M, D)`` in the stored type, labels ``(M,)`` or None, and ids.
+
+        Raises:
+            IndexError: Rows that do not exist.
+        """
+        rows = row_numbers(len(self), index)
+        labels = None if self.labels is None else self.labels[rows]
+        return np.array(self.features[rows]), labels, [self.ids[row] for row in rows]
