@@ -32,7 +32,7 @@ def open_npy(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[Any, np.dt
         )
     try:
         # Never unpickles: object arrays cannot be mapped.
-        array = np.lib.format.open_memmap(path, mode=mode)
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header can fail in many ways inside numpy
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -43,7 +43,8 @@ def open_npy(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[Any, np.dt
         raise ValueError(f"{path}: expected an array of shape [N, D], found {list(array.shape)}")
     if array.dtype.kind != "f":
         raise ValueError(f"{path}: expected floating numbers, found {array.dtype}")
-    return array
+    # Opened for reading first, because mapping a truncated file for writing would extend it.
+    return array if mode == "r" else np.lib.format.open_memmap(path, mode=mode)
 
 
 def create_npy(
