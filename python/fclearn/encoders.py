@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoders that ship with the library; any ``torch.nn.Module`` of yours works as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallCnn(nn.Module):
+    """Six convolutions for small drawings: about a second per thousand 32-pixel images and core.
+
+    Args:
+        dim: Embedding dim.
+        channels: Channels of the images.
+        width: Channels of the first layers; doubled twice.
+
+    Shapes: images ``(B, channels, H, W)`` in [0, 1], H and W at least 8, to ``(B, dim)``.
+
+    Example:
+        >>> SmallCnn(dim=16, width=8)(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, dim: int, channels: int = 1, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _convolution(channels, width),
+            _convolution(width, width, stride=2),
+            _convolution(width, 2 * width),
+            _convolution(2 * width, 2 * width, stride=2),
+            _convolution(2 * width, 4 * width),
+            _convolution(4 * width, 4 * width, stride=2),
+        )
+        # The maximum tells whether a part is there, the mean how much of it.
+        self.head = nn.Linear(8 * width, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed a batch."""
+        maps = self.features(images)
+        out: Tensor = self.head(torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], dim=1))
+        return out
+
+
+class ResNet(nn.Module):
+    """ResNet of basic blocks (ResNet-18: two per stage), with a linear head into the embedding.
+
+    Args:
+        dim: Embedding dim.
+        channels: Channels of the images.
+        blocks: Blocks per stage.
+        width: Channels of the first stage; doubled in each of the next.
+        small_images: A 3 x 3 stem without pooling, for images below about 64 pixels.
+
+    References:
+        He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016.
+
+    Example:
+        >>> ResNet(dim=8, width=8)(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        channels: int = 1,
+        *,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        width: int = 64,
+        small_images: bool = True,
+    ) -> None:
+        super().__init__()
+        if small_images:
+            layers: list[nn.Module] = [_convolution(channels, width)]
+        else:
+            layers = [
+                _convolution(channels, width, kernel=7, stride=2),
+                nn.MaxPool2d(3, stride=2, padding=1),
+            ]
+        before = width
+        for stage, count in enumerate(blocks):
+            after = width * 2**stage
+            for block in range(count):
+                layers.append(_BasicBlock(before, after, 2 if stage > 0 and block == 0 else 1))
+                before = after
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(before, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed a batch."""
+        out: Tensor = self.head(self.features(images).mean((2, 3)))
+        return out
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _convolution(before, after, stride=stride),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.skip = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.body(maps) + self.skip(maps))
+
+
+def _convolution(before: int, after: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
+
+
+_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "small-cnn": SmallCnn,
+    "resnet18": ResNet,
+    "resnet18-large-images": lambda dim, channels: ResNet(dim, channels, small_images=False),
+}
+
+
+def build_encoder(name: str, *, dim: int, channels: int = 1) -> nn.Module:
+    """Make an encoder by name.
+
+    Args:
+        name: ``"small-cnn"``, ``"resnet18"``, ``"resnet18-large-images"``, or ``"timm:NAME"`` for
+            any model of timm (not pretrained; timm must be installed).
+        dim: Embedding dim, >= 1.
+        channels: Channels of the images.
+
+    Raises:
+        ValueError: An unknown name (the known ones are listed), or a dim below 1.
+        ModuleNotFoundError: A ``timm:`` name without timm.
+
+    Example:
+        >>> build_encoder("small-cnn", dim=64)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 64])
+    """
+    if dim < 1:
+        raise ValueError(f"dim: expected at least 1, got {dim}")
+    if name.startswith("timm:"):
+        try:
+            import timm  # noqa: PLC0415  (an optional dependency)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"encoder {name!r} needs timm: pip install timm") from error
+        model: nn.Module = timm.create_model(
+            name.removeprefix("timm:"), pretrained=False, num_classes=dim, in_chans=channels
+        )
+        return model
+    if name not in _BUILDERS:
+        raise ValueError(f"encoder: expected one of {[*_BUILDERS, 'timm:NAME']}, got {name!r}")
+    return _BUILDERS[name](dim, channels)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss terms as modules: they hold what is frozen and call :mod:`fcl_ext` in one line.
+
+Every term is called as ``term(embeddings, labels, rows)``: embeddings ``(B, D)`` not normalised,
+labels ``(B,)`` int64, rows ``(B,)`` int64 numbers of the images in the training set. Embeddings may
+be wider than the old features: their first dims carry the compatibility.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fcl_ext
+
+
+def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
+    """The first dims of the embeddings, those compared with the old features.
+
+    Args:
+        embeddings: Shape ``(B, D)``.
+        dim: Dim of the old features.
+
+    Raises:
+        ValueError: Embeddings narrower than the old features.
+
+    Example:
+        >>> compatible_part(torch.ones(2, 5), 3).shape
+        torch.Size([2, 3])
+    """
+    if embeddings.shape[1] < dim:
+        raise ValueError(
+            f"embeddings: expected at least the {dim} dims of the old features, "
+            f"got {embeddings.shape[1]}"
+        )
+    return embeddings[:, :dim]
+
+
+class CosineClassifierLoss(nn.Module):
+    """The new model's own classifier: trainable prototypes under a cosine softmax.
+
+    Args:
+        num_classes: C.
+        dim: Embedding dim.
+        scale: Inverse temperature.
+        margin: Margin of the target class (0: none).
+        margin_type: ``"cosface"`` or ``"arcface"``.
+        label_smoothing: In [0, 1].
+
+    Example:
+        >>> term = CosineClassifierLoss(10, 4)
+        >>> term(torch.randn(3, 4), torch.tensor([0, 5, 9])).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        scale: float = 16.0,
+        margin: float = 0.0,
+        margin_type: fcl_ext.losses.MarginType = "cosface",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(num_classes, dim) / math.sqrt(dim))
+        self.scale = scale
+        self.margin = margin
+        self.margin_type: fcl_ext.losses.MarginType = margin_type
+        self.label_smoothing = label_smoothing
+
+    def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Mean loss of the batch."""
+        return fcl_ext.compat_loss(
+            embeddings,
+            self.prototypes,
+            labels,
+            scale=self.scale,
+            margin=self.margin,
+            margin_type=self.margin_type,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        """Shapes and hyper-parameters."""
+        count, dim = self.prototypes.shape
+        return f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}"
+
+
+class PseudoClassifierLoss(nn.Module):
+    r"""Cross-entropy against a frozen pseudo classifier (the influence loss of BCT).
+
+    Args:
+        prototypes: Shape ``(C, D_old)``; frozen here.
+        scale: Inverse temperature.
+        label_smoothing: In [0, 1].
+        soft_targets: Walk-refined target vectors, one per training image, shape ``(N, D_old)``;
+            replace the prototype of the label.
+
+    References:
+        Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020.
+    """
+
+    prototypes: Tensor
+    soft_targets: Tensor | None
+
+    def __init__(
+        self,
+        prototypes: Tensor,
+        *,
+        scale: float = 10.0,
+        label_smoothing: float = 0.0,
+        soft_targets: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", F.normalize(prototypes.detach(), dim=1))
+        self.register_buffer(
+            "soft_targets", None if soft_targets is None else soft_targets.detach().clone()
+        )
+        self.scale = scale
+        self.label_smoothing = label_smoothing
+
+    def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Mean loss of the batch; rows are needed with soft targets."""
+        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        if self.soft_targets is not None:
+            if rows is None:
+                raise ValueError("rows: soft targets are looked up by training row; got None")
+            return fcl_ext.compat_loss(
+                part,
+                self.prototypes,
+                targets=self.soft_targets[rows],
+                scale=self.scale,
+                normalize=False,
+            )
+        return fcl_ext.compat_loss(
+            part,
+            self.prototypes,
+            labels,
+            scale=self.scale,
+            label_smoothing=self.label_smoothing,
+            normalize=False,
+        )
+
+    def extra_repr(self) -> str:
+        """Shapes and hyper-parameters."""
+        count, dim = self.prototypes.shape
+        soft = self.soft_targets is not None
+        return f"num_classes={count}, dim={dim}, scale={self.scale}, soft_targets={soft}"
+
+
+class InstanceCompatLoss(nn.Module):
+    """Every old feature a frozen row, the rows of one's class the target set.
+
+    Args:
+        features: Old features of the training images, shape ``(N, D_old)``.
+        labels: Their classes, shape ``(N,)``, int64.
+        scale: Inverse temperature.
+        positives: Instead of the class's own rows: weighted sets, as from a random walk.
+    """
+
+    features: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    log_weights: Tensor | None
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        scale: float = 10.0,
+        positives: fcl_ext.PositiveSets | None = None,
+    ) -> None:
+        super().__init__()
+        if positives is None:
+            positives = fcl_ext.PositiveSets.from_labels(labels)
+        self.register_buffer("features", F.normalize(features.detach(), dim=1))
+        self.register_buffer("crow_indices", positives.crow_indices)
+        self.register_buffer("col_indices", positives.col_indices)
+        self.register_buffer("log_weights", positives.log_weights)
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Mean loss of the batch."""
+        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        return fcl_ext.compat_supcon(
+            part,
+            labels,
+            self.features,
+            positives=(self.crow_indices, self.col_indices, self.log_weights),
+            scale=self.scale,
+            normalize=False,
+        )
+
+    def extra_repr(self) -> str:
+        """Shapes and hyper-parameters."""
+        count, dim = self.features.shape
+        return f"num_features={count}, dim={dim}, scale={self.scale}"
+
+
+class L2CompatLoss(nn.Module):
+    """Squared distance between the unit embedding and the image's own old feature.
+
+    Args:
+        features: Old features of the training images, shape ``(N, D_old)``.
+    """
+
+    features: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", F.normalize(features.detach(), dim=1))
+
+    def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """Mean loss of the batch."""
+        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        return (part - self.features[rows]).square().sum(1).mean()
+
+    def extra_repr(self) -> str:
+        """Shapes."""
+        return f"num_features={self.features.shape[0]}, dim={self.features.shape[1]}"
+
+
+class DistillCompatLoss(nn.Module):
+    """KL(old || new) between the softmaxes of old feature and embedding over the same prototypes.
+
+    Args:
+        prototypes: Shape ``(C, D_old)``; frozen here.
+        features: Old features of the training images, shape ``(N, D_old)``: the teacher, read out
+            once.
+        scale: Inverse temperature.
+
+    References:
+        Li and Hoiem, *Learning without Forgetting*, ECCV 2016.
+    """
+
+    prototypes: Tensor
+    teacher_mean: Tensor
+    teacher_negative_entropy: Tensor
+
+    def __init__(self, prototypes: Tensor, features: Tensor, *, scale: float = 10.0) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", F.normalize(prototypes.detach(), dim=1))
+        teacher = fcl_ext.teacher_readout(features.detach(), self.prototypes, scale=scale)
+        self.register_buffer("teacher_mean", teacher.mean)
+        self.register_buffer("teacher_negative_entropy", teacher.negative_entropy)
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """Mean loss of the batch."""
+        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        return fcl_ext.compat_kl(
+            part,
+            self.prototypes,
+            teacher=(self.teacher_mean[rows], self.teacher_negative_entropy[rows]),
+            scale=self.scale,
+            normalize=False,
+        )
+
+    def extra_repr(self) -> str:
+        """Shapes and hyper-parameters."""
+        count, dim = self.prototypes.shape
+        return f"num_classes={count}, dim={dim}, scale={self.scale}"
