@@ -240,6 +240,17 @@ def test_walk_isolated_nodes_and_layouts():
     test_random_walk.test_layouts_and_aliasing("cpu")
 
 
+def test_rows_that_are_not_16_byte_aligned(operators):
+    crow, col, values, features, _ = test_random_walk._inputs(
+        (30, 200, 8, 0.1, 0), torch.float32, "cpu"
+    )
+    shifted = torch.zeros(241)[1:].view_as(features).copy_(features)
+    walk = [operators.random_walk(crow, col, values, x, 0.9, 3) for x in (features, shifted)]
+    assert torch.equal(*walk)
+    dots = [operators.edge_dot(crow, col, x, x) for x in (features, shifted)]
+    torch.testing.assert_close(*dots)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sample", [WALKS[0], WALKS[4], WALKS[6], WALKS[8]], ids=str)
 def test_walk_to_the_limit(sample, dtype):

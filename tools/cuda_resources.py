@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Registers, shared memory and spills of every CUDA kernel, as ptxas reports them.
+
+Compiles each ``csrc/ops/cuda/*.cu`` to machine code and prints one line per kernel. A spill or a
+stack frame means that a kernel keeps variables in device memory: it fails the run.
+
+Usage: ``python tools/cuda_resources.py [--architectures 80 90a] [--json FILE]``. Needs nvcc, but
+no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Kernel:
+    """What one kernel takes on one architecture."""
+
+    file: str
+    name: str
+    architecture: str
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def _demangle(names: list[str]) -> list[str]:
+    """Readable names, without namespaces and parameters."""
+    if shutil.which("c++filt") is None or not names:
+        return names
+    run = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    return [_shorten(name) for name in run.stdout.splitlines()]
+
+
+def _shorten(name: str) -> str:
+    name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::", "", name)
+    name = re.sub(r"\(fcl::ops::cuda::ReadoutGradient\)(\d)", r"gradient \1", name)
+    name = re.sub(r"^void ", "", name)
+    depth = 0
+    for at, letter in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(letter, 0)
+        if letter == "(" and depth == 0:
+            name = name[:at]
+            break
+    # Template arguments keep their last words only: cub's are pages long.
+    name = re.sub(r"(?:\w+::)+(?=\w)", "", name)
+    return name if len(name) < 70 else name[: name.index("<") + 1] + "...>"
+
+
+def parse(report: str, file: str, architecture: str) -> list[Kernel]:
+    """Kernels in ptxas' verbose output."""
+    blocks = re.split(r"Compiling entry function '", report)[1:]
+    kernels = []
+    for block in blocks:
+        stack, stores, loads = (
+            int(n)
+            for n in re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block
+            ).groups()
+        )
+        registers = int(re.search(r"Used (\d+) registers", block)[1])
+        shared = re.search(r"(\d+) bytes smem", block)
+        kernels.append(
+            Kernel(
+                file,
+                block[: block.index("'")],
+                architecture,
+                registers,
+                int(shared[1]) if shared else 0,
+                stack,
+                stores + loads,
+            )
+        )
+    for kernel, name in zip(kernels, _demangle([k.name for k in kernels]), strict=True):
+        kernel.name = name
+    return kernels
+
+
+def compile_kernels(nvcc: str, source: Path, architecture: str, folder: str) -> list[Kernel]:
+    """Compile one file for one architecture and read the report."""
+    command = [
+        *(nvcc, "-cubin", "-std=c++20", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"),
+        f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+        *("-o", f"{folder}/{source.stem}.{architecture}.cubin", str(source)),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise SystemExit(f"{source.name} does not compile for sm_{architecture}:\n{run.stderr}")
+    return parse(run.stderr, source.name, architecture)
+
+
+def main() -> int:
+    """Print the table; 1 if a kernel spills or has a stack frame."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architectures", nargs="+", default=["80", "90a"])
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    options = parser.parse_args()
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"))
+    if nvcc is None:
+        print("cuda_resources: nvcc is not on PATH (or set CUDACXX)", file=sys.stderr)
+        return 2
+    jobs = [
+        (source, architecture)
+        for source in sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))
+        for architecture in options.architectures
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        found = pool.map(lambda job: compile_kernels(nvcc, *job, folder), jobs)
+        kernels = [kernel for group in found for kernel in group]
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n")
+    print(f"{'file':28} {'kernel':52} {'sm':>4} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5}")
+    for k in kernels:
+        print(
+            f"{k.file:28} {k.name:52} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
+            f"{k.stack_bytes:5} {k.spill_bytes:5}"
+        )
+    bad = [k for k in kernels if k.stack_bytes or k.spill_bytes]
+    print(f"{len(kernels)} kernels, {len(bad)} with a stack frame or spills")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
