@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with labels, ids and groups, row-aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Row-aligned images, labels, ids and groups.
+
+    Attributes:
+        images: Shape ``(N, H, W)`` (grey) or ``(N, H, W, 3)`` (RGB), uint8; may be memory-mapped.
+        labels: Class per image, shape ``(N,)``, int64 in ``[0, len(class_names))``.
+        ids: One distinct string per image: the row's identity across old and new features.
+        groups: Optional, shape ``(N,)``, int64: images of one group may be near-copies (weights of
+            one font, frames of one camera), so a fair gallery leaves out the query's own group.
+        class_names: Name of each label.
+        group_names: Name of each group.
+
+    Raises:
+        TypeError: Images that are not uint8, labels that are not integers.
+        ValueError: Shapes that disagree, labels out of range, ids that repeat.
+
+    Example:
+        >>> import numpy as np
+        >>> from fclearn.datasets import ImageDataset
+        >>> data = ImageDataset(np.zeros((3, 8, 8), np.uint8), np.array([0, 1, 1]),
+        ...                     ids=["a", "b", "c"], class_names=["cat", "dog"])
+        >>> data.subset([2]).ids, data.select_classes([1]).labels.tolist()
+        (['c'], [0, 0])
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    ids: list[str]
+    groups: NDArray[np.int64] | None = None
+    class_names: Sequence[str] = ()
+    group_names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check that everything is aligned."""
+        shape = self.images.shape
+        if self.images.dtype != np.uint8:
+            raise TypeError(f"images: expected dtype uint8, got {self.images.dtype}")
+        if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] != 3):
+            raise ValueError(f"images: expected shape [N, H, W] or [N, H, W, 3], got {list(shape)}")
+        if self.labels.dtype != np.int64:
+            raise TypeError(f"labels: expected dtype int64, got {self.labels.dtype}")
+        if self.labels.shape != shape[:1]:
+            raise ValueError(f"labels: expected shape [{shape[0]}], got {list(self.labels.shape)}")
+        if len(self.ids) != shape[0]:
+            raise ValueError(f"ids: expected {shape[0]}, one per image, got {len(self.ids)}")
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            twice = next(name for name in self.ids if name in seen or seen.add(name))
+            raise ValueError(f"ids: expected distinct ids, got {twice!r} twice")
+        if self.groups is not None and self.groups.shape != shape[:1]:
+            raise ValueError(f"groups: expected shape [{shape[0]}], got {list(self.groups.shape)}")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            raise ValueError(
+                f"labels: expected values in [0, {self.num_classes}) (one per class name), got "
+                f"{self.labels.min()} to {self.labels.max()}"
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class names."""
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return 1 if self.images.ndim == 3 else 3
+
+    def tensor(self, index: NDArray[np.int64] | Sequence[int]) -> Tensor:
+        """Images of some rows as float32 in [0, 1], shape ``(B, channels, H, W)``.
+
+        Args:
+            index: Row numbers.
+        """
+        batch = torch.from_numpy(np.ascontiguousarray(self.images[np.asarray(index)]))
+        batch = batch[:, None] if self.channels == 1 else batch.permute(0, 3, 1, 2)
+        return batch.to(torch.float32) / 255
+
+    def subset(self, index: NDArray[np.int64] | NDArray[np.bool_] | Sequence[int]) -> ImageDataset:
+        """Rows ``index`` (integers or a mask), all class names kept.
+
+        Args:
+            index: Row numbers, or a bool per row.
+        """
+        rows = np.arange(len(self))[np.asarray(index)]
+        return ImageDataset(
+            self.images[rows],
+            self.labels[rows],
+            [self.ids[row] for row in rows],
+            None if self.groups is None else self.groups[rows],
+            self.class_names,
+            self.group_names,
+        )
+
+    def select_classes(self, classes: Sequence[int] | NDArray[np.int64]) -> ImageDataset:
+        """All images of these classes, relabelled ``0 … len(classes) - 1`` in the order given.
+
+        Args:
+            classes: Labels to keep, distinct.
+
+        Raises:
+            ValueError: A class that does not exist, or the same one twice.
+        """
+        wanted = np.asarray(classes, dtype=np.int64)
+        if len(np.unique(wanted)) != len(wanted) or (
+            len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.num_classes
+        ):
+            raise ValueError(
+                f"classes: expected distinct labels in [0, {self.num_classes}), got {wanted}"
+            )
+        new_label = np.full(self.num_classes, -1, dtype=np.int64)
+        new_label[wanted] = np.arange(len(wanted))
+        kept = self.subset(new_label[self.labels] >= 0)
+        return ImageDataset(
+            kept.images,
+            new_label[kept.labels],
+            kept.ids,
+            kept.groups,
+            [self.class_names[label] for label in wanted],
+            self.group_names,
+        )
+
+
+def split_classes(num_classes: int, *sizes: int, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Disjoint random sets of classes: the same for the same seed, on every machine.
+
+    Args:
+        num_classes: How many classes there are.
+        sizes: Classes in each set; what is left over makes one more set, which may be empty.
+        seed: Of the shuffle.
+
+    Returns:
+        ``len(sizes) + 1`` sorted arrays of labels, int64.
+
+    Raises:
+        ValueError: Sizes that are negative or exceed the number of classes.
+
+    Example:
+        >>> [len(part) for part in split_classes(10, 2, 5, seed=0)]
+        [2, 5, 3]
+    """
+    if min(sizes, default=0) < 0 or sum(sizes) > num_classes:
+        raise ValueError(f"sizes: expected at most {num_classes} classes in all, got {sizes}")
+    order = np.random.default_rng(seed).permutation(num_classes)
+    return [np.sort(part) for part in np.split(order, np.cumsum(sizes))]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Your own images: a folder with one folder per class, or a manifest of files and labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from fclearn.datasets.base import ImageDataset
+
+_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+
+
+def load_image_folder(
+    path: str | os.PathLike[str], *, size: int = 64, grey: bool = False
+) -> ImageDataset:
+    """Images of ``path/<class>/<file>``, resized to a square.
+
+    Args:
+        path: Folder with one folder per class (as ImageNet's ``train``); the order of the class
+            names is alphabetical. Files in deeper folders belong to their top folder's class.
+        size: Side of the images in pixels. The short side is scaled to it, the centre kept.
+        grey: One channel instead of three.
+
+    Raises:
+        ValueError: No such folder, no class folder, a class without images, an unreadable image.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ValueError(f"image folder: {root} is not a folder")
+    class_names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    if not class_names:
+        raise ValueError(f"image folder: expected one folder per class in {root}, found none")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in _EXTENSIONS)
+        if not found:
+            raise ValueError(f"image folder: class {name!r} in {root} has no images")
+        files += found
+        labels += [label] * len(found)
+    ids = [file.relative_to(root).as_posix() for file in files]
+    return _load(files, labels, ids, class_names, None, size, grey)
+
+
+def load_image_manifest(
+    path: str | os.PathLike[str], *, size: int = 64, grey: bool = False
+) -> ImageDataset:
+    """Images listed in a csv or parquet file with columns ``path,label`` and maybe ``id,group``.
+
+    Args:
+        path: The manifest. Image paths are relative to its folder, labels are class names.
+        size: Side of the images in pixels.
+        grey: One channel instead of three.
+
+    Raises:
+        ValueError: A missing file, a missing column, no rows, an unreadable image.
+    """
+    manifest = Path(path)
+    if not manifest.is_file():
+        raise ValueError(f"image manifest: {manifest} is not a file")
+    if manifest.suffix == ".parquet":
+        rows = pq.read_table(manifest).to_pylist()
+    else:
+        with manifest.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"image manifest: {manifest} has no rows")
+    for column in ("path", "label"):
+        if column not in rows[0]:
+            raise ValueError(
+                f"image manifest: expected a column {column!r} in {manifest}, got {sorted(rows[0])}"
+            )
+    class_names = sorted({str(row["label"]) for row in rows})
+    number = {name: label for label, name in enumerate(class_names)}
+    groups = None
+    if "group" in rows[0]:
+        group_names = sorted({str(row["group"]) for row in rows})
+        groups = np.array([group_names.index(str(row["group"])) for row in rows], dtype=np.int64)
+    return _load(
+        [manifest.parent / str(row["path"]) for row in rows],
+        [number[str(row["label"])] for row in rows],
+        [str(row["id"]) if "id" in row else str(row["path"]) for row in rows],
+        class_names,
+        groups,
+        size,
+        grey,
+    )
+
+
+def _load(
+    files: Sequence[Path],
+    labels: Sequence[int],
+    ids: Sequence[str],
+    class_names: Sequence[str],
+    groups: np.ndarray | None,
+    size: int,
+    grey: bool,
+) -> ImageDataset:
+    if not 8 <= size <= 1024:
+        raise ValueError(f"size: expected 8 to 1024 pixels, got {size}")
+    images = np.empty((len(files), size, size) if grey else (len(files), size, size, 3), np.uint8)
+    for row, file in enumerate(files):
+        images[row] = _read(file, size, grey)
+    return ImageDataset(
+        images,
+        np.array(labels, dtype=np.int64),
+        list(ids),
+        groups=groups,
+        class_names=class_names,
+    )
+
+
+def _read(file: Path, size: int, grey: bool) -> np.ndarray:
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("L" if grey else "RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"image {file}: cannot be read: {error}") from error
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))

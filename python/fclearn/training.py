@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training any encoder on any list of loss terms: resumable, deterministic, stoppable."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from fclearn.augmentation import augment_drawings
+from fclearn.datasets import ImageDataset
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "step",
+    "loss",
+    "loss_new",
+    "loss_compat",
+    "lr",
+    "accuracy",
+    "images_per_second",
+    "seconds",
+)
+
+
+class DivergenceError(RuntimeError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One summand of the training loss.
+
+    Attributes:
+        name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
+            the history adds up terms by this name.
+        weight: Factor.
+        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too.
+    """
+
+    name: str
+    weight: float
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyper-parameters of a training.
+
+    Attributes:
+        epochs: Passes over the images.
+        batch_size: Images per step; a last, smaller batch is left out.
+        optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
+        learning_rate: Peak; reached after the warm-up, then decayed to zero along a cosine.
+        weight_decay: Decoupled for adamw.
+        warmup_epochs: Linear warm-up.
+        augment: Random shift, rotation, scaling of each image.
+        max_grad_norm: Gradients are clipped to this norm; 0: not at all.
+        precision: ``"float32"``, or ``"bfloat16"``: the encoder under autocast, losses in float32.
+        seed: Order of the images and augmentation.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    epochs: int = 40
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup_epochs: float = 2.0
+    augment: bool = True
+    max_grad_norm: float = 5.0
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
+        for name in ("weight_decay", "warmup_epochs", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer: expected 'adamw' or 'sgd', got {self.optimizer!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
+
+
+class Trainer:
+    """Trains an encoder on loss terms; one call of `fit` runs, or resumes, the whole training.
+
+    Args:
+        encoder: Any module from images ``(B, C, H, W)`` to embeddings ``(B, D)``.
+        losses: Summands of the loss.
+        dataset: Training images; labels 0 .. C - 1.
+        config: Hyper-parameters.
+        output_dir: Folder of ``checkpoint.pt`` and ``history.csv``; None: nothing is written.
+        device: Where to train.
+        augment: Batch of images and a generator to a batch of images; the default suits drawings.
+        progress: Show a progress bar on stderr, if it is a terminal.
+
+    Example:
+        >>> import numpy as np
+        >>> from fclearn.encoders import SmallCnn
+        >>> from fclearn.losses import CosineClassifierLoss
+        >>> images = np.random.default_rng(0).integers(0, 255, (8, 16, 16), dtype=np.uint8)
+        >>> data = ImageDataset(images, np.arange(8) % 2, ids=list("abcdefgh"),
+        ...                     class_names=["x", "y"])
+        >>> trainer = Trainer(SmallCnn(4, width=4),
+        ...     [LossTerm("new", 1.0, CosineClassifierLoss(2, 4))], data,
+        ...     TrainConfig(epochs=2, batch_size=4))
+        >>> history = trainer.fit()
+        >>> [row["epoch"] for row in history]
+        [1, 2]
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        losses: Sequence[LossTerm],
+        dataset: ImageDataset,
+        config: TrainConfig,
+        *,
+        output_dir: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+        augment: Callable[[Tensor, torch.Generator], Tensor] = augment_drawings,
+        progress: bool = True,
+    ) -> None:
+        if not losses:
+            raise ValueError("losses: expected at least one term")
+        if len(dataset) < config.batch_size:
+            raise ValueError(
+                f"batch_size: expected at most the number of images ({len(dataset)}), "
+                f"got {config.batch_size}"
+            )
+        self.device = torch.device(device)
+        self.encoder = encoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.losses = list(losses)
+        self.dataset = dataset
+        self.config = config
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self._augment = augment
+        self._progress = progress
+        self._modules = nn.ModuleDict({"encoder": self.encoder})
+        for number, term in enumerate(self.losses):
+            self._modules[f"loss{number}"] = term.module.to(self.device)
+        self._steps_per_epoch = len(dataset) // config.batch_size
+        self._optimizer = self._make_optimizer()
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate_factor)
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._epoch = 0
+        self.history: list[dict[str, float]] = []
+
+    def fit(self) -> list[dict[str, float]]:
+        """Train until the last epoch, from the checkpoint in ``output_dir`` if there is one.
+
+        Returns:
+            One row per epoch with `HISTORY_COLUMNS`.
+
+        Raises:
+            DivergenceError: A loss that is not finite.
+            KeyboardInterrupt: Ctrl-C: the step is finished and the state as of the last whole epoch
+                is in the checkpoint; call `fit` again to go on.
+            ValueError: A checkpoint of another configuration.
+            OSError: The output folder cannot be written.
+        """
+        if self.output_dir is not None:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            self._load_checkpoint()
+        with self._bar() as advance, _interruptible() as interrupted:
+            advance(self._epoch, None)
+            while self._epoch < self.config.epochs:
+                self._run_epoch(interrupted)
+                if self.output_dir is not None:
+                    self._save_checkpoint(self.output_dir)
+                advance(self._epoch, self.history[-1])
+                if interrupted():
+                    raise KeyboardInterrupt
+        return self.history
+
+    def _run_epoch(self, interrupted: Callable[[], bool]) -> None:
+        self._modules.train()
+        order = torch.randperm(len(self.dataset), generator=self._generator)
+        labels = torch.from_numpy(self.dataset.labels)
+        sums = {"loss": 0.0, "new": 0.0, "compat": 0.0, "correct": 0.0}
+        count = 0
+        start = time.perf_counter()
+        for step in range(self._steps_per_epoch):
+            rows = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
+            self._step(rows.to(self.device), labels[rows].to(self.device), sums)
+            count += len(rows)
+            if interrupted():
+                # A partial epoch is not kept: resuming repeats it from the checkpoint, and so
+                # ends where an undisturbed run would.
+                raise KeyboardInterrupt
+        seconds = time.perf_counter() - start
+        self._epoch += 1
+        steps = self._steps_per_epoch
+        self.history.append(
+            {
+                "epoch": self._epoch,
+                "step": self._epoch * steps,
+                "loss": sums["loss"] / steps,
+                "loss_new": sums["new"] / steps,
+                "loss_compat": sums["compat"] / steps,
+                "lr": float(self._schedule.get_last_lr()[0]),
+                "accuracy": sums["correct"] / count,
+                "images_per_second": count / seconds,
+                "seconds": seconds,
+            }
+        )
+
+    def _step(self, rows: Tensor, labels: Tensor, sums: dict[str, float]) -> None:
+        images = self.dataset.tensor(rows.cpu().numpy())
+        if self.config.augment:
+            images = self._augment(images, self._generator)
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        ):
+            embeddings = self.encoder(images)
+        embeddings = embeddings.float()
+        values = [term.weight * term.module(embeddings, labels, rows) for term in self.losses]
+        loss = torch.stack(values).sum()
+        if not torch.isfinite(loss):
+            step = self._epoch * self._steps_per_epoch + 1
+            raise DivergenceError(
+                f"the loss is {float(loss.detach())} in epoch {self._epoch + 1} (after step "
+                f"{step - 1}); the last whole epoch is in the checkpoint. Try a lower "
+                "learning_rate, a longer warm-up, or precision float32"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        sums["loss"] += float(loss.detach())
+        for term, value in zip(self.losses, values, strict=True):
+            sums["new" if term.name == "new" else "compat"] += float(value.detach())
+        sums["correct"] += self._num_correct(embeddings.detach(), labels)
+
+    def _num_correct(self, embeddings: Tensor, labels: Tensor) -> float:
+        # Of the new model's own classifier, on the augmented images it has just seen.
+        for term in self.losses:
+            prototypes = getattr(term.module, "prototypes", None)
+            if term.name == "new" and isinstance(prototypes, Tensor):
+                unit = nn.functional.normalize(prototypes.detach(), dim=1)
+                return float(((embeddings @ unit.T).argmax(1) == labels).sum())
+        return math.nan
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self._modules.parameters() if p.requires_grad]
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        if self.config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+    def _rate_factor(self, step: int) -> float:
+        total = self.config.epochs * self._steps_per_epoch
+        warmup = min(self.config.warmup_epochs * self._steps_per_epoch, 0.5 * total)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(total - warmup, 1))))
+
+    def _save_checkpoint(self, folder: Path) -> None:
+        state = {
+            "config": asdict(self.config),
+            "modules": self._modules.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "epoch": self._epoch,
+            "history": self.history,
+        }
+        temporary = folder / "checkpoint.pt.partial"
+        torch.save(state, temporary)
+        temporary.replace(folder / "checkpoint.pt")
+        temporary = folder / "history.csv.partial"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, HISTORY_COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.history)
+        temporary.replace(folder / "history.csv")
+
+    def _load_checkpoint(self) -> None:
+        assert self.output_dir is not None
+        path = self.output_dir / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["config"] != asdict(self.config):
+            changed = sorted(
+                key
+                for key, value in asdict(self.config).items()
+                if state["config"].get(key) != value
+            )
+            raise ValueError(
+                f"{path}: made with another configuration ({', '.join(changed)} differ); "
+                "use another output folder or remove it"
+            )
+        try:
+            self._modules.load_state_dict(state["modules"])
+        except RuntimeError as error:
+            raise ValueError(f"{path}: made with another encoder or other losses") from error
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"].cpu())
+        self._epoch = state["epoch"]
+        self.history = state["history"]
+
+    @contextmanager
+    def _bar(self) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
+        visible = self._progress and sys.stderr.isatty()
+        with Progress(
+            TextColumn("epoch {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not visible,
+        ) as bar:
+            task = bar.add_task("", total=self.config.epochs)
+
+            def advance(epoch: int, row: dict[str, float] | None) -> None:
+                text = ""
+                if row is not None:
+                    text = f"loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s"
+                bar.update(task, completed=epoch, description=text)
+
+            yield advance
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C instead of raising it anywhere; a second one raises at once."""
+    hit = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal hit
+        if hit:
+            raise KeyboardInterrupt
+        hit = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread: Ctrl-C is somebody else's business
+        yield lambda: False
+        return
+    try:
+        yield lambda: hit
+    finally:
+        signal.signal(signal.SIGINT, previous)
