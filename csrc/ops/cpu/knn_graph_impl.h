@@ -17,11 +17,45 @@
 namespace fcl::ops::cpu {
 namespace {
 
+// A neighbour as one integer, larger for better: the similarity's bits, made to sort as the number
+// does, above the complement of the index, so that ties go to the lower one.
 template <typename T>
-struct Neighbour {
-  T similarity;
-  int32_t index;
+struct KeyOf {
+  using type = uint64_t;
+  using Bits = uint32_t;
 };
+template <>
+struct KeyOf<double> {
+  __extension__ typedef unsigned __int128 type;
+  using Bits = uint64_t;
+};
+template <typename T>
+using Key = typename KeyOf<T>::type;
+
+template <typename T>
+inline Key<T> make_key(T similarity, int64_t index) {
+  using Bits = typename KeyOf<T>::Bits;
+  constexpr Bits kSign = Bits{1} << (8 * sizeof(Bits) - 1);
+  const T value = similarity + T(0);  // -0 ties with 0
+  Bits bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  bits = (bits & kSign) != 0 ? ~bits : bits | kSign;
+  return (static_cast<Key<T>>(bits) << 32) | static_cast<uint32_t>(~index);
+}
+template <typename T>
+inline T similarity_of(Key<T> key) {
+  using Bits = typename KeyOf<T>::Bits;
+  constexpr Bits kSign = Bits{1} << (8 * sizeof(Bits) - 1);
+  Bits bits = static_cast<Bits>(key >> 32);
+  bits = (bits & kSign) != 0 ? bits ^ kSign : ~bits;
+  T value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+template <typename T>
+inline int32_t index_of(Key<T> key) {
+  return static_cast<int32_t>(~static_cast<uint32_t>(key));
+}
 
 template <typename T>
 constexpr T infinity() {
@@ -51,46 +85,77 @@ inline uint32_t mask_greater(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-template <typename T>
-inline bool is_worse(const Neighbour<T>& a, const Neighbour<T>& b) {
-  return a.similarity < b.similarity || (a.similarity == b.similarity && a.index > b.index);
+template <typename K>
+inline void exchange(K& a, K& b) {
+  const K c = a;
+  a = b;
+  b = c;
 }
 
-// Puts `item` at the root of a heap (worst on top) of `size` and restores the heap.
-template <typename T>
-inline void replace_worst(Neighbour<T>* heap, int64_t size, Neighbour<T> item) {
-  int64_t at = 0;
-  for (int64_t child = 1; child < size; child = 2 * at + 1) {
-    if (child + 1 < size && is_worse(heap[child + 1], heap[child])) ++child;
-    if (!is_worse(heap[child], item)) break;
-    heap[at] = heap[child];
-    at = child;
+// Moves the best k of n keys to the front, the k-th best to place k - 1.
+template <typename K>
+void select_best(K* keys, int64_t n, int64_t k) {
+  int64_t begin = 0;
+  int64_t last = n - 1;
+  while (begin < last) {
+    // The median of three becomes the pivot, at the end.
+    K& middle = keys[(begin + last) / 2];
+    if (middle > keys[begin]) exchange(middle, keys[begin]);
+    if (keys[last] > keys[begin]) exchange(keys[last], keys[begin]);
+    if (middle > keys[last]) exchange(middle, keys[last]);
+    const K pivot = keys[last];
+    int64_t better = begin;
+    // Without a branch: comparisons here are coin flips.
+    for (int64_t i = begin; i < last; ++i) {
+      const K key = keys[i];
+      keys[i] = keys[better];
+      keys[better] = key;
+      better += key > pivot;
+    }
+    keys[last] = keys[better];
+    keys[better] = pivot;
+    if (better == k - 1) return;
+    if (better < k - 1) {
+      begin = better + 1;
+    } else {
+      last = better - 1;
+    }
   }
-  heap[at] = item;
 }
 
-// Heap -> best first.
-template <typename T>
-void sort_heap(Neighbour<T>* heap, int64_t size) {
-  for (int64_t last = size - 1; last > 0; --last) {
-    const Neighbour<T> worst = heap[0];
-    const Neighbour<T> item = heap[last];
-    replace_worst(heap, last, item);
-    heap[last] = worst;
+// Heap sort, best first.
+template <typename K>
+void sort_best_first(K* keys, int64_t n) {
+  auto sift = [keys](int64_t at, int64_t size) {
+    const K key = keys[at];
+    for (int64_t child = 2 * at + 1; child < size; child = 2 * at + 1) {
+      if (child + 1 < size && keys[child + 1] < keys[child]) ++child;
+      if (keys[child] >= key) break;
+      keys[at] = keys[child];
+      at = child;
+    }
+    keys[at] = key;
+  };
+  for (int64_t at = n / 2 - 1; at >= 0; --at) sift(at, n);
+  for (int64_t last = n - 1; last > 0; --last) {
+    exchange(keys[0], keys[last]);
+    sift(0, last);
   }
 }
 
 template <typename T>
 struct Workspace {
-  int64_t dim;          // padded to whole panels
-  T* queries;           // [kKnnQueries / kPanel][dim][kPanel]
-  T* products;          // [kKnnRows][kKnnQueries]
-  T* bounds;            // [kKnnQueries]: the k-th best so far
-  T* squares;           // [kKnnQueries]
-  Neighbour<T>* heaps;  // [kKnnQueries][k]
+  int64_t dim, capacity;  // dim padded to whole panels; candidates per query
+  T* queries;             // [kKnnQueries / kPanel][dim][kPanel]
+  T* products;            // [kKnnRows][kKnnQueries]
+  T* bounds;              // [kKnnQueries]: none of the k best is below
+  T* squares;             // [kKnnQueries]
+  int64_t* counts;        // [kKnnQueries]: candidates collected
+  Key<T>* keys;           // [kKnnQueries][capacity]
   size_t bytes;
 
-  Workspace(const KnnProblem& p, void* scratch) : dim(round_up(p.dim, kPanel<T>)) {
+  Workspace(const KnnProblem& p, void* scratch)
+      : dim(round_up(p.dim, kPanel<T>)), capacity(2 * p.k) {
     char* base = static_cast<char*>(scratch);
     size_t used = 0;
     auto take = [&](size_t size) {
@@ -104,7 +169,8 @@ struct Workspace {
     products = reinterpret_cast<T*>(take(sizeof(T) * kKnnRows * width));
     bounds = reinterpret_cast<T*>(take(sizeof(T) * kKnnQueries));
     squares = reinterpret_cast<T*>(take(sizeof(T) * kKnnQueries));
-    heaps = reinterpret_cast<Neighbour<T>*>(take(sizeof(Neighbour<T>) * kKnnQueries * p.k));
+    counts = reinterpret_cast<int64_t*>(take(sizeof(int64_t) * kKnnQueries));
+    keys = reinterpret_cast<Key<T>*>(take(sizeof(Key<T>) * kKnnQueries * capacity));
     bytes = used;
   }
 };
@@ -191,7 +257,7 @@ void to_distances(const Workspace<T>& w, const T* row_squares, int64_t rows) {
   }
 }
 
-// Rows that beat a query's k-th best enter its heap. Rows come in ascending order, so one that only
+// Rows above a query's bound become candidates. Rows come in ascending order, so one that only
 // equals the k-th best loses to it, as the tie rule wants.
 template <typename T>
 void take_better(const Workspace<T>& w, int64_t k, int64_t first_row, int64_t rows) {
@@ -201,9 +267,12 @@ void take_better(const Workspace<T>& w, int64_t k, int64_t first_row, int64_t ro
       uint32_t mask = mask_greater<T>(load(similarity + q), load(w.bounds + q));
       for (; mask != 0; mask &= mask - 1) {
         const int64_t query = q + __builtin_ctz(mask);
-        Neighbour<T>* heap = w.heaps + query * k;
-        replace_worst(heap, k, {similarity[query], static_cast<int32_t>(first_row + r)});
-        w.bounds[query] = heap[0].similarity;
+        Key<T>* keys = w.keys + query * w.capacity;
+        keys[w.counts[query]++] = make_key(similarity[query], first_row + r);
+        if (w.counts[query] < w.capacity) continue;
+        select_best(keys, w.capacity, k);
+        w.counts[query] = k;
+        w.bounds[query] = similarity_of<T>(keys[k - 1]);
       }
     }
   }
@@ -220,7 +289,7 @@ void search_typed(const KnnProblem& p, const KnnPacked& packed, int64_t begin, i
     // Columns without a query accept nothing.
     w.bounds[q] = q < count ? -infinity<T>() : infinity<T>();
     w.squares[q] = q < count && p.metric == KnnMetric::kSquaredL2 ? squares[begin + q] : T(0);
-    for (int64_t i = 0; i < p.k; ++i) w.heaps[q * p.k + i] = {-infinity<T>(), INT32_MAX};
+    w.counts[q] = 0;
   }
   for (int64_t row = 0; row < p.num_rows; row += kKnnRows) {
     const int64_t rows = row + kKnnRows < p.num_rows ? kKnnRows : p.num_rows - row;
@@ -237,11 +306,12 @@ void search_typed(const KnnProblem& p, const KnnPacked& packed, int64_t begin, i
     take_better(w, p.k, row, rows);
   }
   for (int64_t q = 0; q < count; ++q) {
-    Neighbour<T>* heap = w.heaps + q * p.k;
-    sort_heap(heap, p.k);
+    Key<T>* keys = w.keys + q * w.capacity;
+    select_best(keys, w.counts[q], p.k);
+    sort_best_first(keys, p.k);
     for (int64_t i = 0; i < p.k; ++i) {
-      indices[(begin + q) * p.k + i] = heap[i].index;
-      similarities[(begin + q) * p.k + i] = heap[i].similarity;
+      indices[(begin + q) * p.k + i] = index_of<T>(keys[i]);
+      similarities[(begin + q) * p.k + i] = similarity_of<T>(keys[i]);
     }
   }
 }
