@@ -78,14 +78,15 @@ def test_matches_definition(sample, metric, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("metric", METRICS)
-def test_ties_go_to_the_lower_index(metric, device):
+@pytest.mark.parametrize("k", [1, 37, 399])
+def test_ties_go_to_the_lower_index(k, metric, device):
     # Small integers: every similarity is exact, and many are equal.
     generator = torch.Generator().manual_seed(3)
     features = torch.randint(-1, 2, (400, 4), generator=generator).float().to(device)
     if metric == "cosine":
         features[:, :] = torch.eye(4, device=device)[torch.arange(400) % 4]
-    indices, similarities = OP(features, 37, metric)
-    expected_indices, expected = reference.knn_graph(features.double(), 37, metric=metric)
+    indices, similarities = OP(features, k, metric)
+    expected_indices, expected = reference.knn_graph(features.double(), k, metric=metric)
     torch.testing.assert_close(similarities.double(), expected, rtol=0, atol=1e-9)
     assert torch.equal(indices, expected_indices)
 
