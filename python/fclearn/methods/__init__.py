@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method under one roof: what it needs, and the loss terms it trains with."""
+
+from __future__ import annotations
+
+from fclearn.methods import bct, independent, l2, ni_fcl, ni_fcl_mean, ni_fcl_walk
+from fclearn.methods.base import Assets, MethodSpec, Need
+from fclearn.training import LossTerm
+from fclearn.wording import nearest
+
+METHODS: dict[str, MethodSpec] = {
+    module.SPEC.name: module.SPEC
+    for module in (independent, ni_fcl, ni_fcl_mean, ni_fcl_walk, bct, l2)
+}
+
+__all__ = ["METHODS", "Assets", "MethodSpec", "Need", "build_method", "get_method"]
+
+
+def get_method(name: str) -> MethodSpec:
+    """The method of a name.
+
+    Raises:
+        ValueError: An unknown name; the nearest known one is suggested.
+
+    Example:
+        >>> get_method("ni-fcl").title
+        'NI-FCL, instance level + learned head'
+    """
+    if name not in METHODS:
+        raise ValueError(f"method: unknown name {name!r}; {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def build_method(
+    name: str, assets: Assets, embedding_dim: int, **settings: float | int | str
+) -> list[LossTerm]:
+    """The loss terms a method trains a new encoder with.
+
+    Args:
+        name: One of `METHODS`.
+        assets: What you own.
+        embedding_dim: Dim of the new embedding, at least that of the old features.
+        settings: Overrides of the method's defaults.
+
+    Raises:
+        ValueError: An unknown method or setting, assets the method needs and does not get (they are
+            named), or an embedding narrower than the old features.
+
+    Example:
+        >>> import torch
+        >>> assets = Assets(torch.tensor([0, 1, 1]), old_features=torch.eye(3))
+        >>> [term.name for term in build_method("ni-fcl", assets, 4)]
+        ['new', 'compat', 'compat']
+        >>> build_method("bct", assets, 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: method 'bct' needs the old classifier (old_classifier), which is missing
+    """
+    spec = get_method(name)
+    for need in spec.needs:
+        if not assets.has(need):
+            raise ValueError(f"method {name!r} needs {need.value}, which is missing")
+    for key in settings:
+        if key not in spec.defaults:
+            raise ValueError(
+                f"method {name!r} has no setting {key!r}; {nearest(key, spec.defaults)}"
+            )
+    if Need.FEATURE_CACHE in spec.needs and embedding_dim < assets.old_dim:
+        raise ValueError(
+            f"dim: expected at least the {assets.old_dim} dims of the old features, "
+            f"got {embedding_dim}"
+        )
+    return spec.build(assets, embedding_dim, {**spec.defaults, **settings})

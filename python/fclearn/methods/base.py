@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method is, and what it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fclearn.losses import CosineClassifierLoss
+from fclearn.training import LossTerm
+
+Settings = Mapping[str, float | int | str]
+
+
+class Need(Enum):
+    """Things a method may need; the values say what they are and how they are passed."""
+
+    LABELS = "labels of the training images (labels)"
+    FEATURE_CACHE = "the old model's features of the training images (old_features)"
+    OLD_CLASSIFIER = "the old classifier (old_classifier)"
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What you own, row-aligned with the training images.
+
+    Attributes:
+        labels: Shape ``(N,)``, int64, 0 .. C - 1.
+        old_features: The old model's features of the same images, shape ``(N, D_old)``.
+        old_classifier: Rows of the old model's classifier for some of the classes, shape
+            ``(K, D_old)``, and
+        old_classes: which classes these are, shape ``(K,)``, int64.
+
+    Raises:
+        ValueError: Tensors that are not aligned.
+    """
+
+    labels: Tensor
+    old_features: Tensor | None = None
+    old_classifier: Tensor | None = None
+    old_classes: Tensor | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.old_features is not None and len(self.old_features) != len(self.labels):
+            raise ValueError(
+                f"old_features: expected one row per label ({len(self.labels)}), "
+                f"got {len(self.old_features)}"
+            )
+        if self.old_classifier is not None and (
+            self.old_classes is None or len(self.old_classes) != len(self.old_classifier)
+        ):
+            raise ValueError("old_classes: expected one class per row of old_classifier")
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def old_dim(self) -> int:
+        """Dim of the old features; 0 without any."""
+        return 0 if self.old_features is None else self.old_features.shape[1]
+
+    @property
+    def features(self) -> Tensor:
+        """The old features, of unit length.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if self.old_features is None:
+            raise ValueError(f"missing: {Need.FEATURE_CACHE.value}")
+        return F.normalize(self.old_features.to(torch.float32), dim=1)
+
+    def has(self, need: Need) -> bool:
+        """Whether a need is met."""
+        if need is Need.FEATURE_CACHE:
+            return self.old_features is not None
+        if need is Need.OLD_CLASSIFIER:
+            return self.old_classifier is not None
+        return True
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method: an idea, its source, its needs and its loss terms.
+
+    Attributes:
+        name: As on the command line.
+        title: In a table.
+        source: Paper.
+        needs: What it cannot do without.
+        defaults: Its settings.
+        build: From assets, embedding dim and settings to loss terms.
+    """
+
+    name: str
+    title: str
+    source: str
+    needs: tuple[Need, ...]
+    defaults: Settings
+    build: Callable[[Assets, int, Settings], list[LossTerm]]
+
+
+NEW_CLASSIFIER_DEFAULTS: Settings = {"classifier_scale": 16.0, "label_smoothing": 0.0}
+
+
+def new_classifier(assets: Assets, dim: int, settings: Settings) -> LossTerm:
+    """The new model's own cosine classifier, the same in every method."""
+    return LossTerm(
+        "new",
+        1.0,
+        CosineClassifierLoss(
+            assets.num_classes,
+            dim,
+            scale=float(settings["classifier_scale"]),
+            label_smoothing=float(settings["label_smoothing"]),
+        ),
+    )

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NI-FCL at instance level: every old feature is a row of the pseudo classifier.
+
+Two terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
+should put its mass on those of the image's class, summed inside the logarithm, so that each image
+may choose which of them it resembles. (2) A cosine head learned on the old features, which says
+where the classes' boundaries were.
+"""
+
+from __future__ import annotations
+
+from fclearn.classifiers import PseudoClassifier
+from fclearn.losses import InstanceCompatLoss, PseudoClassifierLoss
+from fclearn.methods.base import (
+    NEW_CLASSIFIER_DEFAULTS,
+    Assets,
+    MethodSpec,
+    Need,
+    Settings,
+    new_classifier,
+)
+from fclearn.training import LossTerm
+
+
+def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
+    scale = float(settings["scale"])
+    head = PseudoClassifier.fit(assets.features, assets.labels)
+    return [
+        new_classifier(assets, dim, settings),
+        LossTerm(
+            "compat",
+            float(settings["instance_weight"]),
+            InstanceCompatLoss(assets.features, assets.labels, scale=scale),
+        ),
+        LossTerm(
+            "compat",
+            float(settings["head_weight"]),
+            PseudoClassifierLoss(head.prototypes, scale=scale),
+        ),
+    ]
+
+
+SPEC = MethodSpec(
+    name="ni-fcl",
+    title="NI-FCL, instance level + learned head",
+    source="after Shen, Wu, Shan, Non-Inherent Feature Compatible Learning, ICLR 2021 submission",
+    needs=(Need.LABELS, Need.FEATURE_CACHE),
+    defaults={
+        **NEW_CLASSIFIER_DEFAULTS,
+        "scale": 10.0,
+        "instance_weight": 1.0,
+        "head_weight": 1.0,
+    },
+    build=_build,
+)
