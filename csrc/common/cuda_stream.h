@@ -16,10 +16,13 @@
 namespace fcl::cuda {
 
 // Makes the device of a tensor current for the lifetime of the object, and knows torch's current
-// stream there.
+// stream there. Torch's guard speaks for its copy of the CUDA runtime; ours, linked statically, is
+// told as well.
 class CudaScope {
  public:
   explicit CudaScope(const Tensor& t) : guard_(t.get_device_index()) {
+    const cudaError_t error = cudaSetDevice(t.get_device_index());
+    STD_TORCH_CHECK(error == cudaSuccess, "fcl: CUDA error: ", cudaGetErrorString(error));
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);

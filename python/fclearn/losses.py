@@ -9,6 +9,7 @@ be wider than the old features: their first dims carry the compatibility.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,22 @@ def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
             f"got {embeddings.shape[1]}"
         )
     return embeddings[:, :dim]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One summand of the training loss.
+
+    Attributes:
+        name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
+            the history adds up terms by this name.
+        weight: Factor.
+        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too.
+    """
+
+    name: str
+    weight: float
+    module: nn.Module
 
 
 class CosineClassifierLoss(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import ImageDataset
+from fclearn.losses import LossTerm
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -38,22 +39,6 @@ HISTORY_COLUMNS = (
 
 class DivergenceError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One summand of the training loss.
-
-    Attributes:
-        name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
-            the history adds up terms by this name.
-        weight: Factor.
-        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too.
-    """
-
-    name: str
-    weight: float
-    module: nn.Module
 
 
 @dataclass(frozen=True)
@@ -118,7 +103,7 @@ class Trainer:
     Example:
         >>> import numpy as np
         >>> from fclearn.encoders import SmallCnn
-        >>> from fclearn.losses import CosineClassifierLoss
+        >>> from fclearn.losses import CosineClassifierLoss, LossTerm
         >>> images = np.random.default_rng(0).integers(0, 255, (8, 16, 16), dtype=np.uint8)
         >>> data = ImageDataset(images, np.arange(8) % 2, ids=list("abcdefgh"),
         ...                     class_names=["x", "y"])

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // csr_transpose on CUDA: a stable radix sort of the edges by column, so that edges of one column
 // keep their order and the result is unique; then a binary search per column and per edge.
+#include <algorithm>
 #include <cub/device/device_radix_sort.cuh>
+#include <type_traits>
 
 #include "common/cuda_device.cuh"
 #include "common/cuda_launch.cuh"

@@ -6,7 +6,7 @@
 // logits.
 #include "common/cuda_launch.cuh"
 #include "common/cuda_tile.cuh"
-#include "ops/cuda/readout_split.h"
+#include "ops/cuda/readout_split.cuh"
 #include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {

@@ -42,8 +42,7 @@ class Ranks:
     @property
     def first(self) -> NDArray[np.int64]:
         """Rank of the best positive of each query, shape ``(n,)``."""
-        starts = np.cumsum(self.counts) - self.counts
-        return self.rank[starts]
+        return np.asarray(self.rank[np.cumsum(self.counts) - self.counts], dtype=np.int64)
 
 
 def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:

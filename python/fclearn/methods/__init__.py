@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from fclearn.losses import LossTerm
 from fclearn.methods import bct, independent, l2, ni_fcl, ni_fcl_mean, ni_fcl_walk
 from fclearn.methods.base import Assets, MethodSpec, Need
-from fclearn.training import LossTerm
 from fclearn.wording import nearest
 
 METHODS: dict[str, MethodSpec] = {

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fclearn.losses import CosineClassifierLoss
-from fclearn.training import LossTerm
+from fclearn.losses import CosineClassifierLoss, LossTerm
 
 Settings = Mapping[str, float | int | str]
 

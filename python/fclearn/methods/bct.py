@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import PseudoClassifierLoss
+from fclearn.losses import LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -19,7 +19,6 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
-from fclearn.training import LossTerm
 
 
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:

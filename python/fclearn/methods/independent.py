@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from fclearn.losses import LossTerm
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -11,7 +12,6 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
-from fclearn.training import LossTerm
 
 
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L2: pull each embedding to its image's old feature. The baseline of BCT, with a classifier too."""
+"""L2: pull each embedding to its image's own old feature (a baseline of the BCT paper)."""
 
 from __future__ import annotations
 
-from fclearn.losses import L2CompatLoss
+from fclearn.losses import L2CompatLoss, LossTerm
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -12,7 +12,6 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
-from fclearn.training import LossTerm
 
 
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:

@@ -10,7 +10,7 @@ where the classes' boundaries were.
 from __future__ import annotations
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import InstanceCompatLoss, PseudoClassifierLoss
+from fclearn.losses import InstanceCompatLoss, LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -19,7 +19,6 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
-from fclearn.training import LossTerm
 
 
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import PseudoClassifierLoss
+from fclearn.losses import LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -13,7 +13,6 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
-from fclearn.training import LossTerm
 
 
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:

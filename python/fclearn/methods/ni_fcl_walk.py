@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fclearn.classifiers import PseudoClassifier
 from fclearn.graph import KnnGraph
-from fclearn.losses import PseudoClassifierLoss
+from fclearn.losses import LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -19,7 +19,6 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
-from fclearn.training import LossTerm
 
 _WALKS = ("within-class", "global", "soft-targets")
 
