@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fcl_ext
+from fclearn.features import FeatureSource, as_features
 
 #: ``"auto"`` searches exactly up to this many rows: about a minute on two cores at 128 dims.
 EXACT_ROWS = 200_000
@@ -18,23 +19,23 @@ EXACT_ROWS = 200_000
 _RECALL_SAMPLE = 200
 
 
-def as_tensor(features: Tensor | np.ndarray, name: str = "features") -> Tensor:
-    """Features as a floating ``(N, D)`` tensor; arrays are shared, memory maps are read.
+def rows_of(features: FeatureSource, name: str = "features") -> Tensor:
+    """Features as a floating ``(N, D)`` tensor of their own dtype, read into memory if in a file.
+
+    Tensors come back as they are, on their device and with their graph.
 
     Raises:
-        TypeError: Not a tensor or array, or not floating point.
-        ValueError: Not two-dimensional.
+        TypeError: Not features, or not floating point.
+        ValueError: Not two-dimensional, or a file that cannot be used.
     """
-    if isinstance(features, np.ndarray):
-        # Read-only arrays (memory maps) and foreign byte orders cannot be shared with torch.
-        shareable = features.flags.writeable and features.dtype.isnative
-        native = features.dtype.newbyteorder("=")
-        array = features if shareable else np.array(features, dtype=native)
-        features = torch.from_numpy(np.ascontiguousarray(array))
     if not isinstance(features, Tensor):
-        raise TypeError(f"{name}: expected a tensor or an array, got {type(features).__name__}")
+        array = as_features(features, name)
+        # Read-only arrays (memory maps) and foreign byte orders cannot be shared with torch.
+        if not (array.flags.writeable and array.dtype.isnative):
+            array = np.array(array, dtype=array.dtype.newbyteorder("="))
+        return torch.from_numpy(np.ascontiguousarray(array))
     if not features.is_floating_point():
-        raise TypeError(f"{name}: expected floating point numbers, got {features.dtype}")
+        raise TypeError(f"{name}: expected floating numbers, got {features.dtype}")
     if features.ndim != 2:
         raise ValueError(f"{name}: expected shape [N, D], got {list(features.shape)}")
     return features

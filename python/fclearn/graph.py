@@ -21,6 +21,7 @@ from torch import Tensor
 import fcl_ext
 from fcl_ext.walk import DEFAULT_TOL
 from fclearn import _csr, _neighbours
+from fclearn.features import FeatureSource
 
 _FORMAT = "fclearn.KnnGraph"
 _VERSION = 1
@@ -63,7 +64,7 @@ class KnnGraph:
     @classmethod
     def build(
         cls,
-        features: Tensor | np.ndarray,
+        features: FeatureSource,
         k: int,
         *,
         labels: Tensor | np.ndarray | None = None,
@@ -73,7 +74,8 @@ class KnnGraph:
         """Connect every row to its k most similar other rows.
 
         Args:
-            features: Shape ``(N, D)``, floating: a tensor, an array or a memory map.
+            features: Shape ``(N, D)``, floating: a tensor, an array, a feature store or a path of
+                one or of a ``.npy`` file. Files are read into memory.
             k: Neighbours per row, >= 1, and below N without labels.
             labels: Class per row, shape ``(N,)``, integers. Given: a *within-class* graph, every
                 row joined to rows of its own class only. Classes with at most k rows give
@@ -88,7 +90,7 @@ class KnnGraph:
             ValueError: A wrong shape, k out of range, NaN or infinite features, an unknown
                 backend or metric, faiss missing.
         """
-        rows = _neighbours.as_tensor(features)
+        rows = _neighbours.rows_of(features)
         num_rows = rows.shape[0]
         if metric not in {"cosine", "ip", "l2"}:
             raise ValueError(f"metric: expected 'cosine', 'ip' or 'l2', got {metric!r}")
@@ -229,7 +231,7 @@ class KnnGraph:
 
     def walk(
         self,
-        features: Tensor | np.ndarray,
+        features: FeatureSource,
         damping: float = 0.9,
         num_steps: int | None = None,
         tol: float | None = None,
@@ -238,8 +240,8 @@ class KnnGraph:
         """Random walk with restart of the features: `fcl_ext.random_walk` over this graph.
 
         Args:
-            features: Shape ``(N, D)``, floating: a tensor, an array or a memory map, row i of
-                node i. Need not be what the graph was built from: labels or prototypes walk too.
+            features: Shape ``(N, D)``, floating, in any form that `build` takes, row i of node i.
+                Need not be what the graph was built from: labels or prototypes walk too.
             damping: Probability of walking on, in (0, 1).
             num_steps: Exact number of steps, or
             tol: relative distance to the limit. Neither: ``tol=1e-6``. In mode ``"symmetric"`` it
@@ -255,7 +257,7 @@ class KnnGraph:
             ValueError: A graph that is not normalised, a wrong number of rows, damping outside
                 (0, 1), ``num_steps`` and ``tol`` together.
         """
-        rows = _neighbours.as_tensor(features)
+        rows = _neighbours.rows_of(features)
         if self.mode is None:
             raise ValueError(
                 "walk: the graph holds similarities; call normalize() first (mode='none' takes "
