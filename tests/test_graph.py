@@ -373,8 +373,8 @@ def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
         graph.normalize().save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["graph.safetensors"]
-    with pytest.raises(OSError, match="No such file or directory"):
-        graph.save(tmp_path / "missing" / "graph.safetensors")
+    with pytest.raises(OSError, match="Not a directory|File exists"):
+        graph.save(path / "inside" / "graph.safetensors")
 
 
 # --- bad input ---
@@ -401,9 +401,7 @@ def test_bad_build_arguments_are_named():
         build(features, 2, labels=torch.zeros(6))
     with pytest.raises(TypeError, match=r"features: expected floating numbers, got torch\.int"):
         build(features.int(), 2)
-    with pytest.raises(
-        TypeError, match=r"expected a feature store, .* an array, got list"
-    ):
+    with pytest.raises(TypeError, match=r"expected a feature store, .* an array, got list"):
         build(features.tolist(), 2)
     features[4, 1] = torch.nan
     with pytest.raises(ValueError, match="a NaN or infinity in row 4"):

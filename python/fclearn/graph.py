@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 import fcl_ext
 from fcl_ext.walk import DEFAULT_TOL
 from fclearn import _csr, _neighbours
+from fclearn._files import replacing
 from fclearn.features import FeatureSource
 
 _FORMAT = "fclearn.KnnGraph"
@@ -294,18 +294,12 @@ class KnnGraph:
         """Write one safetensors file, whole or not at all.
 
         Raises:
-            OSError: The folder does not exist or cannot be written.
+            OSError: The folder cannot be made or written.
         """
-        target = Path(path)
         header = {"version": _VERSION, "mode": self.mode, "metadata": self.metadata}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _ARRAYS}
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, name, metadata={_FORMAT: json.dumps(header)})
-            Path(name).replace(target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KnnGraph:
