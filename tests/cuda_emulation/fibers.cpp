@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs the threads of a block as fibers that switch at barriers only. So a thread runs far ahead of
-// the others, and code that misses a barrier reads what they have not written yet; running the
-// threads in the opposite order (emulation_reverse) shows the other half of such races. Barriers
-// that not all threads of the block (or warp) reach, and device assertions, end the launch.
+// the others, and a warp of other warps, and code that misses a barrier reads what they have not
+// written yet; running the threads in the opposite order (emulation_reverse) shows the other half
+// of such races. Barriers that not all threads of the block (or warp) reach, and device assertions,
+// end the launch.
 //
 // emulation_self_test checks the alarms themselves.
 #include <setjmp.h>
@@ -79,32 +80,33 @@ int count(State state, int begin, int end) {
   return total;
 }
 
-// Lets every thread past its barrier that all of its group has reached; false if there is none.
-bool release(int threads) {
-  bool released = false;
-  for (int begin = 0; begin < threads; begin += kWarpSize) {
-    const int end = std::min(begin + kWarpSize, threads);
-    if (count(State::kAtWarpBarrier, begin, end) != end - begin) continue;
-    for (int t = begin; t < end; ++t) fibers[t].state = State::kReady;
-    released = true;
-  }
-  if (count(State::kAtBlockBarrier, 0, threads) == threads) {
-    for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
-    released = true;
-  }
-  return released;
+// Sets the threads free if they all wait at this barrier.
+bool release(State barrier, int begin, int end) {
+  if (count(barrier, begin, end) != end - begin) return false;
+  for (int t = begin; t < end; ++t) fibers[t].state = State::kReady;
+  return true;
+}
+
+// A warp runs as far ahead of the others as it can: past its own barriers, up to the block's.
+void run_warp(int begin, int end) {
+  do {
+    for (int i = begin; i < end && failure.empty(); ++i) {
+      const int t = reverse ? begin + end - 1 - i : i;
+      if (fibers[t].state == State::kReady) resume(t);
+    }
+  } while (failure.empty() && release(State::kAtWarpBarrier, begin, end));
 }
 
 void run_block(int threads) {
+  const int warps = (threads + kWarpSize - 1) / kWarpSize;
   for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
   do {
-    for (int i = 0; i < threads; ++i) {
-      const int t = reverse ? threads - 1 - i : i;
-      if (fibers[t].state == State::kReady) resume(t);
-      if (!failure.empty()) return;
+    for (int i = 0; i < warps; ++i) {
+      const int warp = reverse ? warps - 1 - i : i;
+      run_warp(warp * kWarpSize, std::min((warp + 1) * kWarpSize, threads));
     }
-    if (count(State::kDone, 0, threads) == threads) return;
-  } while (release(threads));
+    if (!failure.empty() || count(State::kDone, 0, threads) == threads) return;
+  } while (release(State::kAtBlockBarrier, 0, threads));
   failure = "emulation: a barrier that not all threads reach: " +
             std::to_string(count(State::kAtBlockBarrier, 0, threads)) + " wait for the block, " +
             std::to_string(count(State::kAtWarpBarrier, 0, threads)) + " for their warp, " +
