@@ -3,10 +3,10 @@
 """Build, test and measure on a machine with a GPU, in one call and without a network.
 
 Steps, each with its own time limit: build for this GPU (against the torch of this Python), the
-operators' tests on it, memory and race checks where compute-sanitizer is, measurements. A step that
-fails does not stop the next; the table comes last. Results and logs go to ``--out``.
+operators' tests on it, measurements, memory and race checks where compute-sanitizer is. A step that
+fails does not stop the next; the tables come last. Results and logs go to ``--out``.
 
-Usage: ``python bench/gpu_all.py [--out bench/results] [--skip build ...]``.
+Usage: ``python bench/gpu_all.py [--out bench/results] [--seconds 570] [--skip build ...]``.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def steps(out: Path) -> dict[str, tuple[list[str], int]]:
     sanitizer = ["compute-sanitizer", "--error-exitcode=3", "--tool"]
     return {
         "build": (build, 240),
-        "resources": ([python, "tools/cuda_resources.py", "--architectures", architecture], 120),
         "registration": ([*pytest, "tests/test_cuda_registration.py"], 60),
         "device": ([*pytest, "tests/test_cuda_device.py"], 120),
         "operators": ([*pytest, *tests, "-m", "needs_cuda"], 240),
+        "measure": ([python, "bench/gpu_measure.py", "--json", str(out / "gpu.json")], 150),
         "memcheck": ([*sanitizer, "memcheck", *pytest, SANITIZED], 90),
         "racecheck": ([*sanitizer, "racecheck", *pytest, SANITIZED], 90),
-        "measure": ([python, "bench/gpu_measure.py", "--json", str(out / "gpu.json")], 150),
+        "resources": ([python, "tools/cuda_resources.py", "--architectures", architecture], 120),
     }
 
 
@@ -67,6 +67,8 @@ def run(name: str, command: list[str], limit: int, out: Path) -> dict[str, objec
     print(f"=== {name}: {' '.join(command)}", flush=True)
     if shutil.which(command[0]) is None:
         return {"step": name, "result": f"skipped: no {command[0]}", "seconds": 0}
+    if limit < 10:
+        return {"step": name, "result": "skipped: no time left", "seconds": 0}
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if name in ("memcheck", "racecheck"):
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
@@ -86,16 +88,19 @@ def run(name: str, command: list[str], limit: int, out: Path) -> dict[str, objec
         except subprocess.TimeoutExpired:
             result = f"STOPPED after {limit} s"
     seconds = round(time.perf_counter() - start, 1)
-    text = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-    tail = text.splitlines()[-(60 if result != "ok" or name == "measure" else 3) :]
-    print("\n".join(tail), flush=True)
-    return {"step": name, "result": result, "seconds": seconds, "last": tail[-1:] if tail else []}
+    lines = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    last = lines[-1] if lines else ""
+    if result == "ok" and "pytest" in command and " passed" not in last:
+        result = "FAILED: every test was skipped"
+    print("\n".join(lines[-(3 if result == "ok" else 60) :]), flush=True)
+    return {"step": name, "result": result, "seconds": seconds, "last": last}
 
 
 def main() -> int:
     """Run all steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--seconds", type=int, default=570, help="for everything together")
     parser.add_argument("--skip", nargs="*", default=[], metavar="STEP")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -114,16 +119,19 @@ def main() -> int:
         "python": platform.python_version(),
     }
     print(json.dumps(facts), flush=True)
+    end = time.monotonic() + options.seconds
     verdicts = [
-        run(name, command, limit, options.out)
+        run(name, command, min(limit, int(end - time.monotonic())), options.out)
         for name, (command, limit) in steps(options.out.resolve()).items()
         if name not in options.skip
     ]
     summary = json.dumps({**facts, "steps": verdicts}, indent=1)
     (options.out / "gpu_all.json").write_text(summary + "\n", encoding="utf-8")
+    if (options.out / "measure.log").exists():
+        print((options.out / "measure.log").read_text(encoding="utf-8"))
     print(f"{'step':14} {'seconds':>8}  result")
     for v in verdicts:
-        print(f"{v['step']:14} {v['seconds']:8}  {v['result']}")
+        print(f"{v['step']:14} {v['seconds']:8}  {v['result']}  {v.get('last', '')}"[:150])
     return int(any(str(v["result"])[0].isupper() for v in verdicts))
 
 
