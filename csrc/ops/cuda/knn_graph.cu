@@ -158,8 +158,7 @@ __global__ void __launch_bounds__(kTileThreads)
           }
         }
       }
-      __syncwarp();  // every lane has read the bound
-      if (lane == 0) bound[i] = worst;
+      if (lane == 0) bound[i] = worst;  // every lane has voted with the old one
     }
   }
 }
