@@ -42,7 +42,11 @@ add_library(
 )
 set_target_properties(
     fcl_ops_cuda
-    PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
+    PROPERTIES
+        CUDA_STANDARD 20
+        CUDA_STANDARD_REQUIRED ON
+        CUDA_RUNTIME_LIBRARY Static
+        CUDA_VISIBILITY_PRESET hidden
 )
 # torch's CUDA part of the stable ABI is declared only under USE_CUDA.
 target_compile_definitions(fcl_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:USE_CUDA>)
