@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a feature store in the order of other ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fclearn.features import FeatureStore
+
+_SHOWN = 3
+
+
+def rows_of_ids(store: FeatureStore, ids: Sequence[str], whose: str) -> NDArray[np.int64]:
+    """The row of each id.
+
+    Args:
+        store: May hold more rows than are asked for.
+        ids: Ids to find.
+        whose: What has these ids, for messages.
+
+    Returns:
+        Row numbers, shape ``(len(ids),)``, int64.
+
+    Raises:
+        ValueError: Ids without a row; the first ones are named.
+    """
+    row_of = {name: row for row, name in enumerate(store.ids)}
+    missing = [name for name in ids if name not in row_of]
+    if missing:
+        raise ValueError(
+            f"{store.path}: no features for {len(missing)} of the {len(ids)} ids of {whose}: "
+            f"{_some(missing)}"
+        )
+    return np.array([row_of[name] for name in ids], dtype=np.int64)
+
+
+def check_labels(
+    store: FeatureStore,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    whose: str,
+) -> None:
+    """Refuse features whose classes are not those of the images.
+
+    Class names are compared where the store has them, else label numbers, else nothing.
+
+    Args:
+        store: The features.
+        rows: Row of each image.
+        labels: Class of each image, shape ``(N,)``, int64.
+        class_names: Name of each label; may be empty.
+        whose: What has these labels, for messages.
+
+    Raises:
+        ValueError: Labels differ; the first ones are named.
+    """
+    theirs: list[object]
+    mine: list[object]
+    if "class_name" in store.manifest and len(class_names):
+        names = store.manifest["class_name"]
+        theirs = [names[row] for row in rows]
+        mine = [class_names[label] for label in labels]
+    elif store.labels is not None:
+        theirs, mine = store.labels[rows].tolist(), labels.tolist()
+    else:
+        return
+    wrong = [at for at, pair in enumerate(zip(theirs, mine, strict=True)) if pair[0] != pair[1]]
+    if wrong:
+        examples = [
+            f"{store.ids[rows[at]]!r} is {theirs[at]!r} there and {mine[at]!r} here"
+            for at in wrong[:_SHOWN]
+        ]
+        raise ValueError(
+            f"{store.path}: {len(wrong)} of {len(rows)} labels differ from those of {whose}: "
+            + ", ".join(examples)
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    text = ", ".join(repr(name) for name in names[:_SHOWN])
+    return text + (", …" if len(names) > _SHOWN else "")

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs print, and where: JSON on stdout, everything for people on stderr."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
+]
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(result: Mapping[str, object]) -> None:
+    """Print the result as one strict JSON object: what is not finite becomes null."""
+    print(json.dumps(_strict(result), indent=2, allow_nan=False), flush=True)
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message on one line, without numbers only the system knows.
+
+    Example:
+        >>> one_line(FileNotFoundError(2, "No such file or directory", "a.yaml"))
+        'a.yaml: No such file or directory'
+    """
+    format_message = getattr(error, "format_message", None)  # of click's usage errors
+    if format_message is not None:
+        text = str(format_message())
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def unwrapped(doc: str) -> str:
+    r"""A docstring as help: paragraphs on one line each, for the terminal to wrap.
+
+    Paragraphs marked by a backspace (``\b``) keep their lines, as click has it.
+
+    Example:
+        >>> unwrapped("One\n    two.\n\n    \b\n    a\n      b\n")
+        'One two.\n\n\x08\na\n  b'
+    """
+    paragraphs = inspect.cleandoc(doc).split("\n\n")
+    return "\n\n".join(
+        text.rstrip() if text.startswith("\b") else " ".join(text.split()) for text in paragraphs
+    )
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compatibility report of feature stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fclearn.cli.alignment import rows_of_ids
+from fclearn.evaluation import CompatibilityReport, compatibility_report
+from fclearn.evaluation.compatibility import CROSS, INDEPENDENT, NEW, OLD
+from fclearn.features import Features, FeatureStore
+
+
+@dataclass(frozen=True)
+class Side:
+    """Stores of one model: what its queries are, and its gallery.
+
+    Attributes:
+        name: Of the options, ``"old"``, ``"new"`` or ``"independent"``.
+        query: Store of the queries.
+        gallery: Store of the gallery; None: there is none.
+    """
+
+    name: str
+    query: FeatureStore
+    gallery: FeatureStore | None
+
+
+def open_side(name: str, query: Path, gallery: Path | None) -> Side:
+    """Open both stores of a model, and refuse those of two models.
+
+    Args:
+        name: As in the options.
+        query: Folder of the queries' store.
+        gallery: Folder of the gallery's store.
+
+    Raises:
+        ValueError: A store that cannot be used; fingerprints that differ.
+    """
+    queries = FeatureStore.open(query)
+    if gallery is None:
+        return Side(name, queries, None)
+    if gallery.resolve() == query.resolve():
+        return Side(name, queries, queries)
+    rows = FeatureStore.open(gallery)
+    queries.fingerprint.check_same(rows.fingerprint, f"--{name}-query and --{name}-gallery")
+    return Side(name, queries, rows)
+
+
+def numbers_to_come(
+    metrics: Sequence[str], *, has_new_gallery: bool, has_independent: bool
+) -> dict[str, str]:
+    """Names that gates may use, and what is missing for those that cannot have a value.
+
+    Args:
+        metrics: Of the report.
+        has_new_gallery: Whether new/new will be measured.
+        has_independent: Whether there is an independent model.
+    """
+    new = "" if has_new_gallery else "--new-gallery"
+    independent = "" if has_independent else "--independent-query"
+    entries = {OLD: "", CROSS: "", NEW: new, INDEPENDENT: independent}
+    return {
+        **{f"{entry}.{metric}": needs for entry, needs in entries.items() for metric in metrics},
+        "negative_flip_rate": "",
+        "update_gain": independent,
+        "self_test_tax": independent or new,
+    }
+
+
+def numbers_of(report: CompatibilityReport) -> dict[str, float | None]:
+    """The numbers of a report under the names of `numbers_to_come`.
+
+    Args:
+        report: The report.
+    """
+    return {
+        **{f"{entry}.{name}": row[name] for entry, row in report.matrix.items() for name in row},
+        "negative_flip_rate": report.negative_flip_rate,
+        "update_gain": report.update_gain,
+        "self_test_tax": report.self_test_tax,
+    }
+
+
+def evaluate_stores(
+    old: Side,
+    new: Side,
+    independent: Side | None,
+    *,
+    exclude_self: bool,
+    use_groups: bool,
+    metrics: Sequence[str],
+    num_bootstrap: int,
+    seed: int,
+) -> CompatibilityReport:
+    """Compare models by their stores; the rows of the old ones decide, the others follow by id.
+
+    Args:
+        old: Queries and gallery.
+        new: Queries, and maybe a gallery.
+        independent: Queries and gallery, or None.
+        exclude_self: Leave out the gallery row with the query's id.
+        use_groups: Leave out gallery rows of the query's own group.
+        metrics: As `compatibility_report`.
+        num_bootstrap: As there.
+        seed: As there.
+
+    Raises:
+        ValueError: Stores that do not agree, or lack labels or groups; as `compatibility_report`.
+        TypeError: As `compatibility_report`.
+    """
+    assert old.gallery is not None
+    query_labels, gallery_labels = _labels(old.query, old.gallery)
+    return compatibility_report(
+        old_query=old.query.features,
+        old_gallery=old.gallery.features,
+        new_query=_ordered(new.query, old.query),
+        new_gallery=_ordered(new.gallery, old.gallery),
+        independent_query=None if independent is None else _ordered(independent.query, old.query),
+        independent_gallery=None
+        if independent is None
+        else _ordered(independent.gallery, old.gallery),
+        query_labels=query_labels,
+        gallery_labels=gallery_labels,
+        exclude_self=exclude_self,
+        query_ids=old.query.ids,
+        gallery_ids=old.gallery.ids,
+        query_groups=_groups(old.query) if use_groups else None,
+        gallery_groups=_groups(old.gallery) if use_groups else None,
+        metrics=metrics,
+        metric=old.query.fingerprint.metric,
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
+
+
+def _ordered(store: FeatureStore | None, like: FeatureStore) -> Features | None:
+    """Features in the order of another store's ids; a memory map if it has that order already."""
+    if store is None:
+        return None
+    if store.ids == like.ids:
+        return store.features
+    return np.array(store.features[rows_of_ids(store, like.ids, str(like.path))])
+
+
+def _labels(query: FeatureStore, gallery: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+    """Class names where both have them, else numbers: those of two stores may differ."""
+    if "class_name" in query.manifest and "class_name" in gallery.manifest:
+        return np.asarray(query.manifest["class_name"]), np.asarray(gallery.manifest["class_name"])
+    for store in (query, gallery):
+        if store.labels is None:
+            raise ValueError(f"{store.path}: expected a column 'label' in the manifest")
+    assert query.labels is not None
+    assert gallery.labels is not None
+    return query.labels, gallery.labels
+
+
+def _groups(store: FeatureStore) -> np.ndarray:
+    if store.groups is None:
+        raise ValueError(f"{store.path}: --use-groups needs a column 'group' in the manifest")
+    return store.groups

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs ``embed`` and ``graph``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fclearn.cli.console import JsonFlag, emit, say
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Output folder of fcl train.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="icons, fashion-mnist[:test], a folder with one folder per class, or a .csv or "
+            ".parquet manifest.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Feature store to write.")],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Only this class; may be given again."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """Embed images with a trained model into a feature store.
+
+    Images are brought to the size and channels the model was trained on. A store is a folder with
+    features.npy, a manifest (id, label, class name) and the model's fingerprint. Stopped at any
+    instant, the same command resumes.
+
+    \b
+    Examples:
+      fcl embed runs/old icons --out runs/old-features
+      fcl embed runs/new photos/test --out runs/new-test --dtype float16
+    """
+    from dataclasses import replace
+
+    from fclearn.cli.devices import choose_device
+    from fclearn.cli.images import load_images, parse_source
+    from fclearn.cli.model_folder import load_model
+    from fclearn.embedding import embed as embed_images
+
+    if dtype not in {"float32", "float16"}:
+        raise ValueError(f"--dtype: expected float32 or float16, got {dtype!r}")
+    encoder, card = load_model(model)
+    source = replace(parse_source(data, classes or []), size=card.size, grey=card.grey)
+    images = load_images(source)
+    if images.channels != card.channels:
+        raise ValueError(
+            f"data: the model takes {card.channels} channels, {data} has {images.channels}"
+        )
+    store = embed_images(
+        encoder,
+        images,
+        out,
+        fingerprint=card.fingerprint,
+        batch_size=batch_size,
+        device=choose_device(device),
+        dtype=dtype,
+    )
+    say(f"{len(store)} rows of {store.dim} numbers in {out}")
+    if json:
+        emit(
+            {
+                "store": str(out),
+                "rows": len(store),
+                "dim": store.dim,
+                "fingerprint": store.fingerprint.to_dict(),
+            }
+        )
+
+
+def graph(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Feature store, or .npy file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Graph to write, .safetensors.")],
+    k: Annotated[int, typer.Option(help="Neighbours per row.")] = 10,
+    within_class: Annotated[
+        bool, typer.Option("--within-class", help="Join rows of one class only.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over neighbours.")] = 0.05,
+    mode: Annotated[str, typer.Option(help="row, symmetric or none (see KnnGraph).")] = "row",
+    backend: Annotated[str, typer.Option(help="auto, exact or faiss.")] = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """Connect every row of a store to its nearest rows, as weights of a random walk.
+
+    In mode row, the weights of each row's neighbours are a softmax of their cosine similarities and
+    sum to 1. In Python: KnnGraph.load(FILE).walk(features, damping=0.9).
+
+    \b
+    Examples:
+      fcl graph runs/old-features --out runs/graph.safetensors
+      fcl graph runs/old-features --k 5 --within-class --out runs/within.safetensors
+    """
+    from fclearn.features import FeatureStore, as_features
+    from fclearn.graph import KnnGraph
+
+    labels = None
+    if within_class:
+        labels = FeatureStore.open(store).labels
+        if labels is None:
+            raise ValueError(f"{store}: --within-class needs a column 'label' in the manifest")
+    built = KnnGraph.build(as_features(store), k, labels=labels, backend=backend)
+    isolated = int(built.isolated.sum())
+    built = built.normalize(temperature, mode)
+    built.save(out)
+    say(f"{built.num_nodes} nodes, {built.num_edges} edges, {isolated} isolated; in {out}")
+    if json:
+        emit(
+            {
+                "graph": str(out),
+                "nodes": built.num_nodes,
+                "edges": built.num_edges,
+                "isolated": isolated,
+                "mode": built.mode,
+                **built.metadata,
+            }
+        )

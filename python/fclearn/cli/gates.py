@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditions on the numbers of a compatibility report, for use in pipelines."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fclearn.wording import nearest
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_GATE = re.compile(r"\s*([^<>=\s]+)\s*(>=|<=|>|<)\s*([^<>=\s]+)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``left comparison right``, as in ``update_gain >= 0.2``.
+
+    Attributes:
+        text: As given.
+        left: Name of a number.
+        comparison: ``>=``, ``<=``, ``>`` or ``<``.
+        right: A number, or the name of one.
+    """
+
+    text: str
+    left: str
+    comparison: str
+    right: str | float
+
+    @classmethod
+    def parse(cls, text: str, names: Mapping[str, str]) -> Gate:
+        """Read a gate.
+
+        Args:
+            text: As given.
+            names: Names of numbers, each with the option it would need but lacks, or ``""``.
+
+        Raises:
+            ValueError: Not a gate, an unknown name (the nearest is suggested), or one that cannot
+                have a value.
+
+        Example:
+            >>> gate = Gate.parse("new.map > old.map", {"old.map": "", "new.map": ""})
+            >>> gate.passes({"old.map": 0.5, "new.map": 0.6})
+            True
+        """
+        match = _GATE.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"--gate: expected NAME>=NUMBER (or <=, >, <), as in update_gain>=0.2, got {text!r}"
+            )
+        left, comparison, right = match.groups()
+        if _is_number(right):
+            _check_name(text, left, names)
+            return cls(text, left, comparison, float(right))
+        for name in (left, right):
+            _check_name(text, name, names)
+        return cls(text, left, comparison, right)
+
+    def passes(self, numbers: Mapping[str, float | None]) -> bool:
+        """Whether the condition holds; never where a number has no value.
+
+        Args:
+            numbers: Value by name; None where there is none, as for the update gain over an
+                independent model that is no better than the old one.
+        """
+        left = numbers[self.left]
+        right = numbers[self.right] if isinstance(self.right, str) else self.right
+        if left is None or right is None:
+            return False
+        return _COMPARISONS[self.comparison](left, right)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _check_name(text: str, name: str, names: Mapping[str, str]) -> None:
+    if name not in names:
+        raise ValueError(f"--gate {text!r}: unknown name {name!r}; {nearest(name, names)}")
+    if names[name]:
+        raise ValueError(f"--gate {text!r}: {name} needs {names[name]}")

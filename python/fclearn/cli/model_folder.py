@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model as two files: ``model.safetensors`` and ``model.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from fclearn._files import replacing
+from fclearn._schema import build
+from fclearn.encoders import build_encoder
+from fclearn.features import Fingerprint
+
+_WEIGHTS, _CARD = "model.safetensors", "model.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What must be known to use a model's weights.
+
+    Attributes:
+        encoder: Name for `build_encoder`.
+        dim: Embedding dim.
+        channels: Of the images.
+        size: Side of the images in pixels.
+        grey: Whether the images are grey.
+        fingerprint: Of the features it makes.
+        weights: Hash of ``model.safetensors``.
+        version: Of this format.
+    """
+
+    encoder: str
+    dim: int
+    channels: int
+    size: int
+    grey: bool
+    fingerprint: Fingerprint
+    weights: str
+    version: int = _VERSION
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    encoder: nn.Module,
+    *,
+    name: str,
+    dim: int,
+    channels: int,
+    size: int,
+    method: str,
+) -> ModelCard:
+    """Write both files, each whole or not at all; the card, written last, names its weights.
+
+    Args:
+        folder: Made if needed.
+        encoder: From `build_encoder`.
+        name: The encoder's name there.
+        dim: Embedding dim.
+        channels: Of its images.
+        size: Side of its images in pixels.
+        method: How it was trained, for the fingerprint.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    content = save(
+        {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    )
+    weights = _hash(content)
+    grey = channels == 1
+    fingerprint = Fingerprint(
+        model=f"{name} {method} {weights[:12]}",
+        dim=dim,
+        preprocessing=f"{'grey' if grey else 'rgb'} {size} px in [0, 1]",
+    )
+    card = ModelCard(name, dim, channels, size, grey, fingerprint, weights)
+    with replacing(Path(folder) / _WEIGHTS) as temporary:
+        temporary.write_bytes(content)
+    with replacing(Path(folder) / _CARD) as temporary:
+        temporary.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    return card
+
+
+def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
+    """Read both files; nothing is unpickled.
+
+    Args:
+        folder: As given to `save_model`.
+
+    Returns:
+        The encoder, on the CPU, and its card.
+
+    Raises:
+        ValueError: A file missing or damaged, or files of two models.
+        ModuleNotFoundError: A ``timm:`` encoder without timm.
+    """
+    card_path, weights_path = Path(folder) / _CARD, Path(folder) / _WEIGHTS
+    for path in (card_path, weights_path):
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a model written by fcl train, found nothing")
+    try:
+        card = build(ModelCard, json.loads(card_path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{card_path}: {error}") from error
+    if card.version != _VERSION:
+        raise ValueError(f"{card_path}: format version {card.version}, expected {_VERSION}")
+    content = weights_path.read_bytes()
+    if _hash(content) != card.weights:
+        raise ValueError(
+            f"{weights_path}: damaged, or not the weights that {_CARD} was written for"
+        )
+    encoder = build_encoder(card.encoder, dim=card.dim, channels=card.channels)
+    try:
+        encoder.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights_path}: not weights of {card.encoder}: {error}") from error
+    return encoder, card
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

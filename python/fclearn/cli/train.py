@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs ``train`` and ``methods``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fclearn.cli.console import JsonFlag, emit, say
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, as in train.epochs=5."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings as yaml; overrides win.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Train a model by any method of 'fcl methods'.
+
+    Without old features: method.name=independent. With a store of the old model's features of the
+    same images, the new model becomes compatible with them; rows are matched by id.
+
+    Writes checkpoint.pt, history.csv, args.yaml (every setting), model.safetensors and model.json
+    into the output folder. Stopped at any instant, the same command resumes.
+
+    \b
+    Keys (and defaults):
+      data.kind (icons) icons, folder, manifest, fashion-mnist
+      data.path, data.size, data.grey, data.classes, data.part
+      encoder.name (small-cnn) small-cnn, resnet18, timm:NAME; encoder.dim (64)
+      method.name (ni-fcl), method.settings.KEY
+      train.epochs (40), batch_size, optimizer, learning_rate, weight_decay,
+        warmup_epochs, augment, max_grad_norm, precision, seed
+      old_features, output (runs/train), device (auto)
+
+    \b
+    Examples:
+      fcl train method.name=independent encoder.dim=64 output=runs/old
+      fcl train old_features=runs/old-features encoder.dim=128 output=runs/new
+      fcl train --config runs/new/args.yaml train.epochs=80 output=runs/longer
+    """
+    from fclearn.cli.train_run import run_training
+    from fclearn.config import TrainRunConfig, load_config
+
+    run = load_config(TrainRunConfig, config, overrides or [])
+    trained = run_training(run)
+    last = trained.history[-1]
+    say(f"trained {len(trained.history)} epochs, loss {last['loss']:.3f}; model in {run.output}")
+    if json:
+        emit(
+            {
+                "output": run.output,
+                "model": trained.card.fingerprint.to_dict(),
+                "epochs": len(trained.history),
+                "last_epoch": last,
+            }
+        )
+
+
+def methods(json: JsonFlag = False) -> None:
+    """List the methods that 'fcl train' knows, and what each needs.
+
+    \b
+    Examples:
+      fcl methods
+      fcl methods --json
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from fclearn.methods import METHODS
+
+    if json:
+        emit(
+            {
+                "methods": [
+                    {
+                        "name": spec.name,
+                        "title": spec.title,
+                        "source": spec.source,
+                        "needs": [need.name.lower() for need in spec.needs],
+                        "settings": dict(spec.defaults),
+                    }
+                    for spec in METHODS.values()
+                ]
+            }
+        )
+        return
+    table = Table("name", "title", "source", "needs", show_lines=True)
+    for spec in METHODS.values():
+        needs = "\n".join(need.value for need in spec.needs)
+        table.add_row(spec.name, spec.title, spec.source, needs)
+    Console().print(table)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training, from a configuration to a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fclearn._files import replacing
+from fclearn.cli.alignment import check_labels, rows_of_ids
+from fclearn.cli.console import say
+from fclearn.cli.devices import choose_device
+from fclearn.cli.images import load_images
+from fclearn.cli.model_folder import ModelCard, save_model
+from fclearn.config import TrainRunConfig, dump_config, load_config
+from fclearn.datasets import ImageDataset
+from fclearn.encoders import build_encoder
+from fclearn.features import FeatureStore, as_tensor
+from fclearn.methods import Assets, Need, build_method, get_method
+from fclearn.training import Trainer
+
+_ARGUMENTS, _CHECKPOINT = "args.yaml", "checkpoint.pt"
+# Where a run goes on, and where its files are, may differ when it resumes.
+_MAY_CHANGE = {"device", "output"}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What `run_training` made: the history, a row per epoch, and the model's card."""
+
+    history: list[dict[str, float]]
+    card: ModelCard
+
+
+def run_training(config: TrainRunConfig) -> TrainedRun:
+    """Train, or resume what ``config.output`` holds, and write the model.
+
+    Args:
+        config: All there is to know.
+
+    Raises:
+        ValueError: Anything that does not agree; an output folder with another run.
+        OSError: The output folder cannot be written.
+        DivergenceError: As `Trainer.fit`.
+        KeyboardInterrupt: Ctrl-C; the message says what is kept.
+    """
+    output = Path(config.output)
+    spec = get_method(config.method.name)
+    if Need.FEATURE_CACHE in spec.needs and config.old_features is None:
+        raise ValueError(
+            f"old_features: method {spec.name!r} needs {Need.FEATURE_CACHE.value}: give a store, "
+            "as in old_features=runs/old/train"
+        )
+    device = choose_device(config.device)
+    _check_same_run(config, output)
+    data = load_images(config.data)
+    assets = Assets(torch.from_numpy(data.labels), _old_features(config.old_features, data))
+    torch.manual_seed(config.train.seed)
+    encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
+    losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
+    trainer = Trainer(encoder, losses, data, config.train, output_dir=output, device=device)
+    with replacing(output / _ARGUMENTS) as temporary:
+        temporary.write_text(dump_config(config), encoding="utf-8")
+    say(
+        f"training {spec.name} ({config.encoder.name}, dim {config.encoder.dim}) on {len(data)} "
+        f"images of {data.num_classes} classes, on {device}, in {output}"
+    )
+    try:
+        history = trainer.fit()
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_what_is_kept(output)) from stop
+    card = save_model(
+        output,
+        encoder,
+        name=config.encoder.name,
+        dim=config.encoder.dim,
+        channels=data.channels,
+        size=data.images.shape[1],
+        method=spec.name,
+    )
+    return TrainedRun(history, card)
+
+
+def _old_features(path: str | None, data: ImageDataset) -> Tensor | None:
+    if path is None:
+        return None
+    store = FeatureStore.open(path)
+    rows = rows_of_ids(store, data.ids, "the images")
+    check_labels(store, rows, data.labels, data.class_names, "the images")
+    return as_tensor(store, rows)
+
+
+def _check_same_run(config: TrainRunConfig, output: Path) -> None:
+    """Refuse to resume a run that was started with other settings."""
+    if not (output / _CHECKPOINT).is_file() or not (output / _ARGUMENTS).is_file():
+        return
+    before = dict(_flatten(asdict(load_config(TrainRunConfig, output / _ARGUMENTS))))
+    now = dict(_flatten(asdict(config)))
+    changed = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now} - _MAY_CHANGE)
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{output}: holds a run with other settings ({'; '.join(changed)}): give another "
+            "output, or remove it"
+        )
+
+
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _what_is_kept(output: Path) -> str:
+    if (output / _CHECKPOINT).is_file():
+        return f"the checkpoint of the last whole epoch is kept in {output / _CHECKPOINT}"
+    return "no epoch was finished yet"
