@@ -126,6 +126,7 @@ def _convolution(before: int, after: int, *, kernel: int = 3, stride: int = 1) -
 
 
 _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "tiny-cnn": lambda dim, channels: SmallCnn(dim, channels, width=12),
     "small-cnn": SmallCnn,
     "resnet18": ResNet,
     "resnet18-large-images": lambda dim, channels: ResNet(dim, channels, small_images=False),
@@ -136,8 +137,8 @@ def build_encoder(name: str, *, dim: int, channels: int = 1) -> nn.Module:
     """Make an encoder by name.
 
     Args:
-        name: ``"small-cnn"``, ``"resnet18"``, ``"resnet18-large-images"``, or ``"timm:NAME"`` for
-            any model of timm (not pretrained; timm must be installed).
+        name: ``"tiny-cnn"``, ``"small-cnn"``, ``"resnet18"``, ``"resnet18-large-images"``, or
+            ``"timm:NAME"`` for any model of timm (not pretrained; timm must be installed).
         dim: Embedding dim, >= 1.
         channels: Channels of the images.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,7 @@ class ImageDataset:
         if len(self.ids) != shape[0]:
             raise ValueError(f"ids: expected {shape[0]}, one per image, got {len(self.ids)}")
         if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            twice = next(name for name in self.ids if name in seen or seen.add(name))
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise ValueError(f"ids: expected distinct ids, got {twice!r} twice")
         if self.groups is not None and self.groups.shape != shape[:1]:
             raise ValueError(f"groups: expected shape [{shape[0]}], got {list(self.groups.shape)}")
@@ -90,7 +90,8 @@ class ImageDataset:
         Args:
             index: Row numbers.
         """
-        batch = torch.from_numpy(np.ascontiguousarray(self.images[np.asarray(index)]))
+        rows = np.asarray(index, dtype=np.int64)
+        batch = torch.from_numpy(np.ascontiguousarray(self.images[rows]))
         batch = batch[:, None] if self.channels == 1 else batch.permute(0, 3, 1, 2)
         return batch.to(torch.float32) / 255
 
@@ -100,7 +101,8 @@ class ImageDataset:
         Args:
             index: Row numbers, or a bool per row.
         """
-        rows = np.arange(len(self))[np.asarray(index)]
+        # An empty list would be an array of floats, which cannot index.
+        rows = np.arange(len(self))[np.asarray(index) if len(index) else slice(0)]
         return ImageDataset(
             self.images[rows],
             self.labels[rows],

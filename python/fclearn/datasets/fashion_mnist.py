@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +70,8 @@ def _read_idx(file: Path, ndim: int) -> np.ndarray:
         data = gzip.decompress(file.read_bytes())
         zeros, kind, dims = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(f"Fashion-MNIST: {file} is damaged: {error}") from error
-    if (zeros, kind, dims) != (0, _UINT8, ndim) or len(data) != 4 + 4 * ndim + np.prod(shape):
+    if (zeros, kind, dims) != (0, _UINT8, ndim) or len(data) != 4 + 4 * ndim + math.prod(shape):
         raise ValueError(f"Fashion-MNIST: {file} is not an idx file of {ndim} dims")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 
 from fclearn.datasets.base import ImageDataset
 
@@ -24,7 +25,8 @@ def load_image_folder(
 
     Args:
         path: Folder with one folder per class (as ImageNet's ``train``); the order of the class
-            names is alphabetical. Files in deeper folders belong to their top folder's class.
+            names is alphabetical. Files in deeper folders belong to their top folder's class;
+            hidden folders are no classes.
         size: Side of the images in pixels. The short side is scaled to it, the centre kept.
         grey: One channel instead of three.
 
@@ -34,7 +36,11 @@ def load_image_folder(
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"image folder: {root} is not a folder")
-    class_names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    class_names = sorted(
+        folder.name
+        for folder in root.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".")
+    )
     if not class_names:
         raise ValueError(f"image folder: expected one folder per class in {root}, found none")
     files: list[Path] = []
@@ -46,7 +52,8 @@ def load_image_folder(
         files += found
         labels += [label] * len(found)
     ids = [file.relative_to(root).as_posix() for file in files]
-    return _load(files, labels, ids, class_names, None, size, grey)
+    images = _load(files, size, grey)
+    return ImageDataset(images, np.array(labels, np.int64), ids, class_names=class_names)
 
 
 def load_image_manifest(
@@ -66,7 +73,10 @@ def load_image_manifest(
     if not manifest.is_file():
         raise ValueError(f"image manifest: {manifest} is not a file")
     if manifest.suffix == ".parquet":
-        rows = pq.read_table(manifest).to_pylist()
+        try:
+            rows = pq.read_table(manifest).to_pylist()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"image manifest: {manifest} cannot be read: {error}") from error
     else:
         with manifest.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -77,51 +87,45 @@ def load_image_manifest(
             raise ValueError(
                 f"image manifest: expected a column {column!r} in {manifest}, got {sorted(rows[0])}"
             )
-    class_names = sorted({str(row["label"]) for row in rows})
-    number = {name: label for label, name in enumerate(class_names)}
+    for number, row in enumerate(rows):
+        for column in ("path", "label", "id", "group"):
+            if row.get(column, "missing") in (None, ""):
+                raise ValueError(f"image manifest: {manifest}: row {number} has no {column}")
+    class_names, labels = _numbered([str(row["label"]) for row in rows])
+    group_names: list[str] = []
     groups = None
     if "group" in rows[0]:
-        group_names = sorted({str(row["group"]) for row in rows})
-        groups = np.array([group_names.index(str(row["group"])) for row in rows], dtype=np.int64)
-    return _load(
-        [manifest.parent / str(row["path"]) for row in rows],
-        [number[str(row["label"])] for row in rows],
-        [str(row["id"]) if "id" in row else str(row["path"]) for row in rows],
-        class_names,
+        group_names, groups = _numbered([str(row["group"]) for row in rows])
+    return ImageDataset(
+        _load([manifest.parent / str(row["path"]) for row in rows], size, grey),
+        labels,
+        [str(row["id"] if "id" in row else row["path"]) for row in rows],
         groups,
-        size,
-        grey,
+        class_names,
+        group_names,
     )
 
 
-def _load(
-    files: Sequence[Path],
-    labels: Sequence[int],
-    ids: Sequence[str],
-    class_names: Sequence[str],
-    groups: np.ndarray | None,
-    size: int,
-    grey: bool,
-) -> ImageDataset:
+def _numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    distinct = sorted(set(names))
+    number = {name: place for place, name in enumerate(distinct)}
+    return distinct, np.array([number[name] for name in names], dtype=np.int64)
+
+
+def _load(files: Sequence[Path], size: int, grey: bool) -> NDArray[np.uint8]:
     if not 8 <= size <= 1024:
         raise ValueError(f"size: expected 8 to 1024 pixels, got {size}")
     images = np.empty((len(files), size, size) if grey else (len(files), size, size, 3), np.uint8)
     for row, file in enumerate(files):
         images[row] = _read(file, size, grey)
-    return ImageDataset(
-        images,
-        np.array(labels, dtype=np.int64),
-        list(ids),
-        groups=groups,
-        class_names=class_names,
-    )
+    return images
 
 
-def _read(file: Path, size: int, grey: bool) -> np.ndarray:
+def _read(file: Path, size: int, grey: bool) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as opened:
             image = opened.convert("L" if grey else "RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # a hostile file can fail in many ways inside the decoders
         raise ValueError(f"image {file}: cannot be read: {error}") from error
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)

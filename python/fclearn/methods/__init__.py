@@ -50,7 +50,7 @@ def build_method(
         >>> import torch
         >>> assets = Assets(torch.tensor([0, 1, 1]), old_features=torch.eye(3))
         >>> [term.name for term in build_method("ni-fcl", assets, 4)]
-        ['new', 'compat', 'compat']
+        ['new', 'compat', 'compat', 'compat']
         >>> build_method("bct", assets, 4)
         Traceback (most recent call last):
         ...

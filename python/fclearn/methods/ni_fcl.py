@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """NI-FCL at instance level: every old feature is a row of the pseudo classifier.
 
-Two terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
+Three terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
 should put its mass on those of the image's class, summed inside the logarithm, so that each image
 may choose which of them it resembles. (2) A cosine head learned on the old features, which says
-where the classes' boundaries were.
+where the classes' boundaries were. (3) The image's own old feature, by squared distance: classes
+never trained on have no rows and no boundary, only what the old model makes of an image.
 """
 
 from __future__ import annotations
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import InstanceCompatLoss, LossTerm, PseudoClassifierLoss
+from fclearn.losses import InstanceCompatLoss, L2CompatLoss, LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -36,6 +37,7 @@ def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
             float(settings["head_weight"]),
             PseudoClassifierLoss(head.prototypes, scale=scale),
         ),
+        LossTerm("compat", float(settings["own_weight"]), L2CompatLoss(assets.features)),
     ]
 
 
@@ -47,8 +49,9 @@ SPEC = MethodSpec(
     defaults={
         **NEW_CLASSIFIER_DEFAULTS,
         "scale": 10.0,
-        "instance_weight": 1.0,
-        "head_weight": 1.0,
+        "instance_weight": 2.0,
+        "head_weight": 2.0,
+        "own_weight": 10.0,
     },
     build=_build,
 )
