@@ -247,4 +247,5 @@ def _unit_means(rows: Tensor, labels: Tensor) -> Tensor:
     zero = (norms < 1e-12).nonzero()
     if len(zero):
         raise ValueError(f"features: the mean of class {int(zero[0])} is zero, it has no direction")
-    return means / norms[:, None]
+    unit: Tensor = means / norms[:, None]
+    return unit
