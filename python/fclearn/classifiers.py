@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fcl_ext
+from fclearn._files import replacing
 from fclearn.graph import KnnGraph
 
 
@@ -183,36 +182,46 @@ class PseudoClassifier:
         """Write a safetensors file, whole or not at all.
 
         Raises:
-            OSError: The folder cannot be written.
+            OSError: The folder cannot be made or written.
         """
-        target = Path(path)
         tensors = {
             "prototypes": self.prototypes.contiguous(),
             "features": self.features.contiguous(),
             "labels": self.labels.contiguous(),
         }
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            temporary = Path(folder) / "classifier"
+        with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "fclearn.PseudoClassifier"})
-            temporary.replace(target)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PseudoClassifier:
-        """Read what `save` wrote.
+        """Read what `save` wrote; everything is checked, and nothing is unpickled.
 
         Raises:
+            FileNotFoundError: No such file.
             ValueError: A file that is not a saved pseudo classifier.
         """
         try:
             tensors = load_file(path)
-            return cls(tensors["prototypes"], tensors["features"], tensors["labels"])
-        except (SafetensorError, KeyError) as error:
+            prototypes, features = tensors["prototypes"], tensors["features"]
+            labels = tensors["labels"]
+            _check(features, labels)
+            shape = (int(labels.max()) + 1, features.shape[1])
+            if prototypes.dtype != torch.float32 or prototypes.shape != shape:
+                raise ValueError(
+                    f"prototypes: expected float32 of shape {list(shape)}, "
+                    f"got {prototypes.dtype} of {list(prototypes.shape)}"
+                )
+            if not bool(prototypes.isfinite().all()):
+                raise ValueError("prototypes: expected finite numbers")
+            return cls(prototypes, features, labels)
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a saved PseudoClassifier: {error}") from error
 
 
 def _check(features: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    rows = torch.as_tensor(features)
-    classes = torch.as_tensor(labels)
+    # Copies: read-only arrays, such as memory maps, cannot be shared with torch.
+    rows = features if isinstance(features, Tensor) else torch.tensor(features)
+    classes = labels if isinstance(labels, Tensor) else torch.tensor(labels)
     if rows.ndim != 2 or not rows.is_floating_point():
         raise ValueError(
             f"features: expected floating of shape (N, D), got {rows.dtype} of {list(rows.shape)}"

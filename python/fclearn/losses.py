@@ -118,6 +118,9 @@ class PseudoClassifierLoss(nn.Module):
         soft_targets: Walk-refined target vectors, one per training image, shape ``(N, D_old)``;
             replace the prototype of the label.
 
+    Raises:
+        ValueError: Soft targets of another dim than the prototypes, or with label smoothing.
+
     References:
         Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020.
     """
@@ -134,6 +137,17 @@ class PseudoClassifierLoss(nn.Module):
         soft_targets: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if soft_targets is not None:
+            if label_smoothing:
+                raise ValueError(
+                    "label_smoothing: soft targets are used as given, "
+                    f"expected 0 with them, got {label_smoothing}"
+                )
+            if soft_targets.shape[1] != prototypes.shape[1]:
+                raise ValueError(
+                    f"soft_targets: expected {prototypes.shape[1]} dims as the prototypes, "
+                    f"got {soft_targets.shape[1]}"
+                )
         self.register_buffer("prototypes", F.normalize(prototypes.detach(), dim=1))
         self.register_buffer(
             "soft_targets", None if soft_targets is None else soft_targets.detach().clone()
@@ -178,6 +192,9 @@ class InstanceCompatLoss(nn.Module):
         labels: Their classes, shape ``(N,)``, int64.
         scale: Inverse temperature.
         positives: Instead of the class's own rows: weighted sets, as from a random walk.
+
+    Raises:
+        ValueError: Another number of labels than of features.
     """
 
     features: Tensor
@@ -194,6 +211,10 @@ class InstanceCompatLoss(nn.Module):
         positives: fcl_ext.PositiveSets | None = None,
     ) -> None:
         super().__init__()
+        if len(labels) != len(features):
+            raise ValueError(
+                f"labels: expected one per feature ({len(features)}), got {len(labels)}"
+            )
         if positives is None:
             positives = fcl_ext.PositiveSets.from_labels(labels)
         self.register_buffer("features", F.normalize(features.detach(), dim=1))
