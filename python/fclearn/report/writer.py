@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a report's files; write them again from ``report.json``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fclearn._files import replacing
+from fclearn.evaluation import CompatibilityReport
+from fclearn.report._figures import curve_figure, examples_figure, gain_figure
+from fclearn.report._page import render
+from fclearn.report._pictures import StoredExample, as_data_uri, decode, store
+from fclearn.report.examples import RetrievalExample
+
+#: Columns of a history that are drawn, with their titles and files.
+_CURVES = {
+    "loss": ("Training loss", "training_loss.png"),
+    "loss_compat": ("Compatibility loss", "training_loss_compat.png"),
+    "accuracy": ("Training accuracy", "training_accuracy.png"),
+}
+_EXAMPLES_FILE = "retrieval_examples.json"
+
+#: A history: rows of ``history.csv``, or the path of one.
+History = str | os.PathLike[str] | Sequence[Mapping[str, float]]
+
+
+def write_report(
+    output_dir: str | os.PathLike[str],
+    *,
+    report: CompatibilityReport,
+    histories: Mapping[str, History] | None = None,
+    retrieval_examples: Sequence[RetrievalExample] = (),
+    facts: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """Write ``report.html`` (one file that needs nothing else), ``report.json`` and pictures.
+
+    Args:
+        output_dir: Folder; made if needed. Files of an earlier report are replaced.
+        report: The numbers.
+        histories: By model (``"old"``, ``"independent"``, ``"new"``): a ``history.csv`` of a
+            `Trainer`, or its rows.
+        retrieval_examples: Queries to look at, from `make_examples`.
+        facts: What else to say, JSON values. ``title``, ``data``, ``command``, ``config``,
+            ``versions`` and ``seed`` have their places; others are listed by name.
+
+    Returns:
+        The content of ``report.json``: ``report.to_dict()``, the facts and the histories.
+
+    Raises:
+        OSError: The folder cannot be written, or a history cannot be read.
+        ValueError: A fact under a name the report uses itself, a history without epochs, an image
+            that is not one.
+        TypeError: A fact that JSON cannot hold.
+
+    Example:
+        >>> import numpy as np
+        >>> from fclearn import compatibility_report, write_report
+        >>> rows = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+        >>> labels = np.arange(30) % 3
+        >>> report = compatibility_report(old_query=rows, old_gallery=rows, new_query=rows,
+        ...                               query_labels=labels, gallery_labels=labels)
+        >>> content = write_report("runs/example", report=report, facts={"title": "Example"})
+        >>> Path("runs/example/report.html").stat().st_size > 10_000
+        True
+    """
+    data: dict[str, object] = report.to_dict()
+    data["histories"] = {
+        name: _columns(name, history) for name, history in (histories or {}).items()
+    }
+    for name, value in (facts or {}).items():
+        if name in data:
+            raise ValueError(f"facts: {name!r} is a number of the report itself; choose another")
+        data[name] = value
+    strict = _strict(data, "facts")
+    assert isinstance(strict, dict)  # a dict stays one
+    examples = store(retrieval_examples)
+    _write(Path(output_dir), strict, examples)
+    return strict
+
+
+def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
+    """Write the page and the pictures again from ``report.json`` and the stored examples.
+
+    Args:
+        run_dir: Folder of an earlier `write_report`.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        FileNotFoundError: No ``report.json`` there.
+        ValueError: Not the files of a report.
+    """
+    folder = Path(run_dir)
+    if not (folder / "report.json").is_file():
+        raise FileNotFoundError(f"{folder}: expected the folder of a report, found no report.json")
+    data: dict[str, object] = _load(folder / "report.json")
+    examples: list[StoredExample] = []
+    if (folder / _EXAMPLES_FILE).is_file():
+        examples = _load(folder / _EXAMPLES_FILE)
+    try:
+        for example in examples:
+            for hit in (example, *example["old"], *example["new"]):
+                decode(hit["image"])
+        _write(folder, data, examples)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: report.json or {_EXAMPLES_FILE} is not that of a report: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return data
+
+
+def _write(folder: Path, data: dict[str, Any], examples: list[StoredExample]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    gain = gain_figure(data["matrix"], data["intervals"], data["update_gain"])
+    files = {"update_gain.png": gain}
+    curves = {}
+    for column, (title, name) in _CURVES.items():
+        figure = curve_figure(data["histories"], column, title)
+        if figure is not None:
+            files[name], curves[title] = figure, as_data_uri(figure)
+    if examples:
+        with warnings.catch_warnings():
+            # Class names may be in a script that the font lacks; the page shows them in full.
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            files["retrieval_examples.png"] = examples_figure(examples)
+    page = render(data, examples, as_data_uri(gain), curves)
+    files[_EXAMPLES_FILE] = _dump(examples)
+    files["report.json"] = _dump(data)
+    files["report.html"] = page.encode()  # last: who finds it finds the others
+    for name, content in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def _dump(value: object) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def _columns(name: str, history: History) -> dict[str, list[float | None]]:
+    """A history as columns, numbers that are not finite as None."""
+    rows: Sequence[Mapping[str, float | str | None]]
+    if isinstance(history, str | os.PathLike):
+        with Path(history).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = history
+    columns: dict[str, list[float | None]] = {}
+    for number, row in enumerate(rows):
+        for key, value in row.items():
+            try:
+                parsed = math.nan if value in {None, ""} else float(value or 0)
+            except ValueError as error:
+                raise ValueError(
+                    f"histories: {name!r}, row {number}: expected a number for {key}, got {value!r}"
+                ) from error
+            columns.setdefault(key, []).append(parsed if math.isfinite(parsed) else None)
+    if rows and "epoch" not in columns:
+        raise ValueError(f"histories: {name!r} has no column 'epoch', only {', '.join(columns)}")
+    return columns
+
+
+def _strict(value: object, where: str) -> object:
+    """JSON values only: what is not finite becomes None, numpy's scalars become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item, f"{where}[{at}]") for at, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"{where}: expected a JSON value, got {type(value).__name__}")
