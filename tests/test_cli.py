@@ -24,7 +24,7 @@ from fclearn.features import FeatureStore, Fingerprint
 from fclearn.graph import KnnGraph
 from fclearn.training import DivergenceError, Trainer
 
-VERBS = ["demo", "train", "embed", "graph", "eval", "methods"]
+VERBS = ["demo", "train", "embed", "graph", "eval", "report", "methods"]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 
 
@@ -581,3 +581,22 @@ def test_demo_passes_its_options_on(fcl, monkeypatch, tmp_path):
     assert result == {"verdict": {"text": "Worth it."}, "update_gain": None}
     assert "Worth it." in error
     assert str(tmp_path / "report.html") in error
+
+
+def test_reports_are_written_and_rebuilt(work, fcl, tmp_path):
+    folder = tmp_path / "report"
+    code, measured, _ = fcl(*evaluate(work, "--report", folder, "--json", "--num-bootstrap", 9))
+    assert code == 0
+    (folder / "report.html").unlink()
+    code, rebuilt, error = fcl("report", folder, "--json")
+    assert code == 0
+    assert rebuilt["matrix"] == measured["matrix"]
+    assert rebuilt["stores"][0] == str(work / "old-store")
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert str(folder / "report.html") in error
+
+    assert refused(fcl("report", tmp_path), "expected the folder of a report, found no report.json")
+    (folder / "report.json").write_text("{", encoding="utf-8")
+    assert refused(fcl("report", folder), "report.json: not JSON")
+    (folder / "report.json").write_text("{}", encoding="utf-8")
+    assert refused(fcl("report", folder), "is not that of a report")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from fclearn.cli.console import one_line, say, unwrapped
-from fclearn.cli.demo import demo
+from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
 from fclearn.cli.train import methods, train
@@ -37,6 +37,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "graph": graph,
     "eval": evaluate,
+    "report": report,
     "methods": methods,
 }
 for _name, _verb in _VERBS.items():

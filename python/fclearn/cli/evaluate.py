@@ -42,6 +42,10 @@ def evaluate(
     ] = "map,cmc@1,cmc@5",
     num_bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    report_folder: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FOLDER", help="Write report.html and report.json here."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Compare an old and a new model on feature stores: is the upgrade compatible?
@@ -97,6 +101,13 @@ def evaluate(
     )
     Console(stderr=True).print(render_table(report))
     say(report.verdict.text)
+    if report_folder is not None:
+        from fclearn.report import write_report
+
+        stores = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
+        facts = {"title": "Upgrade report", "stores": stores, "gates": gate or []}
+        write_report(report_folder, report=report, facts=facts)
+        say(f"report: {report_folder / 'report.html'}")
     numbers = numbers_of(report)
     outcomes = []
     for item in gates:
