@@ -54,7 +54,7 @@ class DemoConfig:
     old_encoder: str = "tiny-cnn"
     new_encoder: str = "small-cnn"
     old_dim: int = 64
-    new_dim: int = 192
+    new_dim: int = 256
     method: str = "ni-fcl"
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40))
 

@@ -49,9 +49,9 @@ SPEC = MethodSpec(
     defaults={
         **NEW_CLASSIFIER_DEFAULTS,
         "scale": 10.0,
-        "instance_weight": 2.0,
-        "head_weight": 2.0,
-        "own_weight": 10.0,
+        "instance_weight": 1.0,
+        "head_weight": 1.0,
+        "own_weight": 3.0,
     },
     build=_build,
 )
