@@ -446,8 +446,8 @@ def test_metrics_always_hold_what_the_verdict_needs():
     ("cross", "status", "start"),
     [
         (0.9, "compatible", "Upgrade without re-indexing is worthwhile: new queries"),
-        (1.5, "unclear", "Not decided: new queries"),
-        (4.0, "incompatible", "Not compatible: new queries"),
+        (1.5, "unclear", "Not decided, no clear difference: new queries"),
+        (4.0, "incompatible", "Not compatible, keep the old model for queries or re-index: new"),
     ],
 )
 def test_verdict_follows_the_interval(cross, status, start):

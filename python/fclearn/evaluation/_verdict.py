@@ -21,12 +21,17 @@ class Verdict:
         status: ``"compatible"``: the interval of M(new/old) - M(old/old) on mAP lies above zero;
             ``"incompatible"``: below zero; ``"unclear"``: it includes zero.
         headline: One line.
-        text: The numbers behind it, a few sentences.
+        details: The numbers behind it, a few sentences.
     """
 
     status: Literal["compatible", "unclear", "incompatible"]
     headline: str
-    text: str
+    details: str
+
+    @property
+    def text(self) -> str:
+        """Headline and details in one."""
+        return f"{self.headline}: {self.details[:1].lower()}{self.details[1:]}"
 
 
 def metric_title(name: str) -> str:
@@ -48,24 +53,21 @@ def judge(report: CompatibilityReport) -> Verdict:
     old, cross = report.matrix["old/old"]["map"], report.matrix["new/old"]["map"]
     change = report.intervals["new/old - old/old"]["map"] or (0.0, 0.0)
     measured = (
-        f"new queries on the old gallery reach mAP {percent(cross)} where the old model reaches "
+        f"New queries on the old gallery reach mAP {percent(cross)} where the old model reaches "
         f"{percent(old)} ({points(cross - old)} points, {percent(report.confidence, 0)} interval "
         f"{points(change[0])} to {points(change[1])})."
     )
     if change[0] > 0:
         headline = "Upgrade without re-indexing is worthwhile"
-        return Verdict("compatible", headline, _join(f"{headline}: {measured}", *_remarks(report)))
+        return Verdict("compatible", headline, " ".join([measured, *_remarks(report)]))
     if change[1] < 0:
-        headline = "Not compatible: keep the old model for queries, or re-index"
-        text = _join(f"Not compatible: {measured}", "Keep the old model for queries, or re-index.")
-        return Verdict("incompatible", headline, text)
-    headline = "Not decided: no clear difference between new and old queries"
-    text = _join(
-        f"Not decided: {measured}",
+        headline = "Not compatible, keep the old model for queries or re-index"
+        return Verdict("incompatible", headline, measured)
+    doubt = (
         f"The interval includes zero, so these {report.num_queries:,} queries cannot tell whether "
-        "the upgrade pays without re-indexing.",
+        "the upgrade pays without re-indexing."
     )
-    return Verdict("unclear", headline, text)
+    return Verdict("unclear", "Not decided, no clear difference", f"{measured} {doubt}")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -105,7 +107,3 @@ def _remarks(report: CompatibilityReport) -> list[str]:
         f"{percent(report.negative_flip_rate)} of the queries had a right first hit and lose it."
     )
     return remarks
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(sentences)

@@ -89,6 +89,7 @@ class CompatibilityReport:
             "verdict": {
                 "status": verdict.status,
                 "headline": verdict.headline,
+                "details": verdict.details,
                 "text": verdict.text,
             },
             "matrix": self.matrix,

@@ -37,7 +37,7 @@ def gain_figure(
 ) -> bytes:
     """The entries of the matrix on one axis, with the update gain as an arrow."""
     entries = [key for key in _ENTRIES if key in matrix]
-    figure = Figure(figsize=(8, 0.62 * len(entries) + 1.35), layout="constrained")
+    figure = Figure(figsize=(8, 0.55 * len(entries) + 1.15), layout="constrained")
     axes = figure.add_subplot()
     old, cross = 100 * matrix["old/old"][metric], 100 * matrix["new/old"][metric]
     goal = matrix.get("independent/independent")
@@ -63,29 +63,38 @@ def gain_figure(
     if update_gain is not None:
         text += f" = update gain {100 * update_gain:.0f}%".replace("-", "−")
     axes.annotate("", (cross, 0.5), (old, 0.5), arrowprops={"arrowstyle": "->", "color": _TEXT})
-    axes.annotate(
-        text, (max(old, cross), 0.5), (8, 0), textcoords="offset points", va="center", color=_TEXT
-    )
     axes.set_yticks(range(len(entries)), [_ENTRIES[key][0] for key in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
     axes.margins(x=0.12)
+    # The text stands on the side of the arrow that has more room.
+    left, right = axes.get_xlim()
+    at_left = min(old, cross) - left > right - max(old, cross)
+    axes.annotate(
+        text, (min(old, cross) if at_left else max(old, cross), 0.5), (-8 if at_left else 8, 0),
+        textcoords="offset points", ha="right" if at_left else "left", va="center", color=_TEXT,
+    )  # fmt: skip
     axes.set_xlabel(f"{metric_title(metric)}, %")
     _tidy(axes, grid="x")
     return _png(figure)
 
 
-def curve_figure(histories: Mapping[str, History], column: str, title: str) -> bytes | None:
-    """One column of the histories over epochs, one line per model; None if nobody has it."""
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+def curve_figure(
+    histories: Mapping[str, History], column: str, title: str, factor: float = 1.0
+) -> bytes | None:
+    """One column of the histories over epochs, one line per model.
+
+    Models in which it is always zero have no such thing and no line; without any line, None.
+    """
+    figure = Figure(figsize=(3.7, 2.9), layout="constrained")
     axes = figure.add_subplot()
     drawn = False
     for number, (name, history) in enumerate(histories.items()):
         pairs = [
-            (epoch, value)
+            (epoch, factor * value)
             for epoch, value in zip(history.get("epoch", ()), history.get(column, ()), strict=False)
             if epoch is not None and value is not None
         ]
-        if not pairs:
+        if not any(value for _, value in pairs):
             continue
         drawn = True
         colour, marker = STYLES.get(name, (f"C{number}", "^"))
@@ -96,7 +105,7 @@ def curve_figure(histories: Mapping[str, History], column: str, title: str) -> b
         )  # fmt: skip
     if not drawn:
         return None
-    axes.set_title(title, loc="left", fontsize=11, color=_TEXT)
+    axes.set_title(title, loc="left", fontsize=10.5, color=_TEXT)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)

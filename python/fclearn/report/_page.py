@@ -59,7 +59,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         title=str(data.get("title", "Upgrade report")),
         data=data.get("data"),
-        verdict={**data["verdict"], "details": _details(data["verdict"])},
+        verdict=data["verdict"],
         tiles=_tiles(data),
         confidence=f"{100 * data['confidence']:.0f}%",
         num_queries=f"{data['num_queries']:,}",
@@ -93,23 +93,15 @@ def render(
     )
 
 
-def _details(verdict: Mapping[str, str]) -> str:
-    """The text without the headline it starts with."""
-    start, colon, rest = verdict["text"].partition(": ")
-    if not colon or not verdict["headline"].startswith(start):
-        return verdict["text"]
-    return rest[:1].upper() + rest[1:]
-
-
 def _tiles(data: Mapping[str, Json]) -> list[dict[str, str]]:
     cross, intervals = data["matrix"]["new/old"]["map"], data["intervals"]
     change = data["differences"]["new/old - old/old"]["map"]
     tiles = [
         {
-            "name": "mAP of new queries on the old gallery",
+            "name": "mAP of new/old",
             "value": _number(cross),
             "unit": "%",
-            "note": f"{_signed(change)} points over old/old "
+            "note": f"{_signed(change)} points against old/old "
             + _bounds(intervals["new/old - old/old"]["map"], signed=True),
         }
     ]
@@ -209,7 +201,7 @@ def _curve_note(histories: Mapping[str, Mapping[str, Sequence[float | None]]]) -
         seconds = [value for value in history.get("seconds", ()) if value is not None]
         epochs = len(history.get("epoch", ()))
         if epochs and seconds:
-            parts.append(f"{name}: {epochs} epochs, {seconds[-1]:.0f} s")
+            parts.append(f"{name}: {epochs} epochs in {sum(seconds):.0f} s")
     return "; ".join(parts) + "." if parts else ""
 
 

@@ -21,11 +21,11 @@ from fclearn.report._page import render
 from fclearn.report._pictures import StoredExample, as_data_uri, decode, store
 from fclearn.report.examples import RetrievalExample
 
-#: Columns of a history that are drawn, with their titles and files.
+#: Columns of a history that are drawn: title, factor, file.
 _CURVES = {
-    "loss": ("Training loss", "training_loss.png"),
-    "loss_compat": ("Compatibility loss", "training_loss_compat.png"),
-    "accuracy": ("Training accuracy", "training_accuracy.png"),
+    "loss_new": ("Loss of the new classifier", 1.0, "training_loss_new.png"),
+    "loss_compat": ("Compatibility loss", 1.0, "training_loss_compat.png"),
+    "accuracy": ("Training accuracy, %", 100.0, "training_accuracy.png"),
 }
 _EXAMPLES_FILE = "retrieval_examples.json"
 
@@ -125,8 +125,8 @@ def _write(folder: Path, data: dict[str, Any], examples: list[StoredExample]) ->
     gain = gain_figure(data["matrix"], data["intervals"], data["update_gain"])
     files = {"update_gain.png": gain}
     curves = {}
-    for column, (title, name) in _CURVES.items():
-        figure = curve_figure(data["histories"], column, title)
+    for column, (title, factor, name) in _CURVES.items():
+        figure = curve_figure(data["histories"], column, title, factor)
         if figure is not None:
             files[name], curves[title] = figure, as_data_uri(figure)
     if examples:
