@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from fclearn._checkpoint import Checkpoint, data_key, load_checkpoint, save_checkpoint
+from fclearn._files import replacing
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import ImageDataset
 from fclearn.losses import LossTerm
@@ -35,6 +37,9 @@ HISTORY_COLUMNS = (
     "images_per_second",
     "seconds",
 )
+
+# Prototypes compared at a time when counting correct answers: no B x C matrix for large C.
+_PROTOTYPE_BLOCK = 8192
 
 
 class DivergenceError(RuntimeError):
@@ -159,21 +164,26 @@ class Trainer:
             One row per epoch with `HISTORY_COLUMNS`.
 
         Raises:
-            DivergenceError: A loss that is not finite.
+            DivergenceError: A loss or a gradient that is not finite.
             KeyboardInterrupt: Ctrl-C: the step is finished and the state as of the last whole epoch
                 is in the checkpoint; call `fit` again to go on.
-            ValueError: A checkpoint of another configuration.
+            ValueError: A checkpoint of another configuration or other images, or a damaged one.
             OSError: The output folder cannot be written.
         """
         if self.output_dir is not None:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            self._load_checkpoint()
+            path = self.output_dir / "checkpoint.pt"
+            if path.is_file():
+                self._resume(path)
+            else:
+                # Also tells now, not after an epoch, whether the folder can be written.
+                self._save(self.output_dir)
         with self._bar() as advance, _interruptible() as interrupted:
             advance(self._epoch, None)
             while self._epoch < self.config.epochs:
-                self._run_epoch(interrupted)
+                with self._own_randomness():
+                    self._run_epoch(interrupted)
                 if self.output_dir is not None:
-                    self._save_checkpoint(self.output_dir)
+                    self._save(self.output_dir)
                 advance(self._epoch, self.history[-1])
                 if interrupted():
                     raise KeyboardInterrupt
@@ -223,17 +233,14 @@ class Trainer:
         embeddings = embeddings.float()
         values = [term.weight * term.module(embeddings, labels, rows) for term in self.losses]
         loss = torch.stack(values).sum()
-        if not torch.isfinite(loss):
-            step = self._epoch * self._steps_per_epoch + 1
-            raise DivergenceError(
-                f"the loss is {float(loss.detach())} in epoch {self._epoch + 1} (after step "
-                f"{step - 1}); the last whole epoch is in the checkpoint. Try a lower "
-                "learning_rate, a longer warm-up, or precision float32"
-            )
+        self._check_finite("loss", loss)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.config.max_grad_norm:
-            nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(
+            self._modules.parameters(), self.config.max_grad_norm or math.inf
+        )
+        # Such a step would spoil the weights, and the next checkpoint with them.
+        self._check_finite("norm of the gradient", norm)
         self._optimizer.step()
         self._schedule.step()
         sums["loss"] += float(loss.detach())
@@ -241,13 +248,28 @@ class Trainer:
             sums["new" if term.name == "new" else "compat"] += float(value.detach())
         sums["correct"] += self._num_correct(embeddings.detach(), labels)
 
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            kept = "" if self.output_dir is None else "the last whole epoch is in the checkpoint. "
+            raise DivergenceError(
+                f"the {what} is {float(value.detach())} in epoch {self._epoch + 1}, step "
+                f"{self._schedule.last_epoch + 1}; {kept}Try a lower learning_rate, a longer "
+                "warm-up, or precision float32"
+            )
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Dropout and the like draw the same numbers in epoch n, resumed or not."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(1_000_003 * self.config.seed + self._epoch)
+            yield
+
     def _num_correct(self, embeddings: Tensor, labels: Tensor) -> float:
         # Of the new model's own classifier, on the augmented images it has just seen.
         for term in self.losses:
             prototypes = getattr(term.module, "prototypes", None)
             if term.name == "new" and isinstance(prototypes, Tensor):
-                unit = nn.functional.normalize(prototypes.detach(), dim=1)
-                return float(((embeddings @ unit.T).argmax(1) == labels).sum())
+                return float((_nearest(embeddings, prototypes.detach()) == labels).sum())
         return math.nan
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -264,47 +286,43 @@ class Trainer:
             return (step + 1) / (warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(total - warmup, 1))))
 
-    def _save_checkpoint(self, folder: Path) -> None:
-        state = {
-            "config": asdict(self.config),
-            "modules": self._modules.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "generator": self._generator.get_state(),
-            "epoch": self._epoch,
-            "history": self.history,
-        }
-        temporary = folder / "checkpoint.pt.partial"
-        torch.save(state, temporary)
-        temporary.replace(folder / "checkpoint.pt")
-        temporary = folder / "history.csv.partial"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+    def _save(self, folder: Path) -> None:
+        state = Checkpoint(
+            config=asdict(self.config),
+            data=data_key(self.dataset),
+            modules=self._modules.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            schedule=self._schedule.state_dict(),
+            generator=self._generator.get_state(),
+            epoch=self._epoch,
+            history=self.history,
+        )
+        save_checkpoint(folder / "checkpoint.pt", state)
+        with (
+            replacing(folder / "history.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, HISTORY_COLUMNS)
             writer.writeheader()
             writer.writerows(self.history)
-        temporary.replace(folder / "history.csv")
 
-    def _load_checkpoint(self) -> None:
-        assert self.output_dir is not None
-        path = self.output_dir / "checkpoint.pt"
-        if not path.is_file():
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["config"] != asdict(self.config):
-            changed = sorted(
-                key
-                for key, value in asdict(self.config).items()
-                if state["config"].get(key) != value
-            )
+    def _resume(self, path: Path) -> None:
+        state = load_checkpoint(path, self.device)
+        before = {**state["config"], "images": state["data"]}
+        now = {**asdict(self.config), "images": data_key(self.dataset)}
+        changed = sorted(
+            key for key in {*before, *now} if before.get(key, "absent") != now.get(key, "absent")
+        )
+        if changed:
             raise ValueError(
                 f"{path}: made with another configuration ({', '.join(changed)} differ); "
                 "use another output folder or remove it"
             )
         try:
             self._modules.load_state_dict(state["modules"])
-        except RuntimeError as error:
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: made with another encoder or other losses") from error
-        self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
         self._epoch = state["epoch"]
@@ -330,6 +348,18 @@ class Trainer:
                 bar.update(task, completed=epoch, description=text)
 
             yield advance
+
+
+def _nearest(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Class of the highest cosine per row."""
+    best = embeddings.new_full((len(embeddings),), -math.inf)
+    label = torch.zeros_like(best, dtype=torch.int64)
+    for start in range(0, len(prototypes), _PROTOTYPE_BLOCK):
+        unit = nn.functional.normalize(prototypes[start : start + _PROTOTYPE_BLOCK], dim=1)
+        value, place = (embeddings @ unit.T).max(1)
+        label = torch.where(value > best, place + start, label)
+        best = torch.maximum(value, best)
+    return label
 
 
 @contextmanager

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a training on disk: whole or absent, checked when read, never unpickled."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import TypedDict, cast
+
+import torch
+from torch import Tensor
+
+from fclearn._files import replacing
+from fclearn.datasets import ImageDataset
+
+
+class Checkpoint(TypedDict):
+    """All that a training needs to go on as if it had never stopped.
+
+    Attributes:
+        config: Hyper-parameters by name.
+        data: Fingerprint of the training images.
+        modules: State of encoder and loss terms.
+        optimizer: State of the optimizer.
+        schedule: State of the learning rate's schedule.
+        generator: State of the random source of order and augmentation.
+        epoch: Whole epochs done.
+        history: One row per epoch.
+    """
+
+    config: dict[str, object]
+    data: str
+    modules: dict[str, Tensor]
+    optimizer: dict[str, object]
+    schedule: dict[str, object]
+    generator: Tensor
+    epoch: int
+    history: list[dict[str, float]]
+
+
+_TYPES = {
+    "config": dict,
+    "data": str,
+    "modules": dict,
+    "optimizer": dict,
+    "schedule": dict,
+    "generator": Tensor,
+    "epoch": int,
+    "history": list,
+}
+
+
+def save_checkpoint(path: Path, state: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        ValueError: A file that is not a whole checkpoint, or holds anything but plain data.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a hostile file can fail in many ways inside torch
+        raise ValueError(
+            f"{path}: not a whole checkpoint of plain data ({type(error).__name__}); "
+            "remove it to start afresh"
+        ) from error
+    wrong = [
+        name
+        for name, kind in _TYPES.items()
+        if not isinstance(state, dict) or not isinstance(state.get(name), kind)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path}: not a checkpoint of this version of fclearn (no valid {wrong[0]!r}); "
+            "remove it to start afresh"
+        )
+    return cast(Checkpoint, state)
+
+
+def data_key(dataset: ImageDataset) -> str:
+    """Tells one set of training images from another, by ids and labels.
+
+    Example:
+        >>> import numpy as np
+        >>> images = np.zeros((2, 8, 8), np.uint8)
+        >>> data = ImageDataset(images, np.array([0, 1]), ids=["a", "b"], class_names=["x", "y"])
+        >>> data_key(data) == data_key(data.subset([1, 0]))
+        False
+    """
+    checksum = zlib.crc32("\n".join(dataset.ids).encode())
+    return f"{len(dataset)} images, {zlib.crc32(dataset.labels.tobytes(), checksum):08x}"
