@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -36,24 +36,35 @@ class Assets:
         old_classes: which classes these are, shape ``(K,)``, int64.
 
     Raises:
-        ValueError: Tensors that are not aligned.
+        ValueError: Tensors that are not aligned, labels that are no class numbers, features that
+            are not finite.
     """
 
     labels: Tensor
     old_features: Tensor | None = None
     old_classifier: Tensor | None = None
-    old_classes: Tensor | None = field(default=None)
+    old_classes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.old_features is not None and len(self.old_features) != len(self.labels):
+        _check_labels(self.labels)
+        if self.old_features is not None:
+            _check_features(self.old_features, len(self.labels))
+        if self.old_classifier is not None:
+            self._check_old_classifier(self.old_classifier)
+
+    def _check_old_classifier(self, rows: Tensor) -> None:
+        if self.old_features is not None and rows.shape[1:] != self.old_features.shape[1:]:
             raise ValueError(
-                f"old_features: expected one row per label ({len(self.labels)}), "
-                f"got {len(self.old_features)}"
+                f"old_classifier: expected {self.old_dim} dims as the old features, "
+                f"got {rows.shape[1]}"
             )
-        if self.old_classifier is not None and (
-            self.old_classes is None or len(self.old_classes) != len(self.old_classifier)
-        ):
+        if self.old_classes is None or len(self.old_classes) != len(rows):
             raise ValueError("old_classes: expected one class per row of old_classifier")
+        classes = self.old_classes.tolist()
+        if len(set(classes)) != len(classes) or not set(classes) <= set(range(self.num_classes)):
+            raise ValueError(
+                f"old_classes: expected distinct labels in [0, {self.num_classes}), got {classes}"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -104,6 +115,32 @@ class MethodSpec:
     needs: tuple[Need, ...]
     defaults: Settings
     build: Callable[[Assets, int, Settings], list[LossTerm]]
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels: expected int64 of shape (N,), got {labels.dtype} of {list(labels.shape)}"
+        )
+    if len(labels) == 0:
+        raise ValueError("labels: expected at least one")
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels: expected values >= 0, got {int(labels.min())}")
+
+
+def _check_features(features: Tensor, num_rows: int) -> None:
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(
+            "old_features: expected floating of shape (N, D), "
+            f"got {features.dtype} of {list(features.shape)}"
+        )
+    if len(features) != num_rows:
+        raise ValueError(
+            f"old_features: expected one row per label ({num_rows}), got {len(features)}"
+        )
+    bad = (~features.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"old_features: row {int(bad[0])} has a NaN or an infinity")
 
 
 NEW_CLASSIFIER_DEFAULTS: Settings = {"classifier_scale": 16.0, "label_smoothing": 0.0}
