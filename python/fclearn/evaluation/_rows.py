@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fclearn.features import Features, FeatureSource, as_features
 
 #: Metrics of `evaluate_retrieval`; larger scores are nearer.
 METRICS = ("cosine", "ip", "l2")
@@ -31,8 +32,7 @@ class Rows:
     """A ``(N, D)`` matrix of features that is never loaded as a whole.
 
     Args:
-        source: A floating tensor or array (memory-mapped or not), a path to a ``.npy`` file or to a
-            feature store, or an object whose attribute ``features`` is one of these.
+        source: Whatever `fclearn.features.as_features` takes; tensors stay on their device.
         name: Argument to name in messages.
 
     Raises:
@@ -40,10 +40,16 @@ class Rows:
         ValueError: Not two-dimensional, or an unreadable file.
     """
 
-    def __init__(self, source: object, name: str) -> None:
+    def __init__(self, source: FeatureSource, name: str) -> None:
         """Open the source; nothing is read yet."""
         self.name = name
-        self._data = _open(source, name)
+        self._data: Tensor | Features
+        if isinstance(source, Tensor) and source.device.type != "cpu":
+            if not source.is_floating_point():
+                raise TypeError(f"{name}: expected floating numbers, got {source.dtype}")
+            self._data = source
+        else:
+            self._data = as_features(source, name)
         if self._data.ndim != 2:
             raise ValueError(f"{name}: expected shape [N, D], got {list(self._data.shape)}")
         self.num_rows, self.dim = int(self._data.shape[0]), int(self._data.shape[1])
@@ -145,36 +151,6 @@ class Scorer:
             block /= scale  # a power of two: exact
         grid = 2.0 ** _GRID_BITS[self._metric]
         return block.mul_(grid).round_().div_(grid)
-
-
-def _open(source: object, name: str) -> Tensor | np.ndarray:
-    if isinstance(source, str | Path):
-        source = _open_path(Path(source), name)
-    if not isinstance(source, Tensor | np.ndarray):
-        source = getattr(source, "features", source)
-    if isinstance(source, Tensor):
-        floating = source.is_floating_point()
-    elif isinstance(source, np.ndarray):
-        floating = np.issubdtype(source.dtype, np.floating)
-    else:
-        raise TypeError(
-            f"{name}: expected a tensor, an array, a path or a feature store, got "
-            f"{type(source).__name__}"
-        )
-    if not floating:
-        raise TypeError(f"{name}: expected floating features, got {source.dtype}")
-    return source
-
-
-def _open_path(path: Path, name: str) -> object:
-    if path.is_dir():
-        from fclearn.features import FeatureStore  # noqa: PLC0415  (only stores need it)
-
-        return FeatureStore.open(path)
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{name}: cannot read {path} as a .npy array: {error}") from error
 
 
 def _norms(block: Tensor) -> Tensor:

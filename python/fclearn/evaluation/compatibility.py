@@ -14,6 +14,7 @@ from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._metrics import check_metrics
 from fclearn.evaluation._verdict import Verdict, judge
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from fclearn.features import FeatureSource
 
 OLD, CROSS, NEW, INDEPENDENT = "old/old", "new/old", "new/new", "independent/independent"
 #: Differences of two entries of the matrix that decide about an upgrade.
@@ -114,12 +115,12 @@ class CompatibilityReport:
 
 def compatibility_report(
     *,
-    old_query: object,
-    old_gallery: object,
-    new_query: object,
-    new_gallery: object | None = None,
-    independent_query: object | None = None,
-    independent_gallery: object | None = None,
+    old_query: FeatureSource,
+    old_gallery: FeatureSource,
+    new_query: FeatureSource,
+    new_gallery: FeatureSource | None = None,
+    independent_query: FeatureSource | None = None,
+    independent_gallery: FeatureSource | None = None,
     query_labels: PerRow,
     gallery_labels: PerRow,
     exclude_self: bool = False,

@@ -8,11 +8,12 @@ import torch
 
 from fclearn.evaluation._keys import Ints, PerRow, exclusions
 from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.features import FeatureSource
 
 
 def top_hits(
-    query: object,
-    gallery: object,
+    query: FeatureSource,
+    gallery: FeatureSource,
     k: int,
     *,
     exclude_self: bool = False,

@@ -13,6 +13,7 @@ from fclearn.evaluation._keys import PerRow, exclusions, join_keys
 from fclearn.evaluation._metrics import check_metrics, metric_values
 from fclearn.evaluation._ranks import positive_ranks
 from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.features import FeatureSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ class RetrievalResult(Mapping[str, float]):
 
 
 def evaluate_retrieval(
-    query: object,
-    gallery: object,
+    query: FeatureSource,
+    gallery: FeatureSource,
     *,
     query_labels: PerRow,
     gallery_labels: PerRow,

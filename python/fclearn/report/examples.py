@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fclearn.evaluation import CompatibilityReport, top_hits
 from fclearn.evaluation._keys import PerRow
+from fclearn.features import FeatureSource, as_tensor
 
 Image = NDArray[np.uint8]
 
@@ -80,9 +81,9 @@ def pick_examples(report: CompatibilityReport, num_each: int = 2) -> list[tuple[
 def make_examples(
     report: CompatibilityReport,
     *,
-    old_query: NDArray[np.floating],
-    old_gallery: object,
-    new_query: NDArray[np.floating],
+    old_query: FeatureSource,
+    old_gallery: FeatureSource,
+    new_query: FeatureSource,
     query_images: Image,
     gallery_images: Image,
     query_labels: NDArray[np.integer],
@@ -101,8 +102,8 @@ def make_examples(
 
     Args:
         report: Made from these features with ``per_query`` values.
-        old_query: Shape ``(Q, D_old)``.
-        old_gallery: Shape ``(G, D_old)``, as in `evaluate_retrieval`.
+        old_query: Shape ``(Q, D_old)``, as in `evaluate_retrieval`.
+        old_gallery: Shape ``(G, D_old)``.
         new_query: Shape ``(Q, D_new)``.
         query_images: Shape ``(Q, H, W)`` or ``(Q, H, W, 3)``, uint8.
         gallery_images: Shape ``(G, …)``, likewise.
@@ -138,9 +139,9 @@ def make_examples(
     def name_of(label: int) -> str:
         return str(label) if class_names is None else class_names[label]
 
-    def look_up(query: NDArray[np.floating]) -> NDArray[np.int64]:
+    def look_up(query: FeatureSource) -> NDArray[np.int64]:
         return top_hits(
-            query[rows],
+            as_tensor(query, rows),
             old_gallery,
             k,
             exclude_self=exclude_self,
