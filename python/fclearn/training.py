@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,7 @@ class Trainer:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate_factor)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._epoch = 0
+        self._within_epoch = False
         self.history: list[dict[str, float]] = []
 
     def fit(self) -> list[dict[str, float]]:
@@ -169,14 +171,21 @@ class Trainer:
                 is in the checkpoint; call `fit` again to go on.
             ValueError: A checkpoint of another configuration or other images, or a damaged one.
             OSError: The output folder cannot be written.
+            RuntimeError: A second call after one that was stopped and left no checkpoint.
         """
         if self.output_dir is not None:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            # Tells now, not after an epoch, whether the folder can be written.
+            with tempfile.TemporaryFile(dir=self.output_dir):
+                pass
             path = self.output_dir / "checkpoint.pt"
             if path.is_file():
                 self._resume(path)
-            else:
-                # Also tells now, not after an epoch, whether the folder can be written.
-                self._save(self.output_dir)
+        if self._within_epoch:
+            raise RuntimeError(
+                f"fit: was stopped within epoch {self._epoch + 1}, and there is no checkpoint to "
+                "go back to: make a new Trainer"
+            )
         with self._bar() as advance, _interruptible() as interrupted:
             advance(self._epoch, None)
             while self._epoch < self.config.epochs:
@@ -190,6 +199,7 @@ class Trainer:
         return self.history
 
     def _run_epoch(self, interrupted: Callable[[], bool]) -> None:
+        self._within_epoch = True
         self._modules.train()
         order = torch.randperm(len(self.dataset), generator=self._generator)
         labels = torch.from_numpy(self.dataset.labels)
@@ -200,11 +210,12 @@ class Trainer:
             rows = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
             self._step(rows.to(self.device), labels[rows].to(self.device), sums)
             count += len(rows)
-            if interrupted():
+            if interrupted() and step + 1 < self._steps_per_epoch:
                 # A partial epoch is not kept: resuming repeats it from the checkpoint, and so
                 # ends where an undisturbed run would.
                 raise KeyboardInterrupt
         seconds = time.perf_counter() - start
+        self._within_epoch = False
         self._epoch += 1
         steps = self._steps_per_epoch
         self.history.append(
@@ -250,7 +261,9 @@ class Trainer:
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
-            kept = "" if self.output_dir is None else "the last whole epoch is in the checkpoint. "
+            kept = ""
+            if self.output_dir is not None and self._epoch > 0:
+                kept = "the last whole epoch is in the checkpoint. "
             raise DivergenceError(
                 f"the {what} is {float(value.detach())} in epoch {self._epoch + 1}, step "
                 f"{self._schedule.last_epoch + 1}; {kept}Try a lower learning_rate, a longer "
@@ -326,6 +339,7 @@ class Trainer:
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"].cpu())
         self._epoch = state["epoch"]
+        self._within_epoch = False
         self.history = state["history"]
 
     @contextmanager
