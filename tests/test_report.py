@@ -349,6 +349,10 @@ def test_rebuilding_from_what_is_not_a_report(tmp_path, written):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(ValueError, match="is not that of a report: KeyError"):
         rebuild_report(tmp_path)
+    content = {**written[2], "verdict": {"status": "compatible", "headline": "half"}}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not that of a report: UndefinedError"):
+        rebuild_report(tmp_path)
     shutil.copy(written[0] / "report.json", tmp_path)
     for image in (
         "http://example.com/a.png",

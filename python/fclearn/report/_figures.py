@@ -37,7 +37,7 @@ def gain_figure(
 ) -> bytes:
     """The entries of the matrix on one axis, with the update gain as an arrow."""
     entries = [key for key in _ENTRIES if key in matrix]
-    figure = Figure(figsize=(8, 0.55 * len(entries) + 1.15), layout="constrained")
+    figure = Figure(figsize=(8, 0.5 * len(entries) + 1.0), layout="constrained")
     axes = figure.add_subplot()
     old, cross = 100 * matrix["old/old"][metric], 100 * matrix["new/old"][metric]
     goal = matrix.get("independent/independent")
@@ -116,22 +116,22 @@ def curve_figure(
 def examples_figure(examples: Sequence[StoredExample]) -> bytes:
     """Each query with its hits in two rows, right ones framed and ticked."""
     width = max(len(row) for example in examples for row in (example["old"], example["new"]))
-    figure = Figure(figsize=(0.85 * (width + 2), 2.15 * len(examples)))
-    grid = figure.add_gridspec(
-        2 * len(examples), width + 2, left=0.01, right=0.99, top=0.97, bottom=0.02,
-        width_ratios=[1.3, 0.9, *[1] * width], hspace=0.25, wspace=0.12,
-    )  # fmt: skip
+    figure = Figure(figsize=(0.85 * (width + 2), 2.05 * len(examples)))
+    outer = figure.add_gridspec(len(examples), 1, left=0.01, right=0.99, top=0.99, bottom=0.01)
     for at, example in enumerate(examples):
-        axes = figure.add_subplot(grid[2 * at : 2 * at + 2, 0])
+        grid = outer[at].subgridspec(
+            2, width + 2, width_ratios=[1.3, 0.9, *[1] * width], hspace=0.08, wspace=0.12
+        )
+        axes = figure.add_subplot(grid[:, 0])
         _show(axes, example["image"])
         axes.set_title(_short(example["label"]), fontsize=8, color=_TEXT)
         axes.set_xlabel(example["note"], fontsize=8, color=_QUIET)
-        for below, (title, hits) in enumerate((("old", example["old"]), ("new", example["new"]))):
-            label = figure.add_subplot(grid[2 * at + below, 1])
+        for row, (title, hits) in enumerate((("old", example["old"]), ("new", example["new"]))):
+            label = figure.add_subplot(grid[row, 1])
             label.axis("off")
-            label.text(1, 0.5, title, ha="right", va="center", fontsize=9, color=_TEXT)
+            label.text(0.95, 0.5, title, ha="right", va="center", fontsize=9, color=_TEXT)
             for column, hit in enumerate(hits):
-                _show_hit(figure.add_subplot(grid[2 * at + below, 2 + column]), hit)
+                _show_hit(figure.add_subplot(grid[row, 2 + column]), hit)
     return _png(figure)
 
 

@@ -187,7 +187,7 @@ def _bounds(bounds: Sequence[float] | None, signed: bool = False) -> str:
     if bounds is None:
         return ""
     low, high = (_signed(bound) if signed else _number(bound) for bound in bounds)
-    return f"[{low}, {high}]"
+    return f"[{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def _gain_alt(matrix: Mapping[str, Mapping[str, float]]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from fclearn._files import replacing
@@ -112,7 +113,7 @@ def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
             for hit in (example, *example["old"], *example["new"]):
                 decode(hit["image"])
         _write(folder, data, examples)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
         raise ValueError(
             f"{folder}: report.json or {_EXAMPLES_FILE} is not that of a report: "
             f"{type(error).__name__}: {error}"
