@@ -119,11 +119,11 @@ def evaluate_stores(
         old_query=old.query.features,
         old_gallery=old.gallery.features,
         new_query=_ordered(new.query, old.query),
-        new_gallery=_ordered(new.gallery, old.gallery),
+        new_gallery=_ordered_or_none(new.gallery, old.gallery),
         independent_query=None if independent is None else _ordered(independent.query, old.query),
         independent_gallery=None
         if independent is None
-        else _ordered(independent.gallery, old.gallery),
+        else _ordered_or_none(independent.gallery, old.gallery),
         query_labels=query_labels,
         gallery_labels=gallery_labels,
         exclude_self=exclude_self,
@@ -138,13 +138,15 @@ def evaluate_stores(
     )
 
 
-def _ordered(store: FeatureStore | None, like: FeatureStore) -> Features | None:
+def _ordered(store: FeatureStore, like: FeatureStore) -> Features:
     """Features in the order of another store's ids; a memory map if it has that order already."""
-    if store is None:
-        return None
     if store.ids == like.ids:
         return store.features
     return np.array(store.features[rows_of_ids(store, like.ids, str(like.path))])
+
+
+def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> Features | None:
+    return None if store is None else _ordered(store, like)
 
 
 def _labels(query: FeatureStore, gallery: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
