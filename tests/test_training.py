@@ -27,6 +27,15 @@ CLASSES, PER_CLASS, DIM = 4, 12, 6
 FAST = {"epochs": 3, "batch_size": 16, "warmup_epochs": 1.0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Batches this small gain nothing from threads, and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def data():
     """Bars in four places, on noise."""
