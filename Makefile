@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench lint format types dev clean
+.PHONY: install demo test bench lint format types dev check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,12 @@ dev: $(VENV)/.torch
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=0.1.0
 	cmake --build build/dev
 	cmake --install build/dev --prefix .
+
+# The build made against CPU torch, loaded under a CUDA build of an older torch (4.7 GB to install).
+check-cuda-torch: dev
+	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/pip install --quiet torch==2.11.0 numpy pytest hypothesis
+	PYTHONPATH=$(CURDIR) .venv-cuda/bin/python -m pytest tests/test_cuda_registration.py
 
 clean:
 	rm -rf build dist fcl_ext/*.so

@@ -17,3 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "needs_cuda" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many CUDA tests did not run, so that silence is visible."""
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "needs_cuda" in report.keywords
+    ]
+    if skipped:
+        terminalreporter.write_line(f"CUDA tests skipped: {len(skipped)}")
