@@ -62,11 +62,16 @@ class _Encoder(nn.Module):
         return self.head(self.dropout(self.body(images)))
 
 
+def _old_features(data, seed=0):
+    """The same whatever the initial weights are, as old features are in life."""
+    return torch.randn(len(data), DIM - 2, generator=torch.Generator().manual_seed(seed))
+
+
 def _trainer(data, config=None, *, losses=None, encoder=None, weights=0, **options):
     torch.manual_seed(weights)
     encoder = _Encoder() if encoder is None else encoder
     if losses is None:
-        old = torch.randn(len(data), DIM - 2)
+        old = _old_features(data)
         losses = [
             LossTerm("new", 1.0, CosineClassifierLoss(CLASSES, DIM)),
             LossTerm("compat", 0.5, L2CompatLoss(old)),
@@ -286,7 +291,7 @@ def _with(trainer_losses, module):
 def _losses(data):
     torch.manual_seed(0)
     _Encoder()
-    old = torch.randn(len(data), DIM - 2)
+    old = _old_features(data)
     return [
         LossTerm("new", 1.0, CosineClassifierLoss(CLASSES, DIM)),
         LossTerm("compat", 0.5, L2CompatLoss(old)),
@@ -512,8 +517,43 @@ def test_checkpoint_of_other_images_is_refused(data, run):
 def test_checkpoint_of_another_encoder_or_loss_is_refused(data, run):
     with pytest.raises(ValueError, match=r"checkpoint\.pt: made with another encoder or other los"):
         _trainer(data, SAME, encoder=SmallCnn(DIM, width=4), output_dir=run).fit()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: made with another encoder or other los"):
-        _trainer(data, SAME, losses=_losses(data)[:1], output_dir=run).fit()
+
+
+def test_checkpoint_of_other_losses_or_old_features_is_refused(data, run):
+    new, compat = _losses(data)
+    other_features = L2CompatLoss(_old_features(data, seed=1))
+    for losses in (
+        [new],
+        [new, LossTerm("compat", 0.75, compat.module)],
+        [LossTerm("new", 1.0, CosineClassifierLoss(CLASSES, DIM, scale=20.0)), compat],
+        [new, LossTerm("compat", 0.5, other_features)],
+    ):
+        with pytest.raises(ValueError, match=r"another configuration \(losses differ\)"):
+            _trainer(data, SAME, losses=losses, output_dir=run).fit()
+    # Refused before anything was loaded over them.
+    fresh = L2CompatLoss(_old_features(data, seed=1))
+    assert torch.equal(other_features.features, fresh.features)
+
+
+def test_old_features_may_differ_by_rounding(data, run):
+    new, _ = _losses(data)
+    almost = _old_features(data) * (1 + 1e-5 * torch.randn(len(data), DIM - 2))
+    losses = [new, LossTerm("compat", 0.5, L2CompatLoss(almost))]
+    assert len(_trainer(data, SAME, losses=losses, output_dir=run).fit()) == 1
+
+
+def test_killed_before_the_last_checkpoint_leaves_a_whole_history(data, tmp_path, monkeypatch):
+    def kill(*_):
+        raise MemoryError
+
+    trainer = _trainer(data, {"epochs": 1}, output_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", kill)
+        with pytest.raises(MemoryError):
+            trainer.fit()
+    assert not (tmp_path / "checkpoint.pt").exists()
+    with (tmp_path / "history.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 1
 
 
 class _Bomb:

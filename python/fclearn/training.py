@@ -21,7 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fclearn._checkpoint import Checkpoint, data_key, load_checkpoint, save_checkpoint
+from fclearn._checkpoint import (
+    Checkpoint,
+    data_key,
+    load_checkpoint,
+    losses_key,
+    same_losses,
+    save_checkpoint,
+)
 from fclearn._files import replacing
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import ImageDataset
@@ -148,6 +155,8 @@ class Trainer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._augment = augment
         self._progress = progress
+        # As they are before training, which may change buffers of yours.
+        self._losses_key = losses_key(self.losses)
         self._modules = nn.ModuleDict({"encoder": self.encoder})
         for number, term in enumerate(self.losses):
             self._modules[f"loss{number}"] = term.module.to(self.device)
@@ -169,7 +178,8 @@ class Trainer:
             DivergenceError: A loss or a gradient that is not finite.
             KeyboardInterrupt: Ctrl-C: the step is finished and the state as of the last whole epoch
                 is in the checkpoint; call `fit` again to go on.
-            ValueError: A checkpoint of another configuration or other images, or a damaged one.
+            ValueError: A checkpoint of another configuration, other images or other losses (other
+                old features, too), or a damaged one.
             OSError: The output folder cannot be written.
             RuntimeError: A second call after one that was stopped and left no checkpoint.
         """
@@ -303,6 +313,7 @@ class Trainer:
         state = Checkpoint(
             config=asdict(self.config),
             data=data_key(self.dataset),
+            losses=self._losses_key,
             modules=self._modules.state_dict(),
             optimizer=self._optimizer.state_dict(),
             schedule=self._schedule.state_dict(),
@@ -310,7 +321,8 @@ class Trainer:
             epoch=self._epoch,
             history=self.history,
         )
-        save_checkpoint(folder / "checkpoint.pt", state)
+        # The history goes first: a run killed between the two repeats the epoch and writes both
+        # again, while one that has its last checkpoint writes nothing any more.
         with (
             replacing(folder / "history.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -318,6 +330,7 @@ class Trainer:
             writer = csv.DictWriter(file, HISTORY_COLUMNS)
             writer.writeheader()
             writer.writerows(self.history)
+        save_checkpoint(folder / "checkpoint.pt", state)
 
     def _resume(self, path: Path) -> None:
         state = load_checkpoint(path, self.device)
@@ -326,6 +339,8 @@ class Trainer:
         changed = sorted(
             key for key in {*before, *now} if before.get(key, "absent") != now.get(key, "absent")
         )
+        if not same_losses(state["losses"], self._losses_key):
+            changed.append("losses")
         if changed:
             raise ValueError(
                 f"{path}: made with another configuration ({', '.join(changed)} differ); "
