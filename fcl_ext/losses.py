@@ -324,7 +324,7 @@ def compat_supcon(
     assert positives is not None
     crow_indices, col_indices, log_weights = positives
     _check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1, None)
-    counts = crow_indices.diff()[labels]
+    counts = crow_indices[labels + 1] - crow_indices[labels]
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (counts == 0).any():
         row = int((counts == 0).nonzero()[0])
         raise ValueError(

@@ -10,6 +10,13 @@ from torch import Tensor
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
+# First line of a subprocess that imports a copy of fcl_ext from sys.path: an editable install has
+# an import hook of its own, which would find the installed one first.
+PLAIN_IMPORTS = (
+    "import sys; sys.meta_path[:] = "
+    "[f for f in sys.meta_path if not type(f).__name__.startswith('ScikitBuild')]; "
+)
+
 # Rounding of a result in the dtype the kernels accumulate in.
 _FLOOR = {
     torch.float64: 1e-13,

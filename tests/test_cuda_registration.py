@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fcl_ext
+from support import PLAIN_IMPORTS
 
 OPERATORS = sorted(
     name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fcl::")
@@ -101,7 +102,7 @@ def test_fake_cuda_tensors(operator):
 
 def _import_copy(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Import a copy of the package in a process whose torch claims to have CUDA."""
-    code = f"import torch; torch.version.cuda = torch.version.cuda or '13.0'; {code}"
+    code = f"{PLAIN_IMPORTS}import torch; torch.version.cuda = torch.version.cuda or '13.0'; {code}"
     command = [sys.executable, "-W", "always", "-c", code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 

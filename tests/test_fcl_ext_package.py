@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fcl_ext
 from fcl_ext import _C
+from support import PLAIN_IMPORTS
 
 
 def test_build_facts():
@@ -26,7 +27,7 @@ def test_all_is_sorted_and_complete():
 
 
 def test_stub_of_the_compiled_module_is_true():
-    stub = Path(fcl_ext.__path__[0]) / "_C.pyi"
+    stub = Path(fcl_ext.__file__).with_name("_C.pyi")
     declared = set(re.findall(r"^(?:def )?(\w+)[:(]", stub.read_text(encoding="utf-8"), re.M))
     assert declared == {name for name in dir(_C) if not name.startswith("_")}
 
@@ -78,7 +79,7 @@ def test_missing_build_is_one_clear_error(tmp_path):
     for file in source.glob("*.py"):
         (package / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, "-c", "import fcl_ext"],
+        [sys.executable, "-c", PLAIN_IMPORTS + "import fcl_ext"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path), "PATH": ""},
         capture_output=True,
