@@ -37,6 +37,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 bench: install
+	mkdir -p bench/results
 	$(BIN)/pytest bench --benchmark-only --benchmark-json=bench/results/latest.json
 
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
