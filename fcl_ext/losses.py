@@ -104,7 +104,8 @@ def compat_loss(
     _check_labels("compat_loss", labels, len(embeddings), len(prototypes), ignore_index)
     valid = labels != ignore_index
     safe_labels = torch.where(valid, labels, torch.zeros_like(labels))
-    target_logits = scale * _row_dot(embeddings, prototypes[safe_labels])
+    # Not prototypes[safe_labels]: torch adds up that one's gradient in an order that changes.
+    target_logits = scale * _row_dot(embeddings, F.embedding(safe_labels, prototypes))
     smooth_logits: Tensor | None = None
     if label_smoothing:
         mean_prototype = prototypes.to(target_logits.dtype).mean(0)

@@ -281,3 +281,22 @@ def test_zero_norm_rows_have_finite_losses_and_gradients():
     loss.backward()
     assert loss.isfinite()
     assert x.grad.isfinite().all()
+
+
+def test_prototype_gradient_repeats_itself():
+    """Rows of one class add up to one gradient row: in the same order every time."""
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(128, 256), torch.randint(0, 40, (128,))
+    prototypes = torch.randn(40, 256, requires_grad=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    try:
+        gradients = [
+            torch.autograd.grad(
+                fcl_ext.compat_loss(embeddings, prototypes, labels, scale=16.0), prototypes
+            )[0]
+            for _ in range(200)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
