@@ -223,6 +223,10 @@ def test_bct_takes_the_rows_of_known_classes_and_means_of_new_ones():
             "old_features: row 3 has a NaN or an infinity",
         ),
         (
+            {"old_features": torch.ones(IMAGES, OLD_DIM).index_fill(0, torch.tensor([2, 4]), 0.0)},
+            r"old_features: row 2 is zero and has no direction \(2 such rows\)",
+        ),
+        (
             {"labels": torch.zeros(0, dtype=torch.int64), "old_features": None},
             "labels: expected at least one",
         ),

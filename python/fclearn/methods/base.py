@@ -141,6 +141,13 @@ def _check_features(features: Tensor, num_rows: int) -> None:
     bad = (~features.isfinite().all(1)).nonzero()
     if len(bad):
         raise ValueError(f"old_features: row {int(bad[0])} has a NaN or an infinity")
+    zero = (~features.any(1)).nonzero()
+    if len(zero):
+        # As a row of an instance-level classifier it would attract every image a little.
+        raise ValueError(
+            f"old_features: row {int(zero[0])} is zero and has no direction ({len(zero)} such "
+            "rows); leave these images out"
+        )
 
 
 NEW_CLASSIFIER_DEFAULTS: Settings = {"classifier_scale": 16.0, "label_smoothing": 0.0}
