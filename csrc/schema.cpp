@@ -6,15 +6,16 @@
 STABLE_TORCH_LIBRARY(fcl, m) {
   // K1. (N, D), (C, D) -> lse (N,) and softmax-weighted mean (N, Dv) of values (default
   // prototypes). exclude (N,) int64 removes one class per row from the sum (negative: none).
+  // With normalize the rows of prototypes count at unit length, also as values.
   m.def(
       "softmax_readout(Tensor embeddings, Tensor prototypes, Tensor? values, Tensor? exclude, "
-      "float scale, bool need_mean) -> (Tensor logsumexp, Tensor mean)");
+      "float scale, bool need_mean, bool normalize=False) -> (Tensor logsumexp, Tensor mean)");
   // Gradients of sum_i grad_logsumexp_i lse_i + grad_mean_i . mean_i; those not needed are empty.
   // coefficient_i = grad_logsumexp_i - grad_mean_i . mean_i.
   m.def(
       "softmax_readout_backward(Tensor embeddings, Tensor prototypes, Tensor? values, "
       "Tensor? exclude, Tensor logsumexp, Tensor coefficient, Tensor? grad_mean, float scale, "
-      "bool need_embeddings, bool need_prototypes, bool need_values) "
+      "bool need_embeddings, bool need_prototypes, bool need_values, bool normalize=False) "
       "-> (Tensor grad_embeddings, Tensor grad_prototypes, Tensor grad_values)");
   // K1 over a sparse set of rows per label: CSR label -> rows of a bank (R, D), with log weights.
   // A negative label has the empty set: lse = -inf, mean = 0.

@@ -19,10 +19,11 @@ def softmax_readout(
     exclude: Tensor | None,
     scale: float,
     need_mean: bool,
+    normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``(N, D), (C, D) -> lse (N,), mean (N, Dv)``; ``mean`` is (0, Dv) unless needed."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.softmax_readout.default(
-        embeddings, prototypes, values, exclude, scale, need_mean
+        embeddings, prototypes, values, exclude, scale, need_mean, normalize
     )
     return out
 
@@ -39,6 +40,7 @@ def softmax_readout_backward(
     need_embeddings: bool,
     need_prototypes: bool,
     need_values: bool,
+    normalize: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to embeddings, prototypes and values; those not needed have zero rows."""
     out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.softmax_readout_backward.default(
@@ -53,6 +55,7 @@ def softmax_readout_backward(
         need_embeddings,
         need_prototypes,
         need_values,
+        normalize,
     )
     return out
 

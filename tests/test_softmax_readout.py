@@ -350,7 +350,7 @@ def _run_with_isa(isa):
 
 def test_every_isa_agrees():
     sums = []
-    for isa in ("portable", "avx2", "avx512"):
+    for isa in ("portable", "avx2", "avx512", "avx512_bf16"):
         run = _run_with_isa(isa)
         if "this CPU has only" in run.stderr:
             continue
@@ -365,4 +365,4 @@ def test_every_isa_agrees():
 def test_unknown_isa_is_refused():
     run = _run_with_isa("sse9")
     assert run.returncode != 0
-    assert "expected portable, avx2 or avx512, got sse9" in run.stderr
+    assert "expected portable, avx2, avx512 or avx512_bf16, got sse9" in run.stderr

@@ -14,7 +14,7 @@ CpuIsa best_supported() {
   // Each list is what the compiler was told it may use in that ISA's files.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return CpuIsa::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? CpuIsa::kAvx512Bf16 : CpuIsa::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
@@ -28,14 +28,14 @@ CpuIsa decide() {
   const CpuIsa best = best_supported();
   const char* forced = std::getenv("FCL_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return best;
-  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+  for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
     if (std::strcmp(forced, cpu_isa_name(isa)) != 0) continue;
     if (isa <= best) return isa;
     throw std::runtime_error(std::string("FCL_CPU_ISA=") + forced + ": this CPU has only " +
                              cpu_isa_name(best));
   }
-  throw std::runtime_error(std::string("FCL_CPU_ISA: expected portable, avx2 or avx512, got ") +
-                           forced);
+  throw std::runtime_error(
+      std::string("FCL_CPU_ISA: expected portable, avx2, avx512 or avx512_bf16, got ") + forced);
 }
 
 }  // namespace
@@ -47,6 +47,8 @@ CpuIsa cpu_isa() {
 
 const char* cpu_isa_name(CpuIsa isa) {
   switch (isa) {
+    case CpuIsa::kAvx512Bf16:
+      return "avx512_bf16";
     case CpuIsa::kAvx512:
       return "avx512";
     case CpuIsa::kAvx2:

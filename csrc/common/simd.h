@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "common/half.h"
 
 namespace fcl {
@@ -54,8 +58,27 @@ inline T reduce_add(Vec<T> v) {
   return sum;
 }
 
+// The polynomial of exp2 below: 2^f for |f| <= 1/2.
+inline Vec<float> exp2_fraction(Vec<float> f) {
+  Vec<float> p = broadcast(0.00015345811614642102f);
+  p = p * f + 0.0013399931216668722f;
+  p = p * f + 0.009618488958570523f;
+  p = p * f + 0.05550328776973399f;
+  p = p * f + 0.2402264689062048f;
+  p = p * f + 0.6931472057372625f;
+  return p * f + 1.0f;
+}
+
 // 2^x. Relative error 4e-9 + rounding (float), 1e-16 + rounding (double). Results below the
-// smallest normal number flush to zero; NaN stays NaN; +inf gives +inf.
+// smallest normal number lose digits or flush to zero; NaN stays NaN; +-inf give inf and 0.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+inline Vec<float> exp2(Vec<float> x) {
+  // Both see an infinite x as a fraction of 0, so that scalef alone decides the result.
+  const __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
+  const __m512 fraction = _mm512_reduce_ps((__m512)x, 0);
+  return (Vec<float>)_mm512_scalef_ps((__m512)exp2_fraction((Vec<float>)fraction), whole);
+}
+#else
 inline Vec<float> exp2(Vec<float> x) {
   const Vec<float> lowest = broadcast(-126.0f);
   const auto underflows = x < lowest;
@@ -66,19 +89,14 @@ inline Vec<float> exp2(Vec<float> x) {
   const Vec<float> magic = broadcast(12582912.0f);
   const Vec<float> shifted = clamped + magic;
   const Vec<float> fraction = clamped - (shifted - magic);
-  Vec<float> p = broadcast(0.00015345811614642102f);
-  p = p * fraction + 0.0013399931216668722f;
-  p = p * fraction + 0.009618488958570523f;
-  p = p * fraction + 0.05550328776973399f;
-  p = p * fraction + 0.2402264689062048f;
-  p = p * fraction + 0.6931472057372625f;
-  p = p * fraction + 1.0f;
+  const Vec<float> p = exp2_fraction(fraction);
   using Bits = Vec<int32_t>;
   // 2^n through the exponent field; n = 128 gives +inf there.
   const Bits exponent = ((Bits)shifted - (Bits)magic + 127) << 23;
   const Vec<float> result = p * (Vec<float>)exponent;
   return underflows ? Vec<float>{} : result;
 }
+#endif
 inline Vec<double> exp2(Vec<double> x) {
   const Vec<double> lowest = broadcast(-1022.0);
   const auto underflows = x < lowest;

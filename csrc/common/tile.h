@@ -16,6 +16,15 @@ inline constexpr int kPanel = 2 * kLanes<T>;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// How operands of type T multiply and add up; other operand types specialise it.
+template <typename T>
+struct Multiply {
+  using Sum = T;
+  using Operand = Vec<T>;
+  static Operand load_b(const T* b) { return load(b); }
+  static void add(Vec<Sum>& sum, T a, Operand b) { sum += a * b; }
+};
+
 // k runs over outer x inner, so that A may itself be a matrix packed in panels.
 template <typename T>
 struct TileA {
@@ -27,28 +36,28 @@ struct TileA {
 };
 
 // kRowStride is the distance between rows of A: a constant, so that each row is an address offset.
-template <typename T, int kRows, int kRowStride>
-inline void tile(const TileA<T>& a, const T* b, T* c, int64_t c_stride, bool accumulate) {
-  constexpr int L = kLanes<T>;
-  Vec<T> sum[kRows][2];
-  for (int m = 0; m < kRows; ++m) sum[m][0] = sum[m][1] = Vec<T>{};
+template <typename T, int kRows, int kRowStride, typename Sum = typename Multiply<T>::Sum>
+inline void tile(const TileA<T>& a, const T* b, Sum* c, int64_t c_stride, bool accumulate) {
+  constexpr int L = kLanes<Sum>;
+  Vec<Sum> sum[kRows][2];
+  for (int m = 0; m < kRows; ++m) sum[m][0] = sum[m][1] = Vec<Sum>{};
   for (int64_t outer = 0; outer < a.outer; ++outer) {
     const T* a_k = a.data + outer * a.outer_stride;
     for (int64_t inner = 0; inner < a.inner; ++inner) {
-      const Vec<T> b0 = load(b);
-      const Vec<T> b1 = load(b + L);
+      const auto b0 = Multiply<T>::load_b(b);
+      const auto b1 = Multiply<T>::load_b(b + L);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         const T a_mk = a_k[m * kRowStride];
-        sum[m][0] += a_mk * b0;
-        sum[m][1] += a_mk * b1;
+        Multiply<T>::add(sum[m][0], a_mk, b0);
+        Multiply<T>::add(sum[m][1], a_mk, b1);
       }
       a_k += a.inner_stride;
       b += 2 * L;
     }
   }
   for (int m = 0; m < kRows; ++m) {
-    T* row = c + m * c_stride;
+    Sum* row = c + m * c_stride;
     if (accumulate) {
       sum[m][0] += load(row);
       sum[m][1] += load(row + L);
@@ -59,8 +68,8 @@ inline void tile(const TileA<T>& a, const T* b, T* c, int64_t c_stride, bool acc
 }
 
 template <typename T, int kRowStride, int kRows = kTileRows>
-inline void tile_rows(int64_t rows, const TileA<T>& a, const T* b, T* c, int64_t c_stride,
-                      bool accumulate) {
+inline void tile_rows(int64_t rows, const TileA<T>& a, const T* b, typename Multiply<T>::Sum* c,
+                      int64_t c_stride, bool accumulate) {
   if (rows == kRows) return tile<T, kRows, kRowStride>(a, b, c, c_stride, accumulate);
   if constexpr (kRows > 1) {
     tile_rows<T, kRowStride, kRows - 1>(rows, a, b, c, c_stride, accumulate);
@@ -70,8 +79,8 @@ inline void tile_rows(int64_t rows, const TileA<T>& a, const T* b, T* c, int64_t
 // All `rows` rows of C, in groups as equal as possible: 128 rows in groups of 13 and 12 keep every
 // register busy, where 9 groups of 14 would leave a group of 2 that waits for its own latency.
 template <typename T, int kRowStride>
-inline void tile_all_rows(int64_t rows, TileA<T> a, const T* b, T* c, int64_t c_stride,
-                          bool accumulate) {
+inline void tile_all_rows(int64_t rows, TileA<T> a, const T* b, typename Multiply<T>::Sum* c,
+                          int64_t c_stride, bool accumulate) {
   const int64_t groups = ceil_div(rows, kTileRows);
   const T* base = a.data;
   for (int64_t group = 0; group < groups; ++group) {

@@ -55,6 +55,7 @@ def _fake(
     exclude: Tensor | None,
     scale: float,
     need_mean: bool,
+    normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
     _check("softmax_readout", embeddings, prototypes, values, exclude, scale)
     dtype = accumulate_dtype(embeddings.dtype)
@@ -79,6 +80,7 @@ def _fake_backward(
     need_embeddings: bool,
     need_prototypes: bool,
     need_values: bool,
+    normalize: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "softmax_readout_backward"
     _check(op, embeddings, prototypes, values, exclude, scale)
@@ -103,15 +105,16 @@ def _fake_backward(
 
 def _setup_context(
     ctx: Any,
-    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool],
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool, bool],
     output: tuple[Tensor, Tensor],
 ) -> None:
-    embeddings, prototypes, values, exclude, scale, need_mean = inputs
+    embeddings, prototypes, values, exclude, scale, need_mean, normalize = inputs
     logsumexp, mean = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(embeddings, prototypes, values, exclude, logsumexp, mean)
     ctx.scale = scale
     ctx.need_mean = need_mean
+    ctx.normalize = normalize
 
 
 def _backward(
@@ -119,7 +122,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     embeddings, prototypes, values, exclude, logsumexp, mean = ctx.saved_tensors
     need_embeddings, need_prototypes, need_values = ctx.needs_input_grad[:3]
-    nothing = (None,) * 6
+    nothing = (None,) * 7
     if not ctx.need_mean:
         grad_mean = None
     if grad_logsumexp is None and grad_mean is None:
@@ -148,6 +151,7 @@ def _backward(
             need_embeddings,
             need_prototypes,
             need_values,
+            ctx.normalize,
         )
         if need_embeddings:
             grad_embeddings = through_op.to(embeddings.dtype)
@@ -155,7 +159,7 @@ def _backward(
             grad_prototypes = to_prototypes.to(prototypes.dtype)
         if need_values:
             grad_values = to_values.to(prototypes.dtype)
-    return grad_embeddings, grad_prototypes, grad_values, None, None, None
+    return grad_embeddings, grad_prototypes, grad_values, None, None, None, None
 
 
 torch.library.register_autograd("fcl::softmax_readout", _backward, setup_context=_setup_context)

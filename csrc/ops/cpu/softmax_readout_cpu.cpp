@@ -20,11 +20,14 @@ namespace {
 constexpr double kLn2 = 0.6931471805599453;
 // Enough tasks for many cores; more would only add partial sums to combine.
 constexpr int64_t kTasks = 64;
-constexpr int64_t kFewestClasses = 512;
+constexpr int64_t kFewestClasses = 256;
+// The gradient to classes needs no partial sums, so its tasks may be smaller.
+constexpr int64_t kFewestGradientClasses = 56;
 
 const SoftmaxReadoutKernels& kernels() {
 #ifdef FCL_X86
-  return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512);
+  return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512,
+                       softmax_readout_avx512_bf16);
 #else
   return softmax_readout_portable;
 #endif
@@ -51,17 +54,18 @@ std::optional<Tensor> prepare(const std::optional<Tensor>& t) {
 
 ReadoutProblem make_problem(const ReadoutShape& shape, const Tensor& embeddings,
                             const Tensor& prototypes, const std::optional<Tensor>& values,
-                            const std::optional<Tensor>& exclude, double scale) {
+                            const std::optional<Tensor>& exclude, double scale, bool normalize) {
   return {shape.dtype,
           embeddings.const_data_ptr(),
           prototypes.const_data_ptr(),
-          values.has_value() ? values->const_data_ptr() : prototypes.const_data_ptr(),
+          values.has_value() ? values->const_data_ptr() : nullptr,
           exclude.has_value() ? exclude->const_data_ptr<int64_t>() : nullptr,
           shape.num_rows,
           shape.dim,
           shape.num_classes,
           shape.value_dim,
-          scale};
+          scale,
+          normalize};
 }
 
 void check_exclude_range(const ReadoutProblem& p) {
@@ -106,13 +110,13 @@ void run_forward(const ReadoutShape& shape, const ReadoutProblem& p, T* logsumex
   const SoftmaxReadoutKernels& k = kernels();
   const int64_t n = shape.num_rows;
   const int64_t partial_rows = split.class_splits * n;
-  const Scratch max(partial_rows * sizeof(T));
+  const Scratch base(partial_rows * sizeof(T));
   const Scratch sum(partial_rows * sizeof(double));
   // A single split accumulates where the result goes.
   const bool direct = split.class_splits == 1 || mean == nullptr;
   const Scratch partial(direct ? 0 : partial_rows * shape.value_dim * sizeof(T));
   T* sums = mean == nullptr || direct ? mean : partial.as<T>();
-  const size_t scratch_bytes = k.scratch_bytes(p);
+  const size_t scratch_bytes = k.scratch_bytes(p, false);
   parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch(scratch_bytes);
     for (int64_t task = begin; task < end; ++task) {
@@ -122,17 +126,17 @@ void run_forward(const ReadoutShape& shape, const ReadoutProblem& p, T* logsumex
       const int64_t last = std::min(first + split.classes_per_split, shape.num_classes);
       const int64_t at = s * n + row;
       k.forward(p, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
-                max.as<T>() + at, sum.as<double>() + at,
+                base.as<T>() + at, sum.as<double>() + at,
                 sums == nullptr ? nullptr : sums + at * shape.value_dim);
     }
   });
-  combine<T>(shape, split, max.as<T>(), sum.as<double>(), sums, logsumexp, mean);
+  combine<T>(shape, split, base.as<T>(), sum.as<double>(), sums, logsumexp, mean);
 }
 
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
-                                           bool need_mean) {
+                                           bool need_mean, bool normalize) {
   const ReadoutShape shape =
       check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
   embeddings = prepare(embeddings);
@@ -143,7 +147,8 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
   Tensor logsumexp = torch::stable::new_empty(embeddings, {shape.num_rows}, accumulate);
   Tensor mean = torch::stable::new_empty(
       embeddings, {need_mean ? shape.num_rows : 0, shape.value_dim}, accumulate);
-  const ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
+  const ReadoutProblem p =
+      make_problem(shape, embeddings, prototypes, values, exclude, scale, normalize);
   check_exclude_range(p);
   auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -167,7 +172,7 @@ void run_backward_rows(const ReadoutShape& shape, const ReadoutProblem& p, const
   const int64_t n = shape.num_rows;
   const int64_t elements = n * shape.dim;
   const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
-  const size_t scratch_bytes = k.scratch_bytes(p);
+  const size_t scratch_bytes = k.scratch_bytes(p, false);
   parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch(scratch_bytes);
     for (int64_t task = begin; task < end; ++task) {
@@ -205,9 +210,10 @@ void run_backward_classes(const ReadoutShape& shape, const ReadoutProblem& p,
       k.pack_block(p, b, row, std::min(kReadoutRows, shape.num_rows - row), packed);
     }
   });
-  const int64_t per_task = k.classes_per_task(p);
+  const int64_t fair = (shape.num_classes + kTasks - 1) / kTasks;
+  const int64_t per_task = std::min(k.classes_per_task(p), std::max(fair, kFewestGradientClasses));
   const int64_t tasks = (shape.num_classes + per_task - 1) / per_task;
-  const size_t scratch_bytes = k.scratch_bytes(p);
+  const size_t scratch_bytes = k.scratch_bytes(p, true);
   parallel_over(tasks, 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch(scratch_bytes);
     for (int64_t task = begin; task < end; ++task) {
@@ -222,7 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
     Tensor embeddings, Tensor prototypes, std::optional<Tensor> values,
     std::optional<Tensor> exclude, Tensor logsumexp, Tensor coefficient,
     std::optional<Tensor> grad_mean, double scale, bool need_embeddings, bool need_prototypes,
-    bool need_values) {
+    bool need_values, bool normalize) {
   const ReadoutShape shape = check_softmax_readout_backward(
       embeddings, prototypes, values, exclude, logsumexp, coefficient, grad_mean, scale);
   embeddings = prepare(embeddings);
@@ -240,7 +246,8 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
       embeddings, {need_prototypes ? shape.num_classes : 0, shape.dim}, accumulate);
   Tensor grad_values = torch::stable::new_zeros(
       embeddings, {need_values ? shape.num_classes : 0, shape.value_dim}, accumulate);
-  const ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
+  const ReadoutProblem p =
+      make_problem(shape, embeddings, prototypes, values, exclude, scale, normalize);
   const ReadoutBackward b{logsumexp.const_data_ptr(), coefficient.const_data_ptr(),
                           grad_mean.has_value() ? grad_mean->const_data_ptr() : nullptr};
   auto run = [&](auto zero) {

@@ -20,10 +20,11 @@ struct ReadoutProblem {
   Dtype dtype;             // storage; accumulation is float, or double for float64
   const void* embeddings;  // [N, D]
   const void* prototypes;  // [C, D]
-  const void* values;      // [C, Dv]; equals prototypes when there are none
+  const void* values;      // [C, Dv], or null where the prototypes are the values
   const int64_t* exclude;  // [N] or null
   int64_t num_rows, dim, num_classes, value_dim;
   double scale;
+  bool normalize;  // prototypes count at unit length; gradients to them go through that
 };
 
 // What the gradients need on top. All [N, ...] arrays are in the accumulation type.
@@ -43,17 +44,18 @@ struct ReadoutPackedRows {
 };
 
 struct SoftmaxReadoutKernels {
-  // Scratch bytes for any of the calls below, and for one block in ReadoutPackedRows' members.
-  size_t (*scratch_bytes)(const ReadoutProblem&);
+  // Scratch bytes for a call of forward or backward_rows, or else of backward_classes.
+  size_t (*scratch_bytes)(const ReadoutProblem&, bool for_classes);
+  // Elements of one block in ReadoutPackedRows' members.
   size_t (*packed_block_elements)(int64_t dim);
-  // Classes one task of backward_classes should own.
+  // The most classes one task of backward_classes should own.
   int64_t (*classes_per_task)(const ReadoutProblem&);
 
-  // Partial readout of rows [row, row + rows) over classes [begin, end): with m = max of the base-2
-  // logits, writes max = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m) V,
-  // unnormalised.
+  // Partial readout of rows [row, row + rows) over classes [begin, end): with m near the maximum of
+  // the base-2 logits z, writes base = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m)
+  // V, unnormalised.
   void (*forward)(const ReadoutProblem&, int64_t row, int64_t rows, int64_t begin, int64_t end,
-                  void* scratch, void* max, double* sum, void* mean);
+                  void* scratch, void* base, double* sum, void* mean);
   // Partial gradient to embeddings over the same kind of range; grad [rows, D] is overwritten.
   void (*backward_rows)(const ReadoutProblem&, const ReadoutBackward&, int64_t row, int64_t rows,
                         int64_t begin, int64_t end, void* scratch, void* grad);
@@ -70,5 +72,6 @@ struct SoftmaxReadoutKernels {
 extern const SoftmaxReadoutKernels softmax_readout_portable;
 extern const SoftmaxReadoutKernels softmax_readout_avx2;
 extern const SoftmaxReadoutKernels softmax_readout_avx512;
+extern const SoftmaxReadoutKernels softmax_readout_avx512_bf16;
 
 }  // namespace fcl::ops::cpu

@@ -37,9 +37,10 @@ ReadoutProblem make_problem(const ReadoutShape& shape, const Tensor& embeddings,
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
-                                           bool need_mean) {
+                                           bool need_mean, bool normalize) {
   const ReadoutShape shape =
       check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
+  STD_TORCH_CHECK(!normalize, "fcl::softmax_readout: normalize is not supported on CUDA");
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);
@@ -67,9 +68,10 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
     Tensor embeddings, Tensor prototypes, std::optional<Tensor> values,
     std::optional<Tensor> exclude, Tensor logsumexp, Tensor coefficient,
     std::optional<Tensor> grad_mean, double scale, bool need_embeddings, bool need_prototypes,
-    bool need_values) {
+    bool need_values, bool normalize) {
   const ReadoutShape shape = check_softmax_readout_backward(
       embeddings, prototypes, values, exclude, logsumexp, coefficient, grad_mean, scale);
+  STD_TORCH_CHECK(!normalize, "fcl::softmax_readout: normalize is not supported on CUDA");
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// Gradients of softmax_readout: to embeddings over a range of rows and classes, to prototypes and
+// values over a range of classes and all rows. Logits are computed again, from the log-sum-exp the
+// probabilities follow without another sum.
+#pragma once
+
+#include "ops/cpu/softmax_readout_blocks.h"
+
+namespace fcl::ops::cpu {
+namespace {
+
+// logits -> probability, and weights = probability * (coefficient + value_logits); both in place of
+// their inputs when value_logits is given, else weights replace the logits.
+template <typename T>
+void weigh(const T* base, const T* coefficient, int64_t rows, int64_t count, T* logits,
+           T* value_logits) {
+  for (int64_t c = 0; c < count; ++c) {
+    for (int64_t begin = 0; begin < rows; begin += kLanes<T>) {
+      T* z = logits + c * kRows + begin;
+      const Vec<T> probability = exp2(load(z) - load(base + begin));
+      if (value_logits == nullptr) {
+        store(z, probability * load(coefficient + begin));
+      } else {
+        T* y = value_logits + c * kRows + begin;
+        store(z, probability);
+        store(y, probability * (load(coefficient + begin) + load(y)));
+      }
+    }
+  }
+}
+
+// Per-row terms of the gradients for one block of rows; rows past the end get zero weight.
+template <typename T>
+void load_row_terms(const ReadoutBackward& b, int64_t row, int64_t rows, T* base, T* coefficient) {
+  const T* logsumexp = static_cast<const T*>(b.logsumexp) + row;
+  const T* given = static_cast<const T*>(b.coefficient) + row;
+  for (int64_t i = 0; i < kRows; ++i) {
+    const bool real = i < rows && logsumexp[i] != minus_infinity<T>();
+    base[i] = real ? static_cast<T>(static_cast<double>(logsumexp[i]) * kLog2E) : T(0);
+    coefficient[i] = i < rows ? given[i] : T(0);
+  }
+}
+
+template <typename S>
+void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row,
+                         int64_t rows, int64_t begin, int64_t end, void* scratch, void* grad_out) {
+  using T = AccumulateOf<S>;
+  Arena arena{static_cast<char*>(scratch)};
+  const Workspace<T> w(p, arena, false);
+  T* grad = static_cast<T*>(grad_out);
+  const bool through_mean = b.grad_mean != nullptr;
+  pack_columns<T>(static_cast<const S*>(p.embeddings) + row * p.dim, rows, p.dim, w.dim,
+                  static_cast<T>(p.scale * kLog2E), w.columns);
+  if (through_mean) {
+    pack_columns<T>(static_cast<const T*>(b.grad_mean) + row * p.value_dim, rows, p.value_dim,
+                    w.value_dim, T(1), w.grad_columns);
+  }
+  alignas(64) T base[kRows];
+  alignas(64) T coefficient[kRows];
+  load_row_terms(b, row, rows, base, coefficient);
+  clear(grad, rows * p.dim);
+  for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
+    const int64_t flush_end = flush + kReadoutFlush < end ? flush + kReadoutFlush : end;
+    for (int64_t c = flush; c < flush_end; c += w.block) {
+      const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
+      pack_classes<S>(p, w, c, count, through_mean);
+      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits);
+      mask_excluded(p, row, rows, c, count, w.logits);
+      if (through_mean) {
+        product_logits(w, w.values, w.value_dim, w.grad_columns, rows, count, w.value_logits);
+      }
+      weigh(base, coefficient, rows, count, w.logits, through_mean ? w.value_logits : nullptr);
+      product_rows(w, through_mean ? w.value_logits : w.logits, w.prototypes, w.dim, rows, count,
+                   w.sum_rows, c != flush);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t d = 0; d < p.dim; ++d) {
+        grad[i * p.dim + d] += static_cast<T>(p.scale) * w.sum_rows[i * w.dim + d];
+      }
+    }
+  }
+}
+
+template <typename S>
+void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, int64_t rows,
+                      const ReadoutPackedRows& packed) {
+  using T = AccumulateOf<S>;
+  const S* embeddings = static_cast<const S*>(p.embeddings) + row * p.dim;
+  const int64_t dim = round_up(p.dim, kPanel<T>);
+  pack_columns<T>(embeddings, rows, p.dim, dim, static_cast<T>(p.scale * kLog2E),
+                  static_cast<T*>(packed.columns) + row * dim);
+  pack_rows<T>(embeddings, rows, p.dim, kRows, static_cast<T*>(packed.rows) + row * dim);
+  if (b.grad_mean == nullptr) return;
+  const T* grad_mean = static_cast<const T*>(b.grad_mean) + row * p.value_dim;
+  const int64_t value_dim = round_up(p.value_dim, kPanel<T>);
+  pack_columns<T>(grad_mean, rows, p.value_dim, value_dim, T(1),
+                  static_cast<T*>(packed.grad_columns) + row * value_dim);
+  pack_rows<T>(grad_mean, rows, p.value_dim, kRows,
+               static_cast<T*>(packed.grad_rows) + row * value_dim);
+}
+
+template <typename T>
+void add_sum(const T* sum, T* total, int64_t elements) {
+  for (int64_t i = 0; i < elements; ++i) total[i] += sum[i];
+}
+
+// Gradient g to a unit row u = inverse_norm * w -> gradient to w: inverse_norm (g - u (u . g)).
+template <typename T, typename S>
+void through_normalization(const S* row, T inverse_norm, int64_t dim, T* grad) {
+  T along = 0;
+  for (int64_t d = 0; d < dim; ++d) along += load_as<T>(row + d) * grad[d];
+  const T factor = along * inverse_norm * inverse_norm;
+  for (int64_t d = 0; d < dim; ++d) {
+    grad[d] = inverse_norm * (grad[d] - factor * load_as<T>(row + d));
+  }
+}
+
+template <typename S>
+void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
+                            const ReadoutPackedRows& packed, int64_t begin, int64_t end,
+                            void* scratch, void* grad_prototypes_out, void* grad_values_out) {
+  using T = AccumulateOf<S>;
+  Arena arena{static_cast<char*>(scratch)};
+  const Workspace<T> w(p, arena, true);
+  T* grad_prototypes = static_cast<T*>(grad_prototypes_out);
+  T* grad_values = static_cast<T*>(grad_values_out);
+  const bool through_mean = b.grad_mean != nullptr;
+  const bool want_values = through_mean && (grad_values != nullptr ||
+                                            (!w.separate_values && grad_prototypes != nullptr));
+  // Few rows need no second accumulator.
+  const bool flushes = p.num_rows > kReadoutFlush;
+  alignas(64) T base[kRows];
+  alignas(64) T coefficient[kRows];
+  for (int64_t c = begin; c < end; c += w.block) {
+    const int64_t count = c + w.block < end ? w.block : end - c;
+    pack_classes<S>(p, w, c, count, through_mean);
+    if (flushes) {
+      clear(w.total_classes, count * w.dim);
+      clear(w.total_values, count * w.value_dim);
+    }
+    for (int64_t row = 0; row < p.num_rows; row += kRows) {
+      const int64_t rows = row + kRows < p.num_rows ? kRows : p.num_rows - row;
+      load_row_terms(b, row, rows, base, coefficient);
+      product_logits(w, w.prototypes, w.dim, static_cast<const T*>(packed.columns) + row * w.dim,
+                     rows, count, w.logits);
+      mask_excluded(p, row, rows, c, count, w.logits);
+      if (through_mean) {
+        product_logits(w, w.values, w.value_dim,
+                       static_cast<const T*>(packed.grad_columns) + row * w.value_dim, rows, count,
+                       w.value_logits);
+      }
+      weigh(base, coefficient, rows, count, w.logits, through_mean ? w.value_logits : nullptr);
+      const bool accumulate = row % kReadoutFlush != 0;
+      if (grad_prototypes != nullptr) {
+        product_classes(through_mean ? w.value_logits : w.logits,
+                        static_cast<const T*>(packed.rows) + row * w.dim, w.dim, rows, count,
+                        w.sum_classes, accumulate);
+      }
+      if (want_values) {
+        product_classes(w.logits, static_cast<const T*>(packed.grad_rows) + row * w.value_dim,
+                        w.value_dim, rows, count, w.sum_values, accumulate);
+      }
+      if (flushes && ((row + kRows) % kReadoutFlush == 0 || row + kRows >= p.num_rows)) {
+        if (grad_prototypes != nullptr) add_sum(w.sum_classes, w.total_classes, count * w.dim);
+        if (want_values) add_sum(w.sum_values, w.total_values, count * w.value_dim);
+      }
+    }
+    if (p.num_rows == 0) {
+      clear(w.sum_classes, count * w.dim);
+      clear(w.sum_values, count * w.value_dim);
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const T* sum = (flushes ? w.total_classes : w.sum_classes) + k * w.dim;
+      const T* value_sum = (flushes ? w.total_values : w.sum_values) + k * w.value_dim;
+      if (grad_prototypes != nullptr) {
+        T* to = grad_prototypes + (c + k) * p.dim;
+        const bool add_values = want_values && !w.separate_values;
+        for (int64_t d = 0; d < p.dim; ++d) {
+          to[d] = static_cast<T>(p.scale) * sum[d] + (add_values ? value_sum[d] : T(0));
+        }
+        if (p.normalize) {
+          const S* prototype = static_cast<const S*>(p.prototypes) + (c + k) * p.dim;
+          through_normalization(prototype, w.norms[k], p.dim, to);
+        }
+      }
+      if (grad_values != nullptr && want_values) {
+        __builtin_memcpy(grad_values + (c + k) * p.value_dim, value_sum, sizeof(T) * p.value_dim);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fcl::ops::cpu
