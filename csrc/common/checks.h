@@ -32,7 +32,6 @@ inline std::string shape_string(const Tensor& t) {
 inline void check_shape(const char* op, const char* name, const Tensor& t, const char* letters,
                         std::initializer_list<int64_t> sizes) {
   bool ok = t.dim() == static_cast<int64_t>(sizes.size());
-  std::string expected = letters;
   if (ok) {
     int64_t d = 0;
     for (int64_t size : sizes) ok = ok && (size < 0 || t.size(d) == size), ++d;
@@ -43,7 +42,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, const
     if (!known.empty()) known += ", ";
     known += size < 0 ? "*" : std::to_string(size);
   }
-  STD_TORCH_CHECK(false, "fcl::", op, ": expected ", name, " of shape ", expected, " = [", known,
+  STD_TORCH_CHECK(false, "fcl::", op, ": expected ", name, " of shape ", letters, " = [", known,
                   "], got ", shape_string(t));
 }
 

@@ -1,51 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// softmax_readout on the CPU: tasks, threads and the fixed-order combination of partial sums. How
-// work is cut depends on shapes alone, never on the thread count, so results do not either.
+// softmax_readout on the CPU: torch binding.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <tuple>
+#include <vector>
 
-#include "common/cpu_isa.h"
-#include "common/host.h"
-#include "ops/cpu/softmax_readout_kernels.h"
+#include "ops/cpu/softmax_readout_driver.h"
 #include "ops/softmax_readout.h"
 
 namespace fcl::ops::cpu {
 namespace {
-
-constexpr double kLn2 = 0.6931471805599453;
-// Enough tasks for many cores; more would only add partial sums to combine.
-constexpr int64_t kTasks = 64;
-constexpr int64_t kFewestClasses = 256;
-// The gradient to classes needs no partial sums, so its tasks may be smaller.
-constexpr int64_t kFewestGradientClasses = 56;
-
-const SoftmaxReadoutKernels& kernels() {
-#ifdef FCL_X86
-  return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512,
-                       softmax_readout_avx512_bf16);
-#else
-  return softmax_readout_portable;
-#endif
-}
-
-// Row blocks x class splits.
-struct Split {
-  int64_t row_blocks, class_splits, classes_per_split;
-
-  explicit Split(const ReadoutShape& shape)
-      : row_blocks((shape.num_rows + kReadoutRows - 1) / kReadoutRows) {
-    const int64_t wanted = row_blocks == 0 ? 1 : (kTasks + row_blocks - 1) / row_blocks;
-    const int64_t possible = (shape.num_classes + kFewestClasses - 1) / kFewestClasses;
-    class_splits = std::min(wanted, possible);
-    classes_per_split = (shape.num_classes + class_splits - 1) / class_splits;
-  }
-  int64_t tasks() const { return row_blocks * class_splits; }
-};
 
 Tensor prepare(const Tensor& t) { return torch::stable::contiguous(t); }
 std::optional<Tensor> prepare(const std::optional<Tensor>& t) {
@@ -76,63 +42,6 @@ void check_exclude_range(const ReadoutProblem& p) {
   }
 }
 
-// Partial sums -> lse and mean; partials are indexed [split][row].
-template <typename T>
-void combine(const ReadoutShape& shape, const Split& split, const T* max, const double* sum,
-             const T* partial, T* logsumexp, T* mean) {
-  const int64_t n = shape.num_rows;
-  const int64_t dim = shape.value_dim;
-  parallel_over(n, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T top = -std::numeric_limits<T>::infinity();
-      for (int64_t s = 0; s < split.class_splits; ++s) top = std::max(top, max[s * n + i]);
-      const double base = std::isinf(top) ? 0.0 : static_cast<double>(top);
-      double total = 0;
-      for (int64_t s = 0; s < split.class_splits; ++s) {
-        total += sum[s * n + i] * std::exp2(static_cast<double>(max[s * n + i]) - base);
-      }
-      logsumexp[i] = static_cast<T>((base + std::log2(total)) * kLn2);
-      if (mean == nullptr) continue;
-      T* to = mean + i * dim;
-      for (int64_t s = 0; s < split.class_splits; ++s) {
-        const double weight = std::exp2(static_cast<double>(max[s * n + i]) - base) / total;
-        const T factor = total == 0 ? T(0) : static_cast<T>(weight);
-        const T* from = partial + (s * n + i) * dim;
-        for (int64_t d = 0; d < dim; ++d) to[d] = (s == 0 ? T(0) : to[d]) + from[d] * factor;
-      }
-    }
-  });
-}
-
-template <typename T>
-void run_forward(const ReadoutShape& shape, const ReadoutProblem& p, T* logsumexp, T* mean) {
-  const Split split(shape);
-  const SoftmaxReadoutKernels& k = kernels();
-  const int64_t n = shape.num_rows;
-  const int64_t partial_rows = split.class_splits * n;
-  const Scratch base(partial_rows * sizeof(T));
-  const Scratch sum(partial_rows * sizeof(double));
-  // A single split accumulates where the result goes.
-  const bool direct = split.class_splits == 1 || mean == nullptr;
-  const Scratch partial(direct ? 0 : partial_rows * shape.value_dim * sizeof(T));
-  T* sums = mean == nullptr || direct ? mean : partial.as<T>();
-  const size_t scratch_bytes = k.scratch_bytes(p, false);
-  parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t s = task % split.class_splits;
-      const int64_t row = task / split.class_splits * kReadoutRows;
-      const int64_t first = std::min(s * split.classes_per_split, shape.num_classes);
-      const int64_t last = std::min(first + split.classes_per_split, shape.num_classes);
-      const int64_t at = s * n + row;
-      k.forward(p, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
-                base.as<T>() + at, sum.as<double>() + at,
-                sums == nullptr ? nullptr : sums + at * shape.value_dim);
-    }
-  });
-  combine<T>(shape, split, base.as<T>(), sum.as<double>(), sums, logsumexp, mean);
-}
-
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
@@ -152,8 +61,10 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
   check_exclude_range(p);
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_forward<T>(shape, p, logsumexp.mutable_data_ptr<T>(),
-                   need_mean ? mean.mutable_data_ptr<T>() : nullptr);
+    std::vector<double> exact(shape.num_rows);
+    readout_forward<T>(p, exact.data(), need_mean ? mean.mutable_data_ptr<T>() : nullptr);
+    T* rounded = logsumexp.mutable_data_ptr<T>();
+    for (int64_t i = 0; i < shape.num_rows; ++i) rounded[i] = static_cast<T>(exact[i]);
   };
   if (accumulate == ScalarType::Double) {
     run(0.0);
@@ -161,67 +72,6 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
     run(0.0f);
   }
   return {logsumexp, mean};
-}
-
-// Sums class splits of the gradient to embeddings into the first one's place.
-template <typename T>
-void run_backward_rows(const ReadoutShape& shape, const ReadoutProblem& p, const ReadoutBackward& b,
-                       T* grad) {
-  const Split split(shape);
-  const SoftmaxReadoutKernels& k = kernels();
-  const int64_t n = shape.num_rows;
-  const int64_t elements = n * shape.dim;
-  const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
-  const size_t scratch_bytes = k.scratch_bytes(p, false);
-  parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t s = task % split.class_splits;
-      const int64_t row = task / split.class_splits * kReadoutRows;
-      const int64_t first = std::min(s * split.classes_per_split, shape.num_classes);
-      const int64_t last = std::min(first + split.classes_per_split, shape.num_classes);
-      T* to = s == 0 ? grad : partial.as<T>() + (s - 1) * elements;
-      k.backward_rows(p, b, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
-                      to + row * shape.dim);
-    }
-  });
-  parallel_over(elements, 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t s = 1; s < split.class_splits; ++s) {
-      const T* from = partial.as<T>() + (s - 1) * elements;
-      for (int64_t i = begin; i < end; ++i) grad[i] += from[i];
-    }
-  });
-}
-
-template <typename T>
-void run_backward_classes(const ReadoutShape& shape, const ReadoutProblem& p,
-                          const ReadoutBackward& b, T* grad_prototypes, T* grad_values) {
-  const SoftmaxReadoutKernels& k = kernels();
-  const int64_t blocks = (shape.num_rows + kReadoutRows - 1) / kReadoutRows;
-  const size_t dim_bytes = blocks * k.packed_block_elements(shape.dim) * sizeof(T);
-  const size_t value_bytes =
-      b.grad_mean == nullptr ? 0 : blocks * k.packed_block_elements(shape.value_dim) * sizeof(T);
-  const Scratch columns(dim_bytes), rows(dim_bytes), grad_columns(value_bytes),
-      grad_rows(value_bytes);
-  const ReadoutPackedRows packed{columns.get(), rows.get(), grad_columns.get(), grad_rows.get()};
-  parallel_over(blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t row = block * kReadoutRows;
-      k.pack_block(p, b, row, std::min(kReadoutRows, shape.num_rows - row), packed);
-    }
-  });
-  const int64_t fair = (shape.num_classes + kTasks - 1) / kTasks;
-  const int64_t per_task = std::min(k.classes_per_task(p), std::max(fair, kFewestGradientClasses));
-  const int64_t tasks = (shape.num_classes + per_task - 1) / per_task;
-  const size_t scratch_bytes = k.scratch_bytes(p, true);
-  parallel_over(tasks, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      k.backward_classes(p, b, packed, task * per_task,
-                         std::min((task + 1) * per_task, shape.num_classes), scratch.get(),
-                         grad_prototypes, grad_values);
-    }
-  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
@@ -253,12 +103,12 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
   auto run = [&](auto zero) {
     using T = decltype(zero);
     if (need_embeddings) {
-      run_backward_rows<T>(shape, p, b, grad_embeddings.mutable_data_ptr<T>());
+      readout_backward_rows<T>(p, b, grad_embeddings.mutable_data_ptr<T>());
     }
     if (need_prototypes || (need_values && b.grad_mean != nullptr)) {
-      run_backward_classes<T>(shape, p, b,
-                              need_prototypes ? grad_prototypes.mutable_data_ptr<T>() : nullptr,
-                              need_values ? grad_values.mutable_data_ptr<T>() : nullptr);
+      readout_backward_classes<T>(p, b,
+                                  need_prototypes ? grad_prototypes.mutable_data_ptr<T>() : nullptr,
+                                  need_values ? grad_values.mutable_data_ptr<T>() : nullptr);
     }
   };
   if (accumulate == ScalarType::Double) {

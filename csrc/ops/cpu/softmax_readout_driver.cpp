@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cpu/softmax_readout_driver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/cpu_isa.h"
+#include "common/host.h"
+
+namespace fcl::ops::cpu {
+namespace {
+
+constexpr double kLn2 = 0.6931471805599453;
+// Enough tasks for many cores; more would only add partial sums to combine.
+constexpr int64_t kTasks = 64;
+constexpr int64_t kFewestClasses = 256;
+// The gradient to classes needs no partial sums, so its tasks may be smaller.
+constexpr int64_t kFewestGradientClasses = 56;
+
+const SoftmaxReadoutKernels& kernels() {
+#ifdef FCL_X86
+  return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512,
+                       softmax_readout_avx512_bf16);
+#else
+  return softmax_readout_portable;
+#endif
+}
+
+// Row blocks x class splits.
+struct Split {
+  int64_t row_blocks, class_splits, classes_per_split;
+
+  explicit Split(const ReadoutProblem& p)
+      : row_blocks((p.num_rows + kReadoutRows - 1) / kReadoutRows) {
+    const int64_t wanted = row_blocks == 0 ? 1 : (kTasks + row_blocks - 1) / row_blocks;
+    const int64_t possible = (p.num_classes + kFewestClasses - 1) / kFewestClasses;
+    class_splits = std::min(wanted, possible);
+    classes_per_split = (p.num_classes + class_splits - 1) / class_splits;
+  }
+  int64_t tasks() const { return row_blocks * class_splits; }
+};
+
+// Partial sums -> lse and mean; partials are indexed [split][row].
+template <typename T>
+void combine(const ReadoutProblem& p, const Split& split, const T* base_of, const double* sum,
+             const T* partial, double* logsumexp, T* mean) {
+  const int64_t n = p.num_rows;
+  const int64_t dim = p.value_dim;
+  parallel_over(n, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T top = -std::numeric_limits<T>::infinity();
+      for (int64_t s = 0; s < split.class_splits; ++s) top = std::max(top, base_of[s * n + i]);
+      const double base = std::isinf(top) ? 0.0 : static_cast<double>(top);
+      double total = 0;
+      for (int64_t s = 0; s < split.class_splits; ++s) {
+        total += sum[s * n + i] * std::exp2(static_cast<double>(base_of[s * n + i]) - base);
+      }
+      logsumexp[i] = (base + std::log2(total)) * kLn2;
+      if (mean == nullptr) continue;
+      T* to = mean + i * dim;
+      for (int64_t s = 0; s < split.class_splits; ++s) {
+        const double weight = std::exp2(static_cast<double>(base_of[s * n + i]) - base) / total;
+        const T factor = total == 0 ? T(0) : static_cast<T>(weight);
+        const T* from = partial + (s * n + i) * dim;
+        for (int64_t d = 0; d < dim; ++d) to[d] = (s == 0 ? T(0) : to[d]) + from[d] * factor;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
+  const Split split(p);
+  const SoftmaxReadoutKernels& k = kernels();
+  const int64_t n = p.num_rows;
+  const int64_t partial_rows = split.class_splits * n;
+  const Scratch base(partial_rows * sizeof(T));
+  const Scratch sum(partial_rows * sizeof(double));
+  // A single split accumulates where the result goes.
+  const bool direct = split.class_splits == 1 || mean == nullptr;
+  const Scratch partial(direct ? 0 : partial_rows * p.value_dim * sizeof(T));
+  T* sums = mean == nullptr || direct ? mean : partial.as<T>();
+  const size_t scratch_bytes = k.scratch_bytes(p, false);
+  parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_bytes);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t s = task % split.class_splits;
+      const int64_t row = task / split.class_splits * kReadoutRows;
+      const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
+      const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
+      const int64_t at = s * n + row;
+      k.forward(p, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
+                base.as<T>() + at, sum.as<double>() + at,
+                sums == nullptr ? nullptr : sums + at * p.value_dim);
+    }
+  });
+  combine<T>(p, split, base.as<T>(), sum.as<double>(), sums, logsumexp, mean);
+}
+
+// Class splits are summed into the first one's place.
+template <typename T>
+void readout_backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, T* grad) {
+  const Split split(p);
+  const SoftmaxReadoutKernels& k = kernels();
+  const int64_t n = p.num_rows;
+  const int64_t elements = n * p.dim;
+  const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
+  const size_t scratch_bytes = k.scratch_bytes(p, false);
+  parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_bytes);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t s = task % split.class_splits;
+      const int64_t row = task / split.class_splits * kReadoutRows;
+      const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
+      const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
+      T* to = s == 0 ? grad : partial.as<T>() + (s - 1) * elements;
+      k.backward_rows(p, b, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
+                      to + row * p.dim);
+    }
+  });
+  parallel_over(elements, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t s = 1; s < split.class_splits; ++s) {
+      const T* from = partial.as<T>() + (s - 1) * elements;
+      for (int64_t i = begin; i < end; ++i) grad[i] += from[i];
+    }
+  });
+}
+
+template <typename T>
+void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b, T* grad_prototypes,
+                              T* grad_values) {
+  const SoftmaxReadoutKernels& k = kernels();
+  const int64_t blocks = (p.num_rows + kReadoutRows - 1) / kReadoutRows;
+  const size_t dim_bytes = blocks * k.packed_block_elements(p.dim) * sizeof(T);
+  const size_t value_bytes =
+      b.grad_mean == nullptr ? 0 : blocks * k.packed_block_elements(p.value_dim) * sizeof(T);
+  const Scratch columns(dim_bytes), rows(dim_bytes), grad_columns(value_bytes),
+      grad_rows(value_bytes);
+  const ReadoutPackedRows packed{columns.get(), rows.get(), grad_columns.get(), grad_rows.get()};
+  parallel_over(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t row = block * kReadoutRows;
+      k.pack_block(p, b, row, std::min(kReadoutRows, p.num_rows - row), packed);
+    }
+  });
+  const int64_t fair = (p.num_classes + kTasks - 1) / kTasks;
+  const int64_t per_task = std::min(k.classes_per_task(p), std::max(fair, kFewestGradientClasses));
+  const int64_t tasks = (p.num_classes + per_task - 1) / per_task;
+  const size_t scratch_bytes = k.scratch_bytes(p, true);
+  parallel_over(tasks, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_bytes);
+    for (int64_t task = begin; task < end; ++task) {
+      k.backward_classes(p, b, packed, task * per_task,
+                         std::min((task + 1) * per_task, p.num_classes), scratch.get(),
+                         grad_prototypes, grad_values);
+    }
+  });
+}
+
+template void readout_forward<float>(const ReadoutProblem&, double*, float*);
+template void readout_forward<double>(const ReadoutProblem&, double*, double*);
+template void readout_backward_rows<float>(const ReadoutProblem&, const ReadoutBackward&, float*);
+template void readout_backward_rows<double>(const ReadoutProblem&, const ReadoutBackward&, double*);
+template void readout_backward_classes<float>(const ReadoutProblem&, const ReadoutBackward&, float*,
+                                              float*);
+template void readout_backward_classes<double>(const ReadoutProblem&, const ReadoutBackward&,
+                                               double*, double*);
+
+}  // namespace fcl::ops::cpu
