@@ -34,6 +34,8 @@ add_library(
     ops/cuda/knn_graph_cuda.cpp
     ops/cuda/random_walk.cu
     ops/cuda/random_walk_cuda.cpp
+    ops/cuda/readout_path.cpp
+    ops/cuda/readout_unscale.cu
     ops/cuda/softmax_readout.cu
     ops/cuda/softmax_readout_backward.cu
     ops/cuda/softmax_readout_cuda.cpp

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from pathlib import Path
 
 import torch
 
 import fcl_ext
+from fcl_ext import cuda_paths
 
 _CPU_LIBRARY = "libfcl_ops.so"
 _CUDA_LIBRARY = "libfcl_ops_cuda.so"
@@ -52,6 +54,7 @@ def load_libraries() -> None:
     else:
         try:
             torch.ops.load_library(str(cuda))
+            cuda_paths.export(ctypes.CDLL(str(cuda)), cuda_paths.verified())
             _cuda_error = None
         except OSError as error:
             _cuda_error = f"{_CUDA_LIBRARY} does not load: {error}"

@@ -3,10 +3,21 @@
 
 from __future__ import annotations
 
+import ctypes
+
+import emulated
 import pytest
 import torch
 
 import fcl_ext
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA library for the host: its schemas and kernels are torch.ops.fcl_emulated.*."""
+    if not emulated.CAN_BUILD:
+        pytest.skip("needs a C++ compiler and the sources")
+    return emulated.build(tmp_path_factory.mktemp("cuda_emulation"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,71 +9,15 @@ warp, memory ordering, launch limits, and speed.
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import test_csr_transpose
 import test_edge_dot
 import test_knn_graph
 import test_random_walk
-import test_softmax_readout
 import test_sparse_readout
 import torch
-from torch.utils import cpp_extension
 
-import fcl_ext  # noqa: F401  (loads the operators the emulated ones are compared with)
-from support import error
-
-ROOT = Path(__file__).parents[1]
-EMULATION = ROOT / "tests" / "cuda_emulation"
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or not (ROOT / "csrc").is_dir(), reason="needs a C++ compiler and the sources"
-)
-
-FLAGS = [
-    *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-w"),
-    *("-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}"),
-    *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-]
-# Indices that leave a shared or register array of known size end the process with a message.
-KERNEL_FLAGS = [
-    *("-fsanitize=bounds", "-fno-sanitize-recover=all"),
-    *("-D__assert_fail=emulation_assert_fail", "-x", "c++"),
-]
-BINDING_FLAGS = ["-include", str(EMULATION / "registration.h")]
-
-
-def _compile(source: Path, flags: list[str], folder: Path) -> Path:
-    target = folder / f"{source.name}.o"
-    subprocess.run([COMPILER, *FLAGS, *flags, "-c", source, "-o", target], check=True)
-    return target
-
-
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory):
-    """The emulated library, loaded: its schemas and kernels are torch.ops.fcl_emulated.*."""
-    folder = tmp_path_factory.mktemp("cuda_emulation")
-    sources = [
-        *((path, KERNEL_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))),
-        *((path, BINDING_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cpp"))),
-        (ROOT / "csrc/schema.cpp", BINDING_FLAGS),
-        (EMULATION / "fibers.cpp", []),
-    ]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(*source, folder), sources))
-    library = folder / "libfcl_emulated.so"
-    link = ["-shared", "-fsanitize=bounds", *objects, "-o", library]
-    torch_library = f"-L{cpp_extension.TORCH_LIB_PATH}"
-    subprocess.run([COMPILER, *link, torch_library, "-ltorch_cpu"], check=True)
-    torch.ops.load_library(str(library))
-    return ctypes.CDLL(str(library))
+from support import DTYPES, error
 
 
 @pytest.fixture(autouse=True, params=["ascending", "descending"])
@@ -84,7 +28,6 @@ def operators(request, emulation, monkeypatch):
     """
     emulation.emulation_reverse(int(request.param == "descending"))
     operators = torch.ops.fcl_emulated
-    monkeypatch.setattr(test_softmax_readout, "OP", operators.softmax_readout.default)
     monkeypatch.setattr(test_sparse_readout, "OP", operators.sparse_readout.default)
     monkeypatch.setattr(test_csr_transpose, "OP", operators.csr_transpose.default)
     monkeypatch.setattr(test_edge_dot, "OP", operators.edge_dot.default)
@@ -97,63 +40,10 @@ def operators(request, emulation, monkeypatch):
 
 # Shapes of the operators' own tests that have more in them than blocks to wait for, and others that
 # reach several tiles, splits, flushes and panels of columns.
-READOUTS = [*test_softmax_readout.SAMPLES[:3], (70, 17, 901, 300, 20.0), (257, 16, 40, 16, 10.0)]
-BACKWARDS = [*READOUTS, (0, 3, 4, 2, 1.0), (30, 300, 150, None, 9.0)]
 SPARSE_READOUTS = [*test_sparse_readout.SAMPLES, (12, 600, 400, 3, 5.0)]
 NEIGHBOURS = [(2, 1, 1), (17, 16, 16), (129, 33, 7), (70, 20, 60)]
 WALKS = [sample for sample in test_random_walk.SAMPLES if sample[0] != 25]
-DTYPES = test_softmax_readout.DTYPES
 INDICES = [torch.int32, torch.int64]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sample", READOUTS, ids=str)
-def test_readout(sample, dtype):
-    test_softmax_readout.test_matches_definition(sample, dtype, "cpu")
-
-
-@pytest.mark.parametrize("sample", READOUTS, ids=str)
-def test_readout_excludes_classes(sample):
-    test_softmax_readout.test_excluded_class_leaves_the_sum(sample, "cpu")
-
-
-def test_readout_without_mean(operators):
-    x, w, _, scale = test_softmax_readout._inputs(READOUTS[3], torch.float64, "cpu")
-    lse, mean = operators.softmax_readout(x, w, None, None, scale, False)
-    expected, _ = torch.ops.fcl.softmax_readout(x, w, None, None, scale, False)
-    torch.testing.assert_close(lse, expected, rtol=1e-13, atol=0)
-    assert mean.shape == (0, 17)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("through_mean", [False, True])
-@pytest.mark.parametrize(
-    "sample", [*READOUTS, (0, 3, 4, 2, 1.0), (30, 300, 150, None, 9.0)], ids=str
-)
-def test_readout_backward(sample, through_mean, dtype, operators):
-    """Against the CPU operator in float64, which its own tests hold to the definition."""
-    x, w, v, scale = test_softmax_readout._inputs(sample, dtype, "cpu")
-    exclude = torch.arange(len(x)) % (len(w) + 1) - 1
-    generator = torch.Generator().manual_seed(3)
-    exact = [None if t is None else t.double() for t in (x, w, v)]
-    lse, mean = torch.ops.fcl.softmax_readout(*exact, exclude, scale, True)
-    coefficient = torch.randn(len(x), dtype=torch.float64, generator=generator)
-    grad_mean = torch.randn(mean.shape, dtype=torch.float64, generator=generator)
-    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def backward(namespace, tensors, dtype):
-        terms = [lse.to(dtype), coefficient.to(dtype)]
-        terms.append(grad_mean.to(dtype) if through_mean else None)
-        return namespace.softmax_readout_backward(
-            *tensors, exclude, *terms, scale, True, True, True
-        )
-
-    ours = backward(operators, (x, w, v), accumulate)
-    expected = backward(torch.ops.fcl, exact, torch.float64)
-    for mine, truth in zip(ours, expected, strict=True):
-        assert mine.shape == truth.shape
-        assert mine.dtype == accumulate
-        assert error(mine, truth) < (1e-13 if dtype == torch.float64 else 5e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

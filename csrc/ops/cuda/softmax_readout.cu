@@ -6,8 +6,9 @@
 // logits.
 #include "common/cuda_launch.cuh"
 #include "common/cuda_tile.cuh"
+#include "ops/cuda/readout_combine.cuh"
+#include "ops/cuda/readout_path.h"
 #include "ops/cuda/readout_split.cuh"
-#include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {
 namespace {
@@ -21,6 +22,8 @@ template <typename T>
 struct ForwardShared {
   TileShared<T> tile;
   int64_t exclude[kTileRows];
+  T norms[kTileColumns<T>];          // inverse norms of the tile's classes, for logits
+  T value_factors[kTileColumns<T>];  // and for the mean
   double part_sum[kParts][kTileRows];
   T part_max[kParts][kTileRows];
   double run_sum[kTileRows];  // of the classes since the last flush
@@ -31,8 +34,8 @@ struct ForwardShared {
   T add[kTileRows];
 };
 
-// Raw logits in shared.tile.weights -> 2^(logit - maximum); updates run_max and run_sum, and leaves
-// in shared.keep what earlier sums must be multiplied by.
+// Raw logits in shared.tile.weights -> 2^(logit - maximum), times the classes' factors in the mean;
+// updates run_max and run_sum, and leaves in shared.keep what earlier sums must be multiplied by.
 template <typename T>
 __device__ __forceinline__ void exponentiate(ForwardShared<T>& shared) {
   constexpr int kColumns = kTileColumns<T> / kParts;
@@ -58,7 +61,7 @@ __device__ __forceinline__ void exponentiate(ForwardShared<T>& shared) {
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const T e = exp2_of(logits[c][row] - base);
-    logits[c][row] = e;
+    logits[c][row] = e * shared.value_factors[part * kColumns + c];
     sum += e;
   }
   shared.part_sum[part][row] = static_cast<double>(sum);
@@ -130,6 +133,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const S* embeddings = static_cast<const S*>(p.embeddings) + row * p.dim;
   const S* prototypes = static_cast<const S*>(p.prototypes);
   const S* values = static_cast<const S*>(p.values);
+  const T* norms = static_cast<const T*>(p.inverse_norms);
   const int64_t at = blockIdx.y * p.num_rows + row;
   T* mean = mean_out == nullptr ? nullptr : mean_out + at * p.value_dim;
   if (threadIdx.x < kTileRows) {
@@ -149,17 +153,24 @@ __global__ void __launch_bounds__(kTileThreads)
     clear_sums<T>(sums);
     for (int64_t c = run; c < run_end; c += kTileColumns<T>) {
       const int count = static_cast<int>(min(run_end - c, static_cast<int64_t>(kTileColumns<T>)));
+      if (threadIdx.x < kTileColumns<T>) {
+        const int column = threadIdx.x;
+        const T norm = norms != nullptr && column < count ? norms[c + column] : T(1);
+        shared.norms[column] = norm;
+        shared.value_factors[column] = p.values == p.prototypes ? norm : T(1);
+      }
       T logits[kThreadRows][kThreadColumns<T>];
       tile_product<T>(shared.tile, embeddings, rows, prototypes + c * p.dim, count, p.dim, logits);
       // Weights of the tile before were last read ahead of a barrier inside tile_product.
 #pragma unroll
       for (int j = 0; j < kThreadColumns<T>; ++j) {
         const int column = tile_column(j);
+        const T to_base2 = factor * shared.norms[column];
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
           const int r = tile_row(i);
           const bool counts = column < count && c + column != shared.exclude[r];
-          shared.tile.weights[column][r] = counts ? logits[i][j] * factor : -infinity<T>();
+          shared.tile.weights[column][r] = counts ? logits[i][j] * to_base2 : -infinity<T>();
         }
       }
       __syncthreads();  // logits are written
@@ -182,39 +193,6 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-constexpr int kCombineThreads = 128;
-
-// Partial readouts -> lse and mean, one block per row. With a single split mean is normalised in
-// place.
-template <typename T>
-__global__ void __launch_bounds__(kCombineThreads)
-    combine_kernel(int64_t num_rows, int64_t value_dim, int64_t splits, const T* max,
-                   const double* sum, const T* partial, T* logsumexp, T* mean) {
-  for (int64_t i = blockIdx.x; i < num_rows; i += gridDim.x) {
-    T top = -infinity<T>();
-    for (int64_t s = 0; s < splits; ++s) {
-      const T m = max[s * num_rows + i];
-      top = m > top ? m : top;
-    }
-    const double base = static_cast<double>(finite_base(top));
-    double total = 0;
-    for (int64_t s = 0; s < splits; ++s) {
-      total += sum[s * num_rows + i] * exp2(static_cast<double>(max[s * num_rows + i]) - base);
-    }
-    if (threadIdx.x == 0) logsumexp[i] = static_cast<T>((base + log2(total)) * kLn2);
-    if (mean == nullptr) continue;
-    for (int64_t d = threadIdx.x; d < value_dim; d += kCombineThreads) {
-      T value = 0;
-      for (int64_t s = 0; s < splits; ++s) {
-        const double weight = exp2(static_cast<double>(max[s * num_rows + i]) - base) / total;
-        value += partial[(s * num_rows + i) * value_dim + d] *
-                 (total == 0 ? T(0) : static_cast<T>(weight));
-      }
-      mean[i * value_dim + d] = value;
-    }
-  }
-}
-
 template <typename S>
 void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean,
                    cudaStream_t stream) {
@@ -227,32 +205,31 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
   T* partial = mean == nullptr || split.splits == 1 ? static_cast<T*>(mean) : max + partials;
   launch(op, forward_kernel<S>, split.grid(), kTileThreads, stream, p, split.per_split, max, sum,
          partial);
-  launch(op, combine_kernel<T>, {std::min<int64_t>(p.num_rows, 1 << 20)}, kCombineThreads, stream,
-         p.num_rows, p.value_dim, split.splits, max, sum, partial, static_cast<T*>(logsumexp),
-         static_cast<T*>(mean));
+  combine_splits<T>(op, p.num_rows, p.value_dim, split.splits, max, sum, partial,
+                    static_cast<T*>(logsumexp), static_cast<T*>(mean), stream);
 }
 
-}  // namespace
-
-int64_t readout_forward_scratch(const ReadoutProblem& p, bool need_mean) {
+int64_t forward_scratch(const ReadoutProblem& p, bool need_mean, const CudaDevice&) {
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename Accumulate<typename decltype(tag)::type>::type;
-    const int64_t splits = split_forward<T>(p, need_mean).splits;
-    const int64_t means = need_mean && splits > 1 ? p.value_dim : 0;
-    const int64_t per_row =
-        static_cast<int64_t>(sizeof(double) + sizeof(T)) + static_cast<int64_t>(sizeof(T)) * means;
-    bytes = splits * p.num_rows * per_row;
+    bytes = partials_bytes<T>(p, split_forward<T>(p, need_mean).splits, need_mean);
   });
   return bytes;
 }
 
-void launch_readout_forward(const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean,
-                            cudaStream_t stream) {
+void forward(const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean, const CudaDevice&,
+             cudaStream_t stream) {
   if (p.num_rows == 0) return;
   dispatch_dtype(p.dtype, [&](auto tag) {
     forward_typed<typename decltype(tag)::type>(p, scratch, logsumexp, mean, stream);
   });
 }
+
+}  // namespace
+
+const ReadoutForwardPath kReadoutForwardSimt = {"simt", [](const CudaDevice&) { return true; },
+                                                [](const ReadoutProblem&) { return true; },
+                                                forward_scratch, forward};
 
 }  // namespace fcl::ops::cuda

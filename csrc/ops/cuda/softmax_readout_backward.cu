@@ -7,8 +7,8 @@
 // order by a second kernel.
 #include "common/cuda_launch.cuh"
 #include "common/cuda_tile.cuh"
+#include "ops/cuda/readout_path.h"
 #include "ops/cuda/readout_split.cuh"
-#include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {
 namespace {
@@ -22,6 +22,7 @@ struct BackwardShared {
   int64_t exclude[kTileRows];
   T base[kTileRows];
   T coefficient[kTileRows];
+  T norms[kTileRows];  // inverse norms of the tile's classes
 };
 
 template <typename T>
@@ -37,6 +38,15 @@ __device__ __forceinline__ void load_terms(BackwardShared<T>& shared, const Read
   shared.base[i] =
       logsumexp == -infinity<T>() ? T(0) : static_cast<T>(static_cast<double>(logsumexp) * kLog2E);
   shared.coefficient[i] = inside ? static_cast<const T*>(b.coefficient)[row + i] : T(0);
+}
+
+template <typename T>
+__device__ __forceinline__ void load_norms(BackwardShared<T>& shared, const ReadoutProblem& p,
+                                           int64_t first, int count) {
+  const int i = threadIdx.x;
+  if (i >= kTileRows) return;
+  const T* norms = static_cast<const T*>(p.inverse_norms);
+  shared.norms[i] = norms != nullptr && i < count ? norms[first + i] : T(1);
 }
 
 // One block: 64 rows of the left side, one split of the right side, one panel of output columns.
@@ -62,10 +72,15 @@ __global__ void __launch_bounds__(kTileThreads)
   const S* values = static_cast<const S*>(p.values);
   const T* grad_mean = static_cast<const T*>(b.grad_mean);
   const bool through_mean = !kValues && grad_mean != nullptr;
+  const bool shared_values = p.values == p.prototypes;
   const T factor = static_cast<T>(p.scale * kLog2E);
   const T out_factor = kValues ? T(1) : static_cast<T>(p.scale);
   T* to = out + (blockIdx.y * num_left + left) * width;
-  if (kByRow) load_terms(shared, p, b, left, left_count);
+  if (kByRow) {
+    load_terms(shared, p, b, left, left_count);
+  } else {
+    load_norms(shared, p, left, left_count);
+  }
   T sums[kThreadRows][kThreadWidth<T>];
   for (int64_t run = begin; run < end; run += kFlush) {
     const int64_t run_end = min(run + kFlush, end);
@@ -76,6 +91,8 @@ __global__ void __launch_bounds__(kTileThreads)
       T logits[kThreadRows][kThreadColumns<T>];
       T readouts[kThreadRows][kThreadColumns<T>];  // grad_mean . values
       if constexpr (kByRow) {
+        // Norms of the tile before were last read ahead of a barrier inside tile_accumulate.
+        load_norms(shared, p, right, count);
         tile_product<T>(shared.tile, embeddings + left * p.dim, left_count,
                         prototypes + right * p.dim, count, p.dim, logits);
         if (through_mean) {
@@ -102,12 +119,16 @@ __global__ void __launch_bounds__(kTileThreads)
           const int x = kByRow ? r : column;
           const int64_t label = kByRow ? right + column : left + r;
           const bool counts = column < count && r < left_count && label != shared.exclude[x];
+          const T norm = shared.norms[kByRow ? column : r];
           T weight = 0;
           if (counts) {
-            weight = exp2_of(logits[i][j] * factor - shared.base[x]);
+            weight = exp2_of(logits[i][j] * (factor * norm) - shared.base[x]);
             if (!kValues) {
-              weight *= shared.coefficient[x] + (through_mean ? readouts[i][j] : T(0));
+              T slope = shared.coefficient[x];
+              if (through_mean) slope += shared_values ? readouts[i][j] * norm : readouts[i][j];
+              weight *= slope;
             }
+            if (kByRow) weight *= norm;
           }
           shared.tile.weights[column][r] = weight;
         }
@@ -179,9 +200,8 @@ void backward_typed(const ReadoutProblem& p, const ReadoutBackward& b, bool accu
          partial, split.splits, elements, accumulate, static_cast<T*>(out));
 }
 
-}  // namespace
-
-int64_t readout_backward_scratch(const ReadoutProblem& p, ReadoutGradient which) {
+int64_t backward_scratch(const ReadoutProblem& p, const ReadoutBackward&, ReadoutGradient which,
+                         const CudaDevice&) {
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename Accumulate<typename decltype(tag)::type>::type;
@@ -193,9 +213,8 @@ int64_t readout_backward_scratch(const ReadoutProblem& p, ReadoutGradient which)
   return bytes;
 }
 
-void launch_readout_backward(const ReadoutProblem& p, const ReadoutBackward& b,
-                             ReadoutGradient which, bool accumulate, void* scratch, void* out,
-                             cudaStream_t stream) {
+void backward(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient which,
+              bool accumulate, void* scratch, void* out, const CudaDevice&, cudaStream_t stream) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     switch (which) {
@@ -210,5 +229,12 @@ void launch_readout_backward(const ReadoutProblem& p, const ReadoutBackward& b,
     }
   });
 }
+
+}  // namespace
+
+const ReadoutBackwardPath kReadoutBackwardSimt = {
+    "simt", [](const CudaDevice&) { return true; },
+    [](const ReadoutProblem&, const ReadoutBackward&, ReadoutGradient) { return true; },
+    backward_scratch, backward};
 
 }  // namespace fcl::ops::cuda

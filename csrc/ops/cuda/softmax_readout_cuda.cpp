@@ -31,7 +31,8 @@ ReadoutProblem make_problem(const ReadoutShape& shape, const Tensor& embeddings,
           shape.dim,
           shape.num_classes,
           shape.value_dim,
-          scale};
+          scale,
+          nullptr};
 }
 
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
 
 void run_backward(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient which,
                   bool accumulate, const Tensor& grad, const CudaScope& scope) {
-  const Tensor scratch = device_scratch(grad, readout_backward_scratch(p, which));
+  const Tensor scratch = device_scratch(grad, readout_backward_scratch(p, b, which));
   launch_readout_backward(p, b, which, accumulate, scratch.mutable_data_ptr(),
                           grad.mutable_data_ptr(), scope.stream());
 }

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Partial readouts of class splits -> log-sum-exp and mean, in the order of the splits.
+#pragma once
+
+#include <algorithm>
+
+#include "common/cuda_device.cuh"
+#include "common/cuda_launch.cuh"
+#include "ops/cuda/softmax_readout_kernels.h"
+
+namespace fcl::ops::cuda {
+namespace {
+
+using namespace fcl::cuda;
+
+// Scratch: sum [splits][N] (double), max [splits][N] and, where there are several splits, mean
+// [splits][N][Dv].
+template <typename T>
+int64_t partials_bytes(const ReadoutProblem& p, int64_t splits, bool need_mean) {
+  const int64_t means = need_mean && splits > 1 ? p.value_dim : 0;
+  const int64_t per_row =
+      static_cast<int64_t>(sizeof(double) + sizeof(T)) + static_cast<int64_t>(sizeof(T)) * means;
+  return splits * p.num_rows * per_row;
+}
+
+constexpr int kCombineThreads = 128;
+
+// Partial readouts -> lse and mean, one block per row. With a single split mean is normalised in
+// place.
+template <typename T>
+__global__ void __launch_bounds__(kCombineThreads)
+    combine_kernel(int64_t num_rows, int64_t value_dim, int64_t splits, const T* max,
+                   const double* sum, const T* partial, T* logsumexp, T* mean) {
+  for (int64_t i = blockIdx.x; i < num_rows; i += gridDim.x) {
+    T top = -infinity<T>();
+    for (int64_t s = 0; s < splits; ++s) {
+      const T m = max[s * num_rows + i];
+      top = m > top ? m : top;
+    }
+    const double base = static_cast<double>(finite_base(top));
+    double total = 0;
+    for (int64_t s = 0; s < splits; ++s) {
+      total += sum[s * num_rows + i] * exp2(static_cast<double>(max[s * num_rows + i]) - base);
+    }
+    if (threadIdx.x == 0) logsumexp[i] = static_cast<T>((base + log2(total)) * kLn2);
+    if (mean == nullptr) continue;
+    for (int64_t d = threadIdx.x; d < value_dim; d += kCombineThreads) {
+      T value = 0;
+      for (int64_t s = 0; s < splits; ++s) {
+        const double weight = exp2(static_cast<double>(max[s * num_rows + i]) - base) / total;
+        value += partial[(s * num_rows + i) * value_dim + d] *
+                 (total == 0 ? T(0) : static_cast<T>(weight));
+      }
+      mean[i * value_dim + d] = value;
+    }
+  }
+}
+
+template <typename T>
+void combine_splits(const char* op, int64_t num_rows, int64_t value_dim, int64_t splits,
+                    const T* max, const double* sum, const T* partial, T* logsumexp, T* mean,
+                    cudaStream_t stream) {
+  launch(op, combine_kernel<T>, {std::min<int64_t>(num_rows, 1 << 20)}, kCombineThreads, stream,
+         num_rows, value_dim, splits, max, sum, partial, logsumexp, mean);
+}
+
+}  // namespace
+}  // namespace fcl::ops::cuda

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softmax_readout's CUDA kernels on the host, by every path (see test_cuda_emulation.py)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import test_softmax_readout
+import torch
+
+from support import DTYPES, error
+
+PATHS = ["simt"]
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    monkeypatch.setenv("FCL_CUDA_PATH", request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True, params=["ascending", "descending"])
+def operators(request, emulation, monkeypatch):
+    """Threads run in ascending or descending order between barriers."""
+    emulation.emulation_reverse(int(request.param == "descending"))
+    operators = torch.ops.fcl_emulated
+    monkeypatch.setattr(test_softmax_readout, "OP", operators.softmax_readout.default)
+    return operators
+
+
+# Shapes of the operator's own tests that have more in them than blocks to wait for, and others that
+# reach several tiles, splits, flushes and panels of columns.
+READOUTS = [*test_softmax_readout.SAMPLES[:3], (70, 17, 901, 300, 20.0), (257, 16, 40, 16, 10.0)]
+BACKWARDS = [*READOUTS, (0, 3, 4, 2, 1.0), (30, 300, 150, None, 9.0)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sample", READOUTS, ids=str)
+@pytest.mark.usefixtures("path")
+def test_readout(sample, dtype):
+    test_softmax_readout.test_matches_definition(sample, dtype, "cpu")
+
+
+@pytest.mark.parametrize("sample", READOUTS, ids=str)
+@pytest.mark.usefixtures("path")
+def test_readout_excludes_classes(sample):
+    test_softmax_readout.test_excluded_class_leaves_the_sum(sample, "cpu")
+
+
+def test_readout_without_mean(operators):
+    x, w, _, scale = test_softmax_readout._inputs(READOUTS[3], torch.float64, "cpu")
+    lse, mean = operators.softmax_readout(x, w, None, None, scale, False)
+    expected, _ = torch.ops.fcl.softmax_readout(x, w, None, None, scale, False)
+    torch.testing.assert_close(lse, expected, rtol=1e-13, atol=0)
+    assert mean.shape == (0, 17)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("through_mean", [False, True])
+@pytest.mark.parametrize("sample", BACKWARDS, ids=str)
+def test_readout_backward(sample, through_mean, dtype, operators, path):
+    """Against the CPU operator in float64, which its own tests hold to the definition."""
+    x, w, v, scale = test_softmax_readout._inputs(sample, dtype, "cpu")
+    exclude = torch.arange(len(x)) % (len(w) + 1) - 1
+    generator = torch.Generator().manual_seed(3)
+    exact = [None if t is None else t.double() for t in (x, w, v)]
+    lse, mean = torch.ops.fcl.softmax_readout(*exact, exclude, scale, True)
+    coefficient = torch.randn(len(x), dtype=torch.float64, generator=generator)
+    grad_mean = torch.randn(mean.shape, dtype=torch.float64, generator=generator)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def backward(namespace, tensors, dtype):
+        terms = [lse.to(dtype), coefficient.to(dtype)]
+        terms.append(grad_mean.to(dtype) if through_mean else None)
+        return namespace.softmax_readout_backward(
+            *tensors, exclude, *terms, scale, True, True, True
+        )
+
+    ours = backward(operators, (x, w, v), accumulate)
+    expected = backward(torch.ops.fcl, exact, torch.float64)
+    for mine, truth in zip(ours, expected, strict=True):
+        assert mine.shape == truth.shape
+        assert mine.dtype == accumulate
+        assert error(mine, truth) < _tolerance(path, dtype)
+
+
+def test_unknown_path_is_an_error(operators, monkeypatch):
+    monkeypatch.setenv("FCL_CUDA_PATH", "warp")
+    eye = torch.eye(3)
+    with pytest.raises(RuntimeError, match=r"expected FCL_CUDA_PATH to be one of .*simt, got warp"):
+        operators.softmax_readout(eye, eye, None, None, 1.0, True)
+
+
+class Problem(ctypes.Structure):
+    """ReadoutProblem of csrc/ops/cuda/softmax_readout_kernels.h."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "prototypes", "values", "exclude")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "dim", "num_classes", "value_dim")),
+        ("scale", ctypes.c_double),
+        ("inverse_norms", ctypes.c_void_p),
+    )
+
+
+class Backward(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("logsumexp", "coefficient", "grad_mean"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value_dim", [None, 20])
+def test_unit_prototypes(value_dim, dtype, emulation, path):
+    """inverse_norms: prototypes that count at unit length, and their gradients."""
+    x, w, v, scale = test_softmax_readout._inputs((90, 33, 300, value_dim, 9.0), dtype, "cpu")
+    w = (w * torch.linspace(0.5, 2, 300)[:, None]).to(dtype)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    norms = (1 / w.double().norm(dim=1)).to(accumulate)
+    problem = Problem(
+        [torch.float32, torch.float64, torch.bfloat16, torch.float16].index(dtype),
+        *(t.data_ptr() for t in (x, w, w if v is None else v)),
+        *(None, 90, 33, 300, value_dim or 33, scale, norms.data_ptr()),
+    )
+    lse, mean = torch.empty(90, dtype=accumulate), torch.empty(90, value_dim or 33).to(accumulate)
+    emulation.emulation_readout(ctypes.byref(problem), *map(_pointer, (lse, mean)))
+
+    leaves = [None if t is None else t.double().requires_grad_() for t in (x, w, v)]
+    unit = torch.nn.functional.normalize(leaves[1], dim=1)
+    exact = test_softmax_readout.reference.softmax_readout(leaves[0], unit, leaves[2], scale=scale)
+    tolerance = _tolerance(path, dtype)
+    for mine, expected in zip((lse, mean), exact, strict=True):
+        assert error(mine, expected.detach()) < tolerance
+
+    grad_lse = torch.linspace(-1, 1, 90, dtype=torch.float64)
+    grad_mean = torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)).double()
+    truth = torch.autograd.grad(
+        ((grad_lse * exact[0]).sum() + (grad_mean * exact[1]).sum()),
+        [t for t in leaves if t is not None],
+    )
+    coefficient = grad_lse - (grad_mean * exact[1].detach()).sum(1)
+    terms = [t.detach().to(accumulate) for t in (exact[0], coefficient, grad_mean)]
+    backward = Backward(*(t.data_ptr() for t in terms))
+    grads = [torch.zeros(t.shape, dtype=accumulate) for t in truth]
+
+    def launch(which, accumulates, out):
+        emulation.emulation_readout_backward(
+            ctypes.byref(problem), ctypes.byref(backward), which, accumulates, _pointer(out)
+        )
+
+    launch(0, False, grads[0])
+    launch(1, False, grads[1])
+    launch(2, v is None, grads[-1])
+    emulation.emulation_readout_unscale(ctypes.byref(problem), _pointer(grads[1]))
+    for mine, expected in zip(grads, truth, strict=True):
+        assert error(mine, expected) < 3 * tolerance
+
+
+def _pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _tolerance(path, dtype):  # noqa: ARG001
+    return {torch.float64: 1e-13}.get(dtype, 5e-6)
