@@ -26,6 +26,7 @@ message(
 add_library(
     fcl_ops_cuda
     MODULE
+    common/cuda_tma.cpp
     ops/cuda/csr_transpose.cu
     ops/cuda/csr_transpose_cuda.cpp
     ops/cuda/edge_dot.cu
@@ -39,6 +40,7 @@ add_library(
     ops/cuda/softmax_readout.cu
     ops/cuda/softmax_readout_backward.cu
     ops/cuda/softmax_readout_cuda.cpp
+    ops/cuda/softmax_readout_sm90.cu
     ops/cuda/sparse_readout.cu
     ops/cuda/sparse_readout_cuda.cpp
 )
@@ -50,6 +52,12 @@ set_target_properties(
         CUDA_RUNTIME_LIBRARY Static
         CUDA_VISIBILITY_PRESET hidden
 )
+if(FCL_CUDA_ARCHITECTURES MATCHES "90a")
+    set_source_files_properties(
+        ops/cuda/softmax_readout_sm90.cu
+        PROPERTIES COMPILE_DEFINITIONS FCL_CUDA_SM90
+    )
+endif()
 # torch's CUDA part of the stable ABI is declared only under USE_CUDA.
 target_compile_definitions(fcl_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:USE_CUDA>)
 target_include_directories(fcl_ops_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})

@@ -3,7 +3,9 @@
 """Registers, shared memory and spills of every CUDA kernel, as ptxas reports them.
 
 Compiles each ``csrc/ops/cuda/*.cu`` to machine code and prints one line per kernel. A spill or a
-stack frame means that a kernel keeps variables in device memory: it fails the run.
+stack frame means that a kernel keeps variables in device memory, and a warning of ptxas about
+performance that its tensor cores wait for each product: both fail the run. A Hopper kernel whose
+warpgroups share registers out among themselves is listed with what it starts with.
 
 Usage: ``python tools/cuda_resources.py [--architectures 80 90a] [--json FILE]``. Needs nvcc, but
 no GPU.
@@ -100,9 +102,14 @@ def compile_kernels(nvcc: str, source: Path, architecture: str, folder: str) -> 
         f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
         *("-o", f"{folder}/{source.stem}.{architecture}.cubin", str(source)),
     ]
+    if architecture == "90a":
+        command.append("-DFCL_CUDA_SM90")
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         raise SystemExit(f"{source.name} does not compile for sm_{architecture}:\n{run.stderr}")
+    loss = re.search(r"Potential Performance Loss.*|setmaxnreg.*ignored.*", run.stderr)
+    if loss is not None:
+        raise SystemExit(f"{source.name} for sm_{architecture}: {loss[0]}")
     return parse(run.stderr, source.name, architecture)
 
 

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// softmax_readout forward on Hopper (sm_90a): copy engine, warpgroup products. For bfloat16 and
+// float16 without values of their own; the caller takes another path where it is not supported.
+#pragma once
+
+#include <optional>
+
+#include "ops/cuda/softmax_readout_kernels.h"
+
+namespace fcl::ops::cuda {
+
+// Whether this path takes the problem; the device must be of compute capability 9.0. False if the
+// library was built without sm_90a.
+bool readout_sm90_supported(const ReadoutProblem& p);
+
+// Bytes of device scratch. `multiprocessors` of the device decide how classes are split, so results
+// differ in rounding between devices of different size (never between runs).
+int64_t readout_sm90_forward_scratch(const ReadoutProblem& p, bool need_mean, int multiprocessors);
+
+// logsumexp [N] and mean [N, D] (or null), float. A `fixed_shift` m, in natural units, takes the
+// place of the running maximum: weights are exp(logit - m). Safe for bfloat16 where
+// m - 87 < logit < m + 60 for some logit of every row and for all of them; with unit rows on both
+// sides, m = scale - 60 is for scales up to 73.
+void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* logsumexp,
+                                 void* mean, int multiprocessors, cudaStream_t stream,
+                                 std::optional<double> fixed_shift = std::nullopt);
+
+}  // namespace fcl::ops::cuda

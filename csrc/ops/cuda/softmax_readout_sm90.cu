@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// softmax_readout forward on Hopper: choice of tile, launch and combination of the class splits.
+// readout_sm90.cuh has the kernel's body. FCL_CUDA_SM90 is defined where the build has sm_90a; the
+// other architectures of such a build get an empty kernel.
+#include "ops/cuda/readout_sm90_kernels.h"
+
+#ifndef FCL_CUDA_SM90
+
+#include <stdexcept>
+
+namespace fcl::ops::cuda {
+
+bool readout_sm90_supported(const ReadoutProblem&) { return false; }
+int64_t readout_sm90_forward_scratch(const ReadoutProblem&, bool, int) { return 0; }
+void launch_readout_forward_sm90(const ReadoutProblem&, void*, void*, void*, int, cudaStream_t,
+                                 std::optional<double>) {
+  throw std::runtime_error("fcl::softmax_readout: built without sm_90a");
+}
+
+}  // namespace fcl::ops::cuda
+
+#else
+
+#include "common/cuda_device.cuh"
+#include "common/cuda_launch.cuh"
+#include "common/cuda_sm90.cuh"
+#include "common/cuda_tma.h"
+#include "ops/cuda/readout_sm90.cuh"
+
+namespace fcl::ops::cuda {
+namespace {
+
+using namespace fcl::cuda;
+
+template <class Tile, bool kFactors>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    readout_sm90_kernel(const __grid_constant__ CUtensorMap rows,
+                        const __grid_constant__ CUtensorMap classes,
+                        const __grid_constant__ Sm90Readout p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  ReadoutBlock<Sm90, Tile, kFactors>(&rows, &classes, p).run();
+#endif
+}
+
+constexpr int kCombineThreads = 128;
+
+// Partial readouts [split][row] -> lse and mean, one block per row, in the order of the splits.
+// With a single split mean is normalised in place.
+__global__ void __launch_bounds__(kCombineThreads)
+    combine_sm90_kernel(Sm90Readout p, int splits, float* logsumexp, float* mean) {
+  for (int64_t i = blockIdx.x; i < p.num_rows; i += gridDim.x) {
+    assert((p.exclude == nullptr || p.exclude[i] < p.num_classes) &&
+           "softmax_readout: exclude is not below C");
+    float top = -infinity<float>();
+    for (int s = 0; s < splits; ++s) top = fmaxf(top, p.max[s * p.num_rows + i]);
+    const double base = static_cast<double>(finite_base(top));
+    double total = 0;
+    for (int s = 0; s < splits; ++s) {
+      total +=
+          p.sum[s * p.num_rows + i] * exp2(static_cast<double>(p.max[s * p.num_rows + i]) - base);
+    }
+    if (threadIdx.x == 0) logsumexp[i] = static_cast<float>((base + log2(total)) * kLn2);
+    if (mean == nullptr) continue;
+    for (int d = threadIdx.x; d < p.dim; d += kCombineThreads) {
+      float value = 0;
+      for (int s = 0; s < splits; ++s) {
+        const double weight = exp2(static_cast<double>(p.max[s * p.num_rows + i]) - base) / total;
+        value += p.mean[(s * p.num_rows + i) * p.dim + d] *
+                 (total == 0 ? 0.0f : static_cast<float>(weight));
+      }
+      mean[i * p.dim + d] = value;
+    }
+  }
+}
+
+template <typename F>
+void with_tile(const ReadoutProblem& p, bool need_mean, const F& f) {
+  if (p.dtype == Dtype::kBfloat16) {
+    with_sm90_tile<BFloat16>(p.dim, need_mean, f);
+  } else {
+    with_sm90_tile<Float16>(p.dim, need_mean, f);
+  }
+}
+
+template <class Tile>
+Sm90Split split_of(const ReadoutProblem& p, int multiprocessors) {
+  return split_sm90(p.num_rows, p.num_classes, Tile::kRows, Tile::kClasses, multiprocessors);
+}
+
+template <class Tile, bool kFactors>
+void launch_tile(const char* op, const Sm90Split& split, const CUtensorMap& rows,
+                 const CUtensorMap& classes, const Sm90Readout& task, cudaStream_t stream) {
+  const auto kernel = readout_sm90_kernel<Tile, kFactors>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(Tile::kSharedBytes)),
+             op);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(split.cluster);
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim =
+      dim3(static_cast<unsigned>(split.row_tiles), static_cast<unsigned>(split.splits));
+  config.blockDim = dim3(Tile::kThreads);
+  config.dynamicSmemBytes = Tile::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, rows, classes, task), op);
+  check_cuda(cudaGetLastError(), op);
+}
+
+}  // namespace
+
+bool readout_sm90_supported(const ReadoutProblem& p) {
+  const bool is_half = p.dtype == Dtype::kBfloat16 || p.dtype == Dtype::kFloat16;
+  // Coordinates of the copy engine are 32-bit.
+  const bool fits = p.dim <= 256 && p.num_rows < INT32_MAX / 2 && p.num_classes < INT32_MAX / 2;
+  return is_half && fits && p.values == p.prototypes && is_tensor_map_matrix(p.embeddings, p.dim) &&
+         is_tensor_map_matrix(p.prototypes, p.dim) && can_encode_tensor_maps();
+}
+
+int64_t readout_sm90_forward_scratch(const ReadoutProblem& p, bool need_mean, int multiprocessors) {
+  int64_t bytes = 0;
+  with_tile(p, need_mean, [&](auto tile) {
+    const int64_t splits = split_of<decltype(tile)>(p, multiprocessors).splits;
+    const int64_t means = need_mean && splits > 1 ? p.dim : 0;
+    bytes = splits * p.num_rows *
+            static_cast<int64_t>(sizeof(double) + sizeof(float) * static_cast<size_t>(1 + means));
+  });
+  return bytes;
+}
+
+void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* logsumexp,
+                                 void* mean, int multiprocessors, cudaStream_t stream,
+                                 std::optional<double> fixed_shift) {
+  if (p.num_rows == 0) return;
+  const char* op = "softmax_readout";
+  with_tile(p, mean != nullptr, [&](auto tile) {
+    using Tile = decltype(tile);
+    const Sm90Split split = split_of<Tile>(p, multiprocessors);
+    const int64_t partials = split.splits * p.num_rows;
+    Sm90Readout task = {};
+    task.exclude = p.exclude;
+    task.num_rows = p.num_rows;
+    task.num_classes = p.num_classes;
+    task.dim = static_cast<int>(p.dim);
+    task.tiles_per_split = split.tiles_per_split;
+    task.flush_tiles = std::max(static_cast<int>(kFlush / Tile::kClasses), 1);
+    task.scale = static_cast<float>(p.scale * kLog2E);
+    task.fixed_shift = fixed_shift.has_value();
+    task.shift = static_cast<float>(fixed_shift.value_or(0) * kLog2E);
+    task.sum = static_cast<double*>(scratch);
+    task.max = reinterpret_cast<float*>(task.sum + partials);
+    task.mean =
+        mean == nullptr || split.splits == 1 ? static_cast<float*>(mean) : task.max + partials;
+    const CUtensorMap rows =
+        encode_tensor_map(op, p.dtype, p.embeddings, p.num_rows, p.dim, Tile::kRows);
+    const CUtensorMap classes = encode_tensor_map(op, p.dtype, p.prototypes, p.num_classes, p.dim,
+                                                  Tile::kClasses / split.cluster);
+    launch_tile<Tile, false>(op, split, rows, classes, task, stream);
+    launch(op, combine_sm90_kernel, {std::min<int64_t>(p.num_rows, 1 << 20)}, kCombineThreads,
+           stream, task, split.splits, static_cast<float*>(logsumexp), static_cast<float*>(mean));
+  });
+}
+
+}  // namespace fcl::ops::cuda
+
+#endif

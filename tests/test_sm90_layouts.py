@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Hopper readout without a GPU: its layouts, its tile loop on a host machine, its machine code.
+
+``tests/sm90`` has a stand-in for the copy engine, the barriers and the tensor cores of one cluster
+of blocks. The kernel's own loop runs on it, in good and in bad luck: loads and products early or
+late, threads in any order. What this cannot show: what the real hardware does with the same
+instructions, memory ordering beyond the barriers, and speed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOST = ROOT / "tests" / "sm90"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+NVCC = shutil.which(os.environ.get("CUDACXX", "nvcc"))
+CUOBJDUMP = shutil.which("cuobjdump")
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or not (ROOT / "csrc").is_dir(), reason="needs a C++ compiler and the sources"
+)
+
+
+def _compile(name: str, folder: Path) -> Path:
+    program = folder / name
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    include = [f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
+    subprocess.run([COMPILER, *flags, *include, HOST / f"{name}.cpp", "-o", program], check=True)
+    return program
+
+
+@pytest.fixture(scope="module")
+def readout(tmp_path_factory):
+    """Runs a case; the errors of log-sum-exp and mean."""
+    program = _compile("readout", tmp_path_factory.mktemp("sm90"))
+
+    def run(**case: object) -> tuple[float, float]:
+        arguments = [f"{name}={value}" for name, value in case.items()]
+        run = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout
+        lse, mean = re.search(r"errors (\S+) (\S+)", run.stdout).groups()
+        return float(lse), float(mean)
+
+    return run
+
+
+def _check(errors: tuple[float, float], *, float16: bool = False) -> None:
+    lse, mean = errors
+    assert lse < 2e-6
+    assert mean < (6e-4 if float16 else 5e-3)  # weights are rounded to 16 bits
+
+
+def test_layouts(tmp_path):
+    run = subprocess.run(
+        [_compile("layouts", tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
+
+
+# Loads and products at once or late, and the order of the threads.
+LUCK = [(0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3), (0, 1, 24)]
+
+
+@pytest.mark.parametrize("luck", LUCK, ids=str)
+@pytest.mark.parametrize("dim", [40, 64, 128, 192, 256])
+def test_readout(readout, dim, luck):
+    """Two row tiles that share loads, two splits, flushes, a last tile of 72 or 40 classes."""
+    loads, products, order = luck
+    _check(readout(n=200, d=dim, c=1000, late_loads=loads, late_products=products, order=order))
+
+
+@pytest.mark.parametrize("dim", [40, 128, 256])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"exclude": 1},
+        {"factors": 1, "exclude": 1},
+        {"mean": 0},
+        {"mean": 0, "factors": 1},
+        {"shift": 10},
+        {"n": 100, "multiprocessors": 1, "scale": 60},
+        {"n": 300, "multiprocessors": 9},
+        {"n": 1, "c": 7},
+    ],
+    ids=str,
+)
+def test_options(readout, case, dim):
+    errors = readout(d=dim, late_loads=0, order=24, **case)
+    assert errors[0] < 5e-6
+    assert errors[1] < 6e-3
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("factors", [0, 1])
+def test_float16(readout, dim, factors):
+    _check(readout(d=dim, float16=1, factors=factors, exclude=1, order=5), float16=True)
+
+
+def test_single_class_that_is_excluded(readout):
+    assert readout(c=1, exclude=1, order=6) <= (1e-6, 1e-6)
+
+
+@pytest.mark.skipif(NVCC is None or CUOBJDUMP is None, reason="needs nvcc and cuobjdump")
+def test_machine_code(tmp_path):
+    """Warpgroup products that overlap, tile loads, no use of local memory."""
+    cubin = tmp_path / "readout.cubin"
+    command = [
+        *(NVCC, "-cubin", "-std=c++20", "-O3", "-Xptxas=-v", "-DFCL_CUDA_SM90"),
+        *("-gencode=arch=compute_90a,code=sm_90a", f"-I{ROOT / 'csrc'}", "-o", cubin),
+        ROOT / "csrc/ops/cuda/softmax_readout_sm90.cu",
+    ]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "Performance Loss" not in report
+    assert "ignored" not in report
+    assert not re.search(r"[1-9]\d* bytes (stack frame|spill)", report)
+    sass = subprocess.run(
+        [CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    for function in re.split(r"Function : ", sass)[1:]:
+        if "readout_sm90_kernel" not in function[: function.index("\n")]:
+            continue
+        for instruction in ("HGMMA", "UTMALDG", "UTMALDG.2D.MULTICAST", "USETMAXREG"):
+            assert instruction in function
+        assert not re.search(r"\b(LDL|STL)\b", function)
