@@ -17,6 +17,20 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "Tensor? exclude, Tensor logsumexp, Tensor coefficient, Tensor? grad_mean, float scale, "
       "bool need_embeddings, bool need_prototypes, bool need_values, bool normalize=False) "
       "-> (Tensor grad_embeddings, Tensor grad_prototypes, Tensor grad_values)");
+  // K1 with its loss: cross-entropy of rows against prototypes (formulas: ops/compat_loss.h), with
+  // its gradient to embeddings, already divided by what the reduction divides by. need_prototypes
+  // fills what the backward op takes: unit rows (if normalize) and state (4, N).
+  m.def(
+      "compat_loss(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor? mean_prototype, "
+      "float scale, float margin, bool arcface, float label_smoothing, bool normalize, "
+      "int ignore_index, str reduction, bool need_embeddings, bool need_prototypes) "
+      "-> (Tensor loss, Tensor grad_embeddings, Tensor unit_embeddings, Tensor state)");
+  // Gradient to prototypes; embeddings are the unit rows where normalize was set. grad_loss has the
+  // shape of the loss.
+  m.def(
+      "compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state, "
+      "Tensor grad_loss, float scale, float label_smoothing, bool normalize, int ignore_index) "
+      "-> Tensor");
   // K1 over a sparse set of rows per label: CSR label -> rows of a bank (R, D), with log weights.
   // A negative label has the empty set: lse = -inf, mean = 0.
   m.def(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcl_ext import ops
-from fcl_ext.readout import softmax_readout
+from fcl_ext._compat_function import CompatLoss, mean_prototype
 
 Reduction = Literal["mean", "sum", "none"]
 MarginType = Literal["cosface", "arcface"]
@@ -33,6 +33,8 @@ def compat_loss(
     label_smoothing: float = 0.0,
     normalize: bool = True,
     ignore_index: int = -100,
+    class_weights: Tensor | None = None,
+    sample_weights: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cross-entropy of embeddings against (pseudo) class prototypes.
@@ -57,19 +59,23 @@ def compat_loss(
         label_smoothing: Mass spread evenly over all classes, in ``[0, 1]``.
         normalize: Scale rows of embeddings and prototypes to unit length first.
         ignore_index: Rows with this label have loss 0 and leave the mean.
+        class_weights: Factor of a row's loss by its class, shape ``(C,)``, constant.
+        sample_weights: Factor of each row's loss, shape ``(N,)``, constant. The mean is weighted:
+            it divides by the sum of the weights, as torch's cross_entropy does.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Returns:
         Scalar, or shape ``(N,)`` for ``"none"``; float32, or float64 for float64 inputs.
 
     Raises:
-        ValueError: Labels and targets both or neither given, a label out of range (CPU tensors; on
-            CUDA it is a device assertion), or an option out of range.
-        RuntimeError: Shapes, dtypes or devices that do not fit (from the operator).
+        ValueError: Labels and targets both or neither given, or an option out of range.
+        RuntimeError: Shapes, dtypes or devices that do not fit, or a label out of range, which is
+            named with its row (on CUDA it is a device assertion).
 
     Note:
         Under autocast the loss runs in float32, like torch's own; give bfloat16 tensors outside
-        autocast to run it in bfloat16.
+        autocast to run it in bfloat16. Losses keep their relative precision however small they
+        are: the target class is left out of the sum and comes back exactly.
 
     References:
         Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020 (influence
@@ -85,44 +91,42 @@ def compat_loss(
     _check_options(scale, margin, margin_type, label_smoothing, reduction)
     if (labels is None) == (targets is None):
         raise ValueError("compat_loss: expected either labels or targets, got both or neither")
-    if normalize:
-        embeddings, prototypes = F.normalize(embeddings, dim=1), F.normalize(prototypes, dim=1)
     if targets is not None:
-        if margin or label_smoothing:
-            raise ValueError("compat_loss: margin and label_smoothing need labels, got targets")
-        if targets.shape != embeddings.shape:
+        if margin or label_smoothing or class_weights is not None:
             raise ValueError(
-                f"compat_loss: expected targets of shape [N, D] = {list(embeddings.shape)}, "
-                f"got {list(targets.shape)}"
+                "compat_loss: margin, label_smoothing and class_weights need labels, got targets"
             )
-        logsumexp = _logsumexp(embeddings, prototypes, None, scale)
-        losses = logsumexp - scale * _row_dot(embeddings, targets)
-        return _reduce(losses, None, reduction)
+        losses = _target_losses(
+            "compat_loss: expected targets", embeddings, prototypes, targets, scale, normalize
+        )
+        return _reduce(losses, sample_weights, reduction)
     assert labels is not None
     if margin_type == "arcface" and margin and not normalize:
         raise ValueError("compat_loss: an arcface margin is an angle and needs normalize=True")
-    _check_labels("compat_loss", labels, len(embeddings), len(prototypes), ignore_index)
+    weighted = class_weights is not None or sample_weights is not None
+    losses = _label_losses(
+        embeddings,
+        prototypes,
+        labels,
+        scale,
+        margin,
+        margin_type == "arcface",
+        label_smoothing,
+        normalize,
+        ignore_index,
+        "none" if weighted else reduction,
+    )
+    if not weighted:
+        return losses
     valid = labels != ignore_index
-    safe_labels = torch.where(valid, labels, torch.zeros_like(labels))
-    # Not prototypes[safe_labels]: torch adds up that one's gradient in an order that changes.
-    target_logits = scale * _row_dot(embeddings, F.embedding(safe_labels, prototypes))
-    smooth_logits: Tensor | None = None
-    if label_smoothing:
-        mean_prototype = prototypes.to(target_logits.dtype).mean(0)
-        smooth_logits = scale * (embeddings.to(target_logits.dtype) @ mean_prototype)
-    if margin:
-        # The kernel leaves the target class out; its shifted logit comes back here, per row.
-        others = _logsumexp(embeddings, prototypes, safe_labels, scale)
-        shifted = _apply_margin(target_logits / scale, margin, margin_type) * scale
-        logsumexp = torch.logaddexp(others, shifted)
-        if smooth_logits is not None:
-            smooth_logits = smooth_logits + (shifted - target_logits) / len(prototypes)
-        target_logits = shifted
-    else:
-        logsumexp = _logsumexp(embeddings, prototypes, None, scale)
-    if smooth_logits is not None:
-        target_logits = (1 - label_smoothing) * target_logits + label_smoothing * smooth_logits
-    return _reduce(logsumexp - target_logits, valid, reduction)
+    weights = valid.to(losses.dtype)
+    if class_weights is not None:
+        _check_weights("class_weights", class_weights, "[C]", len(prototypes))
+        weights = weights * class_weights[torch.where(valid, labels, 0)]
+    if sample_weights is not None:
+        _check_weights("sample_weights", sample_weights, "[N]", len(embeddings))
+        weights = weights * sample_weights
+    return _reduce(losses, weights, reduction)
 
 
 class Teacher(NamedTuple):
@@ -160,8 +164,9 @@ def teacher_readout(
     """
     if normalize:
         teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
-        prototypes = F.normalize(prototypes, dim=1)
-    logsumexp, mean = softmax_readout(teacher_embeddings, prototypes, scale=scale)
+    logsumexp, mean = ops.softmax_readout(
+        teacher_embeddings, prototypes, None, None, scale, True, normalize
+    )
     # sum_c p_c log p_c = sum_c p_c (s x.w_c - lse) = s x.mean - lse
     return Teacher(mean, scale * _row_dot(teacher_embeddings, mean) - logsumexp)
 
@@ -213,22 +218,14 @@ def compat_kl(
         raise ValueError(
             "compat_kl: expected either teacher_embeddings or teacher, got both or neither"
         )
-    if normalize:
-        embeddings, prototypes = F.normalize(embeddings, dim=1), F.normalize(prototypes, dim=1)
     if teacher_embeddings is not None:
-        if normalize:
-            teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
-        teacher = teacher_readout(teacher_embeddings, prototypes, scale=scale, normalize=False)
+        teacher = teacher_readout(teacher_embeddings, prototypes, scale=scale, normalize=normalize)
     assert teacher is not None
     mean, negative_entropy = teacher
-    if mean.shape != embeddings.shape:
-        raise ValueError(
-            f"compat_kl: expected a teacher of shape [N, D] = {list(embeddings.shape)}, "
-            f"got {list(mean.shape)}"
-        )
-    logsumexp = _logsumexp(embeddings, prototypes, None, scale)
-    losses = logsumexp - scale * _row_dot(embeddings, mean) + negative_entropy
-    return _reduce(losses, None, reduction)
+    losses = _target_losses(
+        "compat_kl: expected a teacher", embeddings, prototypes, mean, scale, normalize
+    )
+    return _reduce(losses + negative_entropy, None, reduction)
 
 
 class PositiveSets(NamedTuple):
@@ -324,7 +321,7 @@ def compat_supcon(
         positives = PositiveSets.from_labels(feature_labels)
     assert positives is not None
     crow_indices, col_indices, log_weights = positives
-    _check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1, None)
+    _check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1)
     counts = crow_indices[labels + 1] - crow_indices[labels]
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (counts == 0).any():
         row = int((counts == 0).nonzero()[0])
@@ -333,7 +330,7 @@ def compat_supcon(
         )
     if normalize:
         embeddings, features = F.normalize(embeddings, dim=1), F.normalize(features, dim=1)
-    logsumexp = _logsumexp(embeddings, features, None, scale)
+    logsumexp = _logsumexp(embeddings, features, scale, False)
     # The mean is the gradient to the embeddings, so it is computed with the loss.
     need_mean = embeddings.requires_grad and torch.is_grad_enabled()
     log_positive, _ = ops.sparse_readout(
@@ -344,12 +341,60 @@ def compat_supcon(
     return _reduce(logsumexp - log_positive, None, reduction)
 
 
-def _logsumexp(
-    embeddings: Tensor, prototypes: Tensor, exclude: Tensor | None, scale: float
+def _label_losses(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    scale: float,
+    margin: float,
+    arcface: bool,
+    label_smoothing: float,
+    normalize: bool,
+    ignore_index: int,
+    reduction: str,
 ) -> Tensor:
+    if torch.is_autocast_enabled(embeddings.device.type):
+        embeddings, prototypes = embeddings.float(), prototypes.float()
+    loss: Tensor = CompatLoss.apply(  # type: ignore[no-untyped-call]
+        embeddings,
+        prototypes,
+        labels,
+        mean_prototype(prototypes, normalize) if label_smoothing else None,
+        scale,
+        margin,
+        arcface,
+        label_smoothing,
+        normalize,
+        ignore_index,
+        reduction,
+    )
+    return loss
+
+
+def _target_losses(
+    what: str,
+    embeddings: Tensor,
+    prototypes: Tensor,
+    targets: Tensor,
+    scale: float,
+    normalize: bool,
+) -> Tensor:
+    """``lse - s x.t`` per row."""
+    if targets.shape != embeddings.shape:
+        raise ValueError(
+            f"{what} of shape [N, D] = {list(embeddings.shape)}, got {list(targets.shape)}"
+        )
+    if normalize:
+        embeddings = F.normalize(embeddings, dim=1)
+    return _logsumexp(embeddings, prototypes, scale, normalize) - scale * _row_dot(
+        embeddings, targets
+    )
+
+
+def _logsumexp(embeddings: Tensor, prototypes: Tensor, scale: float, normalize: bool) -> Tensor:
     # The mean is the gradient to the embeddings: computed in the same pass, if anyone asks for it.
     need_mean = embeddings.requires_grad and torch.is_grad_enabled()
-    return ops.softmax_readout(embeddings, prototypes, None, exclude, scale, need_mean)[0]
+    return ops.softmax_readout(embeddings, prototypes, None, None, scale, need_mean, normalize)[0]
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:
@@ -358,24 +403,21 @@ def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     return (left.to(dtype) * right.to(dtype)).sum(1)
 
 
-def _apply_margin(cosines: Tensor, margin: float, margin_type: str) -> Tensor:
-    if margin_type == "cosface":
-        return cosines - margin
-    # Inside by a hair, so that the derivative of the sine stays finite at cos = +-1.
-    sine = (1 - cosines.square()).clamp(min=torch.finfo(cosines.dtype).eps).sqrt()
-    rotated = cosines * math.cos(margin) - sine * math.sin(margin)
-    continued = cosines - margin * math.sin(margin)
-    return torch.where(cosines > math.cos(math.pi - margin), rotated, continued)
-
-
-def _reduce(losses: Tensor, valid: Tensor | None, reduction: str) -> Tensor:
-    if valid is not None:
-        losses = torch.where(valid, losses, torch.zeros_like(losses))
+def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    if weights is not None:
+        losses = losses * weights
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
-    return losses.mean() if valid is None else losses.sum() / valid.sum()
+    return losses.mean() if weights is None else losses.sum() / weights.sum()
+
+
+def _check_weights(name: str, weights: Tensor, letters: str, size: int) -> None:
+    if weights.shape != (size,):
+        raise ValueError(
+            f"compat_loss: expected {name} of shape {letters} = [{size}], got {list(weights.shape)}"
+        )
 
 
 def _check_options(
@@ -393,9 +435,7 @@ def _check_options(
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
 
 
-def _check_labels(
-    function: str, labels: Tensor, num_rows: int, num_classes: int, ignore_index: int | None
-) -> None:
+def _check_labels(function: str, labels: Tensor, num_rows: int, num_classes: int) -> None:
     if labels.shape != (num_rows,) or labels.dtype != torch.int64:
         raise ValueError(
             f"{function}: expected labels of shape [N] = [{num_rows}] and dtype int64, "
@@ -404,8 +444,6 @@ def _check_labels(
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return  # looking at values would wait for the device, or break the graph
     bad = (labels < 0) | (labels >= num_classes)
-    if ignore_index is not None:
-        bad &= labels != ignore_index
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(

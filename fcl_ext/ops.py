@@ -60,6 +60,66 @@ def softmax_readout_backward(
     return out
 
 
+def compat_loss(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    mean_prototype: Tensor | None,
+    scale: float,
+    margin: float,
+    arcface: bool,
+    label_smoothing: float,
+    normalize: bool,
+    ignore_index: int,
+    reduction: str,
+    need_embeddings: bool,
+    need_prototypes: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, its gradient to embeddings (N, D), unit rows (N, D) and state (4, N)."""
+    out: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.compat_loss.default(
+        embeddings,
+        prototypes,
+        labels,
+        mean_prototype,
+        scale,
+        margin,
+        arcface,
+        label_smoothing,
+        normalize,
+        ignore_index,
+        reduction,
+        need_embeddings,
+        need_prototypes,
+    )
+    return out
+
+
+def compat_loss_backward(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    state: Tensor,
+    grad_loss: Tensor,
+    scale: float,
+    label_smoothing: float,
+    normalize: bool,
+    ignore_index: int,
+) -> Tensor:
+    """Gradient to prototypes (C, D)."""
+    out: Tensor = torch.ops.fcl.compat_loss_backward.default(
+        embeddings,
+        prototypes,
+        labels,
+        state,
+        grad_loss,
+        scale,
+        label_smoothing,
+        normalize,
+        ignore_index,
+    )
+    return out
+
+
 def sparse_readout(
     embeddings: Tensor,
     rows: Tensor,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fcl_ext._registrations import (  # noqa: F401
+    compat_loss,
     csr_transpose,
     edge_dot,
     knn_graph,

@@ -14,7 +14,7 @@ namespace {
 constexpr double kLn2 = 0.6931471805599453;
 // Enough tasks for many cores; more would only add partial sums to combine.
 constexpr int64_t kTasks = 64;
-constexpr int64_t kFewestClasses = 256;
+constexpr int64_t kFewestClasses = 112;
 // The gradient to classes needs no partial sums, so its tasks may be smaller.
 constexpr int64_t kFewestGradientClasses = 56;
 

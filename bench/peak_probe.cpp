@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the vector units can do right now: independent multiply-adds on registers alone. Compiled by
+// bench/peak_probe.py when a benchmark runs, never part of the package.
+#include <cstdint>
+
+// 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core. The operands
+// are zeros: the units take as long, and nothing overflows.
+#define ZMM_CHAINS "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23"
+#define YMM_CHAINS "0,1,2,3,4,5,6,7,8,9,10,11"
+
+extern "C" {
+
+// Each returns the floating-point operations it did.
+double probe_avx512(int64_t rounds) {
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(".irp r," ZMM_CHAINS "\n vfmadd231ps %%zmm30, %%zmm31, %%zmm\\r\n .endr" ::
+                     : "memory");
+  }
+  return static_cast<double>(rounds) * 24 * 16 * 2;
+}
+
+double probe_avx512_bf16(int64_t rounds) {
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(".irp r," ZMM_CHAINS "\n vdpbf16ps %%zmm30, %%zmm31, %%zmm\\r\n .endr" ::
+                     : "memory");
+  }
+  return static_cast<double>(rounds) * 24 * 32 * 2;
+}
+
+double probe_avx2(int64_t rounds) {
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(".irp r," YMM_CHAINS "\n vfmadd231ps %%ymm14, %%ymm15, %%ymm\\r\n .endr" ::
+                     : "memory");
+  }
+  return static_cast<double>(rounds) * 12 * 8 * 2;
+}
+
+}  // extern "C"

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+// compat_loss on the CPU: rows are prepared, the readout runs, rows are finished. Formulas:
+// ops/compat_loss.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/host.h"
+#include "ops/compat_loss.h"
+#include "ops/compat_row.h"
+#include "ops/cpu/softmax_readout_driver.h"
+
+namespace fcl::ops::cpu {
+namespace {
+
+constexpr double kSmallestNorm = 1e-12;  // F.normalize's eps
+
+struct CompatProblem {
+  CompatLossShape shape;
+  CompatLossOptions options;
+  const void* embeddings;
+  const void* prototypes;
+  const int64_t* labels;
+  const double* mean_prototype;  // [D] or null
+};
+
+// Where results go; null outputs are skipped.
+struct CompatOutputs {
+  void* losses;  // [N], T
+  void* grad;    // [N, D], T
+  void* unit;    // [N, D], S; rows as the readout sees them if normalised
+  void* state;   // [kStateRows, N], T
+};
+
+// Rows that one thread takes at least: below that, waking another one costs more.
+int64_t row_grain(int64_t dim) { return std::max<int64_t>(1, 32768 / dim); }
+
+template <typename S>
+double load_double(const S* p) {
+  return load_as<double>(p);
+}
+
+// Eight sums at a time: one alone would wait for its own last addition.
+template <typename A, typename B>
+double dot(const A* a, const B* b, int64_t dim) {
+  double sums[8] = {};
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8) {
+    for (int64_t j = 0; j < 8; ++j) sums[j] += load_double(a + d + j) * load_double(b + d + j);
+  }
+  for (; d < dim; ++d) sums[0] += load_double(a + d) * load_double(b + d);
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
+template <typename S>
+double inverse_norm(const S* row, int64_t dim) {
+  return 1 / std::max(std::sqrt(dot(row, row, dim)), kSmallestNorm);
+}
+
+// Rounds to the storage type S (nearest even).
+inline void store_rounded(double value, float* to) { *to = static_cast<float>(value); }
+inline void store_rounded(double value, double* to) { *to = value; }
+inline void store_rounded(double value, BFloat16* to) {
+  const uint32_t bits = float_to_bits(static_cast<float>(value));
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  to->bits = static_cast<uint16_t>(is_nan ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline void store_rounded(double value, Float16* to) {
+  // |value| <= 1 or NaN: unit rows. Below 2^-14 the spacing stays 2^-24.
+  const double magnitude = std::fabs(value);
+  if (!(magnitude <= 1)) {
+    to->bits = 0x7e00u;
+    return;
+  }
+  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -14, -14);
+  const auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  // A mantissa that rounds up to 2048 carries into the exponent by itself.
+  const uint32_t bits =
+      steps < 1024 ? steps : (static_cast<uint32_t>(exponent + 15) << 10) + (steps - 1024);
+  to->bits = static_cast<uint16_t>(bits | (std::signbit(value) ? 0x8000u : 0u));
+}
+
+// The class to leave out per row: its label, or none if the row is ignored.
+std::vector<int64_t> excluded_classes(const CompatProblem& p) {
+  std::vector<int64_t> exclude(p.shape.num_rows);
+  for (int64_t i = 0; i < p.shape.num_rows; ++i) {
+    const int64_t label = p.labels[i];
+    const bool ignored = label == p.options.ignore_index;
+    STD_TORCH_CHECK(ignored || (label >= 0 && label < p.shape.num_classes),
+                    "fcl::compat_loss: expected labels in [0, ", p.shape.num_classes, "), got ",
+                    label, " in row ", i);
+    exclude[i] = ignored ? -1 : label;
+  }
+  return exclude;
+}
+
+ReadoutProblem readout_problem(const CompatProblem& p, const void* embeddings,
+                               const int64_t* exclude) {
+  return {p.shape.dtype, embeddings,       p.prototypes,       nullptr,
+          exclude,       p.shape.num_rows, p.shape.dim,        p.shape.num_classes,
+          p.shape.dim,   p.options.scale,  p.options.normalize};
+}
+
+// One row after the readout: loss, gradient in place of the mean, state. Returns the loss.
+template <typename S, typename T>
+double finish_row(const CompatProblem& p, int64_t i, int64_t label, double row_weight,
+                  const S* unit_rows, double logsumexp, T* grad, T* state) {
+  const int64_t n = p.shape.num_rows;
+  const int64_t dim = p.shape.dim;
+  const CompatLossOptions& o = p.options;
+  if (label < 0) {
+    if (grad != nullptr) std::fill_n(grad + i * dim, dim, T(0));
+    if (state != nullptr) {
+      for (int64_t k = 0; k < kStateRows; ++k) state[k * n + i] = 0;
+    }
+    return 0;
+  }
+  const S* unit = unit_rows + i * dim;
+  const S* target = static_cast<const S*>(p.prototypes) + label * dim;
+  const double target_norm = o.normalize ? inverse_norm(target, dim) : 1;
+  const double target_logit = o.scale * target_norm * dot(unit, target, dim);
+  const double smooth_logit =
+      p.mean_prototype == nullptr ? 0 : o.scale * dot(unit, p.mean_prototype, dim);
+  const double tiny = std::is_same_v<T, double> ? std::numeric_limits<double>::epsilon()
+                                                : std::numeric_limits<float>::epsilon();
+  const MarginLogit shifted = apply_margin(target_logit, o.scale, o.margin, o.arcface, tiny);
+  const CompatRow row = compat_row(logsumexp, target_logit, shifted, smooth_logit,
+                                   o.label_smoothing, static_cast<double>(p.shape.num_classes));
+  if (state != nullptr) {
+    state[kStateLogsumexp * n + i] = static_cast<T>(logsumexp);
+    state[kStateOther * n + i] = static_cast<T>(row.other * row_weight);
+    state[kStateTarget * n + i] = static_cast<T>(row.target * row_weight);
+    state[kStateWeight * n + i] = static_cast<T>(row_weight);
+  }
+  if (grad == nullptr) return row.loss;
+  T* g = grad + i * dim;
+  const double of_target = row.target * target_norm;
+  for (int64_t d = 0; d < dim; ++d) {
+    const double value =
+        row.other * static_cast<double>(g[d]) + of_target * load_double(target + d);
+    g[d] = static_cast<T>(o.scale * row_weight * value);
+  }
+  if (p.mean_prototype != nullptr) {
+    const double factor = o.scale * row_weight * o.label_smoothing;
+    for (int64_t d = 0; d < dim; ++d) g[d] -= static_cast<T>(factor * p.mean_prototype[d]);
+  }
+  if (o.normalize) {
+    // Through the norm of the row as given.
+    const double norm = inverse_norm(static_cast<const S*>(p.embeddings) + i * dim, dim);
+    const double along = dot(g, unit, dim);
+    for (int64_t d = 0; d < dim; ++d) {
+      const double across = static_cast<double>(g[d]) - along * load_double(unit + d);
+      g[d] = static_cast<T>(norm * across);
+    }
+  }
+  return row.loss;
+}
+
+template <typename S>
+void run_forward(const CompatProblem& p, const CompatOutputs& out) {
+  using T = typename Accumulate<S>::type;
+  const int64_t n = p.shape.num_rows;
+  const int64_t dim = p.shape.dim;
+  const S* rows = static_cast<const S*>(p.embeddings);
+  const std::vector<int64_t> exclude = excluded_classes(p);
+  if (p.options.normalize) {
+    S* unit = static_cast<S*>(out.unit);
+    parallel_over(n, row_grain(dim), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const S* x = static_cast<const S*>(p.embeddings) + i * dim;
+        const double norm = inverse_norm(x, dim);
+        for (int64_t d = 0; d < dim; ++d) {
+          store_rounded(load_double(x + d) * norm, unit + i * dim + d);
+        }
+      }
+    });
+    rows = unit;
+  }
+  T* grad = static_cast<T*>(out.grad);
+  std::vector<double> logsumexp(n);
+  readout_forward<T>(readout_problem(p, rows, exclude.data()), logsumexp.data(), grad);
+  const int64_t valid = n - std::count(exclude.begin(), exclude.end(), -1);
+  const double row_weight = p.options.reduction == Reduction::kMean
+                                ? 1.0 / static_cast<double>(std::max<int64_t>(valid, 1))
+                                : 1.0;
+  std::vector<double> losses(n);
+  parallel_over(n, row_grain(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      losses[i] = finish_row<S, T>(p, i, exclude[i], row_weight, rows, logsumexp[i], grad,
+                                   static_cast<T*>(out.state));
+    }
+  });
+  T* loss = static_cast<T*>(out.losses);
+  if (p.options.reduction == Reduction::kNone) {
+    for (int64_t i = 0; i < n; ++i) loss[i] = static_cast<T>(losses[i]);
+    return;
+  }
+  double total = 0;
+  for (double value : losses) total += value;
+  // No row counts: 0/0, as torch has it.
+  if (p.options.reduction == Reduction::kMean) total /= static_cast<double>(valid);
+  *loss = static_cast<T>(total);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
+    Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
+    double scale, double margin, bool arcface, double label_smoothing, bool normalize,
+    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes) {
+  const CompatLossOptions options{scale,
+                                  margin,
+                                  arcface,
+                                  label_smoothing,
+                                  normalize,
+                                  ignore_index,
+                                  parse_reduction("compat_loss", reduction)};
+  const CompatLossShape shape =
+      check_compat_loss("compat_loss", embeddings, prototypes, labels, mean_prototype, options);
+  embeddings = torch::stable::contiguous(embeddings);
+  prototypes = torch::stable::contiguous(prototypes);
+  labels = torch::stable::contiguous(labels);
+  if (mean_prototype.has_value()) mean_prototype = torch::stable::contiguous(*mean_prototype);
+  const ScalarType accumulate = accumulate_type(shape.dtype);
+  const int64_t n = shape.num_rows;
+  const bool per_row = options.reduction == Reduction::kNone;
+  Tensor loss = per_row ? torch::stable::new_empty(embeddings, {n}, accumulate)
+                        : torch::stable::new_empty(embeddings, {}, accumulate);
+  Tensor grad =
+      torch::stable::new_empty(embeddings, {need_embeddings ? n : 0, shape.dim}, accumulate);
+  Tensor unit = torch::stable::new_empty(embeddings, {normalize ? n : 0, shape.dim});
+  Tensor state =
+      torch::stable::new_empty(embeddings, {kStateRows, need_prototypes ? n : 0}, accumulate);
+  const CompatProblem p{
+      shape,
+      options,
+      embeddings.const_data_ptr(),
+      prototypes.const_data_ptr(),
+      labels.const_data_ptr<int64_t>(),
+      mean_prototype.has_value() ? mean_prototype->const_data_ptr<double>() : nullptr};
+  const CompatOutputs out{
+      loss.mutable_data_ptr(), need_embeddings ? grad.mutable_data_ptr() : nullptr,
+      unit.mutable_data_ptr(), need_prototypes ? state.mutable_data_ptr() : nullptr};
+  dispatch_dtype(shape.dtype, [&](auto tag) { run_forward<typename decltype(tag)::type>(p, out); });
+  return {loss, grad, unit, state};
+}
+
+// What every class gets from label smoothing, and what targets get from their own rows; both
+// through the normalisation of the prototype they go to.
+template <typename S, typename T>
+void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss, bool per_row,
+                     T* grad_prototypes) {
+  const int64_t n = p.shape.num_rows;
+  const int64_t dim = p.shape.dim;
+  const S* rows = static_cast<const S*>(p.embeddings);
+  const S* prototypes = static_cast<const S*>(p.prototypes);
+  auto add = [&](int64_t label, const std::vector<double>& value) {
+    const S* prototype = prototypes + label * dim;
+    T* grad = grad_prototypes + label * dim;
+    const double norm = p.options.normalize ? inverse_norm(prototype, dim) : 1;
+    const double along = p.options.normalize ? norm * norm * dot(value.data(), prototype, dim) : 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      grad[d] += static_cast<T>(norm * (value[d] - along * load_double(prototype + d)));
+    }
+  };
+  std::vector<double> smooth(dim);
+  std::vector<double> value(dim);
+  for (int64_t i = 0; i < n; ++i) {
+    if (p.labels[i] == p.options.ignore_index) continue;
+    const double g = p.options.scale * static_cast<double>(grad_loss[per_row ? i : 0]);
+    const double target = g * static_cast<double>(state[kStateTarget * n + i]);
+    const double even = p.options.label_smoothing * g *
+                        static_cast<double>(state[kStateWeight * n + i]) /
+                        static_cast<double>(p.shape.num_classes);
+    for (int64_t d = 0; d < dim; ++d) {
+      value[d] = target * load_double(rows + i * dim + d);
+      smooth[d] -= even * load_double(rows + i * dim + d);
+    }
+    add(p.labels[i], value);
+  }
+  if (p.options.label_smoothing == 0) return;
+  parallel_over(p.shape.num_classes, row_grain(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) add(c, smooth);
+  });
+}
+
+Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state,
+                            Tensor grad_loss, double scale, double label_smoothing, bool normalize,
+                            int64_t ignore_index) {
+  const char* op = "compat_loss_backward";
+  const CompatLossOptions options{
+      scale, 0, false, label_smoothing, normalize, ignore_index, Reduction::kNone};
+  const CompatLossShape shape =
+      check_compat_loss_backward(op, embeddings, prototypes, labels, state, grad_loss, options);
+  embeddings = torch::stable::contiguous(embeddings);
+  prototypes = torch::stable::contiguous(prototypes);
+  labels = torch::stable::contiguous(labels);
+  state = torch::stable::contiguous(state);
+  grad_loss = torch::stable::contiguous(grad_loss);
+  const int64_t n = shape.num_rows;
+  const bool per_row = grad_loss.dim() == 1;
+  Tensor grad = torch::stable::new_empty(prototypes, {shape.num_classes, shape.dim},
+                                         accumulate_type(shape.dtype));
+  const CompatProblem p{shape,
+                        options,
+                        embeddings.const_data_ptr(),
+                        prototypes.const_data_ptr(),
+                        labels.const_data_ptr<int64_t>(),
+                        nullptr};
+  dispatch_dtype(shape.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = typename Accumulate<S>::type;
+    const std::vector<int64_t> exclude = excluded_classes(p);
+    const T* states = state.const_data_ptr<T>();
+    const T* g = grad_loss.const_data_ptr<T>();
+    std::vector<T> coefficient(n);
+    for (int64_t i = 0; i < n; ++i) {
+      coefficient[i] = g[per_row ? i : 0] * states[kStateOther * n + i];
+    }
+    const ReadoutBackward b{states + kStateLogsumexp * n, coefficient.data(), nullptr};
+    T* to = grad.mutable_data_ptr<T>();
+    readout_backward_classes<T>(readout_problem(p, p.embeddings, exclude.data()), b, to, nullptr);
+    add_target_rows<S, T>(p, states, g, per_row, to);
+  });
+  return grad;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fcl, CPU, m) {
+  m.impl("compat_loss", TORCH_BOX(&compat_loss));
+  m.impl("compat_loss_backward", TORCH_BOX(&compat_loss_backward));
+}
+
+}  // namespace fcl::ops::cpu

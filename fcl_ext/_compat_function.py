@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autograd of compat_loss: the op has computed the gradients, backward only hands them out.
+
+A ``torch.autograd.Function`` rather than a registered formula, because around a loss of a few
+microseconds the latter's bookkeeping would cost as much again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fcl_ext import ops
+
+
+class CompatLoss(torch.autograd.Function):
+    """``ops.compat_loss`` with gradients to embeddings and prototypes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        prototypes: Tensor,
+        labels: Tensor,
+        mean_prototype: Tensor | None,
+        scale: float,
+        margin: float,
+        arcface: bool,
+        label_smoothing: float,
+        normalize: bool,
+        ignore_index: int,
+        reduction: str,
+    ) -> Tensor:
+        need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
+        loss, grad, unit, state = ops.compat_loss(
+            embeddings,
+            prototypes,
+            labels,
+            mean_prototype,
+            scale,
+            margin,
+            arcface,
+            label_smoothing,
+            normalize,
+            ignore_index,
+            reduction,
+            need_embeddings,
+            need_prototypes,
+        )
+        if need_prototypes:
+            rows = unit if normalize else embeddings
+            ctx.save_for_backward(grad, rows, prototypes, labels, state)
+        else:
+            ctx.save_for_backward(grad)
+        ctx.dtype = embeddings.dtype
+        ctx.options = (scale, label_smoothing, normalize, ignore_index)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
+        grad, *rest = ctx.saved_tensors
+        grad_embeddings: Tensor | None = None
+        if need_embeddings:
+            per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
+            grad_embeddings = (grad * per_row).to(ctx.dtype)
+        grad_prototypes: Tensor | None = None
+        if need_prototypes:
+            rows, prototypes, labels, state = rest
+            grad_prototypes = ops.compat_loss_backward(
+                rows, prototypes, labels, state, grad_loss, *ctx.options
+            ).to(prototypes.dtype)
+        return grad_embeddings, grad_prototypes, *(None,) * 9
+
+
+def mean_prototype(prototypes: Tensor, normalize: bool) -> Tensor:
+    """Mean of all (unit) prototypes in float64, shape (D,).
+
+    Kept for frozen prototypes until torch counts a new version of them or they go away: it reads
+    all of them, which every step of a training with label smoothing would repeat.
+    """
+    changes = prototypes.requires_grad or prototypes.is_inference()  # the latter count no versions
+    if torch.compiler.is_compiling() or changes:
+        return _compute_mean(prototypes, normalize)
+    key = (id(prototypes), normalize)
+    version, mean = _means.get(key, (None, None))
+    if mean is None:
+        weakref.finalize(prototypes, _means.pop, key, None).atexit = False
+    if mean is None or version != prototypes._version:
+        mean = _compute_mean(prototypes, normalize)
+        _means[key] = (prototypes._version, mean)
+    return mean
+
+
+_means: dict[tuple[int, bool], tuple[int, Tensor]] = {}
+
+
+@torch.no_grad()
+def _compute_mean(prototypes: Tensor, normalize: bool) -> Tensor:
+    total = prototypes.new_zeros(prototypes.shape[1], dtype=torch.float64)
+    for part in prototypes.split(1 << 16):
+        exact = part.double()
+        total += (F.normalize(exact, dim=1) if normalize else exact).sum(0)
+    return total / len(prototypes)
