@@ -26,12 +26,16 @@ int64_t partials_bytes(const ReadoutProblem& p, int64_t splits, bool need_mean) 
 constexpr int kCombineThreads = 128;
 
 // Partial readouts -> lse and mean, one block per row. With a single split mean is normalised in
-// place.
+// place. `exclude` (or null) is only checked: kernels of warpgroup products cannot, as a call in
+// them would make each product wait for the one before.
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads)
     combine_kernel(int64_t num_rows, int64_t value_dim, int64_t splits, const T* max,
-                   const double* sum, const T* partial, T* logsumexp, T* mean) {
+                   const double* sum, const T* partial, T* logsumexp, T* mean,
+                   const int64_t* exclude, int64_t num_classes) {
   for (int64_t i = blockIdx.x; i < num_rows; i += gridDim.x) {
+    assert((exclude == nullptr || exclude[i] < num_classes) &&
+           "softmax_readout: exclude is not below C");
     T top = -infinity<T>();
     for (int64_t s = 0; s < splits; ++s) {
       const T m = max[s * num_rows + i];
@@ -59,9 +63,10 @@ __global__ void __launch_bounds__(kCombineThreads)
 template <typename T>
 void combine_splits(const char* op, int64_t num_rows, int64_t value_dim, int64_t splits,
                     const T* max, const double* sum, const T* partial, T* logsumexp, T* mean,
-                    cudaStream_t stream) {
+                    cudaStream_t stream, const int64_t* exclude = nullptr,
+                    int64_t num_classes = 0) {
   launch(op, combine_kernel<T>, {std::min<int64_t>(num_rows, 1 << 20)}, kCombineThreads, stream,
-         num_rows, value_dim, splits, max, sum, partial, logsumexp, mean);
+         num_rows, value_dim, splits, max, sum, partial, logsumexp, mean, exclude, num_classes);
 }
 
 }  // namespace

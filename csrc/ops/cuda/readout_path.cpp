@@ -10,7 +10,7 @@
 namespace fcl::ops::cuda {
 namespace {
 
-constexpr const ReadoutForwardPath* kForward[] = {&kReadoutForwardSimt};
+constexpr const ReadoutForwardPath* kForward[] = {&kReadoutForwardSm90, &kReadoutForwardSimt};
 constexpr const ReadoutBackwardPath* kBackward[] = {&kReadoutBackwardSimt};
 
 // Which entries of a table may be taken unasked.

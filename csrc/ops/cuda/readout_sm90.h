@@ -101,7 +101,7 @@ inline Sm90Split split_sm90(int64_t num_rows, int64_t num_classes, int rows, int
                             int multiprocessors) {
   constexpr int64_t kOverhead = 4;
   const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  int64_t row_tiles = divide_up(num_rows, rows);
+  int64_t row_tiles = std::max<int64_t>(divide_up(num_rows, rows), 1);
   // An odd tile's neighbour would idle: worth it where that is little.
   const int cluster = row_tiles % 2 == 0 || row_tiles > 15 ? 2 : 1;
   row_tiles = divide_up(row_tiles, cluster) * cluster;

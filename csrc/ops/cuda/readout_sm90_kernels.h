@@ -9,8 +9,10 @@
 
 namespace fcl::ops::cuda {
 
-// Whether this path takes the problem; the device must be of compute capability 9.0. False if the
-// library was built without sm_90a.
+// Whether the library was built with sm_90a. The device must be of compute capability 9.0.
+bool readout_sm90_built();
+
+// Whether this path takes the problem.
 bool readout_sm90_supported(const ReadoutProblem& p);
 
 // Bytes of device scratch. `multiprocessors` of the device decide how classes are split, so results

@@ -2,6 +2,7 @@
 // softmax_readout forward on Hopper: choice of tile, launch and combination of the class splits.
 // readout_sm90.cuh has the kernel's body. FCL_CUDA_SM90 is defined where the build has sm_90a; the
 // other architectures of such a build get an empty kernel.
+#include "ops/cuda/readout_path.h"
 #include "ops/cuda/readout_sm90_kernels.h"
 
 #ifndef FCL_CUDA_SM90
@@ -10,6 +11,7 @@
 
 namespace fcl::ops::cuda {
 
+bool readout_sm90_built() { return false; }
 bool readout_sm90_supported(const ReadoutProblem&) { return false; }
 int64_t readout_sm90_forward_scratch(const ReadoutProblem&, bool, int) { return 0; }
 void launch_readout_forward_sm90(const ReadoutProblem&, void*, void*, void*, int, cudaStream_t,
@@ -25,6 +27,7 @@ void launch_readout_forward_sm90(const ReadoutProblem&, void*, void*, void*, int
 #include "common/cuda_launch.cuh"
 #include "common/cuda_sm90.cuh"
 #include "common/cuda_tma.h"
+#include "ops/cuda/readout_combine.cuh"
 #include "ops/cuda/readout_sm90.cuh"
 
 namespace fcl::ops::cuda {
@@ -40,37 +43,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   ReadoutBlock<Sm90, Tile, kFactors>(&rows, &classes, p).run();
 #endif
-}
-
-constexpr int kCombineThreads = 128;
-
-// Partial readouts [split][row] -> lse and mean, one block per row, in the order of the splits.
-// With a single split mean is normalised in place.
-__global__ void __launch_bounds__(kCombineThreads)
-    combine_sm90_kernel(Sm90Readout p, int splits, float* logsumexp, float* mean) {
-  for (int64_t i = blockIdx.x; i < p.num_rows; i += gridDim.x) {
-    assert((p.exclude == nullptr || p.exclude[i] < p.num_classes) &&
-           "softmax_readout: exclude is not below C");
-    float top = -infinity<float>();
-    for (int s = 0; s < splits; ++s) top = fmaxf(top, p.max[s * p.num_rows + i]);
-    const double base = static_cast<double>(finite_base(top));
-    double total = 0;
-    for (int s = 0; s < splits; ++s) {
-      total +=
-          p.sum[s * p.num_rows + i] * exp2(static_cast<double>(p.max[s * p.num_rows + i]) - base);
-    }
-    if (threadIdx.x == 0) logsumexp[i] = static_cast<float>((base + log2(total)) * kLn2);
-    if (mean == nullptr) continue;
-    for (int d = threadIdx.x; d < p.dim; d += kCombineThreads) {
-      float value = 0;
-      for (int s = 0; s < splits; ++s) {
-        const double weight = exp2(static_cast<double>(p.max[s * p.num_rows + i]) - base) / total;
-        value += p.mean[(s * p.num_rows + i) * p.dim + d] *
-                 (total == 0 ? 0.0f : static_cast<float>(weight));
-      }
-      mean[i * p.dim + d] = value;
-    }
-  }
 }
 
 template <typename F>
@@ -125,9 +97,7 @@ int64_t readout_sm90_forward_scratch(const ReadoutProblem& p, bool need_mean, in
   int64_t bytes = 0;
   with_tile(p, need_mean, [&](auto tile) {
     const int64_t splits = split_of<decltype(tile)>(p, multiprocessors).splits;
-    const int64_t means = need_mean && splits > 1 ? p.dim : 0;
-    bytes = splits * p.num_rows *
-            static_cast<int64_t>(sizeof(double) + sizeof(float) * static_cast<size_t>(1 + means));
+    bytes = partials_bytes<float>(p, splits, need_mean);
   });
   return bytes;
 }
@@ -143,6 +113,7 @@ void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* l
     const int64_t partials = split.splits * p.num_rows;
     Sm90Readout task = {};
     task.exclude = p.exclude;
+    task.factors = static_cast<const float*>(p.inverse_norms);
     task.num_rows = p.num_rows;
     task.num_classes = p.num_classes;
     task.dim = static_cast<int>(p.dim);
@@ -159,12 +130,31 @@ void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* l
         encode_tensor_map(op, p.dtype, p.embeddings, p.num_rows, p.dim, Tile::kRows);
     const CUtensorMap classes = encode_tensor_map(op, p.dtype, p.prototypes, p.num_classes, p.dim,
                                                   Tile::kClasses / split.cluster);
-    launch_tile<Tile, false>(op, split, rows, classes, task, stream);
-    launch(op, combine_sm90_kernel, {std::min<int64_t>(p.num_rows, 1 << 20)}, kCombineThreads,
-           stream, task, split.splits, static_cast<float*>(logsumexp), static_cast<float*>(mean));
+    const auto launch_with =
+        task.factors == nullptr ? launch_tile<Tile, false> : launch_tile<Tile, true>;
+    launch_with(op, split, rows, classes, task, stream);
+    combine_splits<float>(op, p.num_rows, p.dim, split.splits, task.max, task.sum, task.mean,
+                          static_cast<float*>(logsumexp), static_cast<float*>(mean), stream,
+                          p.exclude, p.num_classes);
   });
 }
 
 }  // namespace fcl::ops::cuda
 
 #endif
+
+namespace fcl::ops::cuda {
+
+const ReadoutForwardPath kReadoutForwardSm90 = {
+    "sm90",
+    [](const CudaDevice& device) { return readout_sm90_built() && device.capability == 90; },
+    readout_sm90_supported,
+    [](const ReadoutProblem& p, bool need_mean, const CudaDevice& device) {
+      return readout_sm90_forward_scratch(p, need_mean, device.multiprocessors);
+    },
+    [](const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean,
+       const CudaDevice& device, cudaStream_t stream) {
+      launch_readout_forward_sm90(p, scratch, logsumexp, mean, device.multiprocessors, stream);
+    }};
+
+}  // namespace fcl::ops::cuda
