@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,20 @@ inline T reduce_add(Vec<T> v) {
   T sum = 0;
   for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
   return sum;
+}
+
+// Whether any lane of a comparison's result is true.
+template <typename Mask>
+inline bool any(Mask mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#else
+  typedef int64_t Words __attribute__((vector_size(kVectorBytes)));
+  const Words words = (Words)mask;
+  return (words[0] | words[1]) != 0;
+#endif
 }
 
 // The polynomial of exp2 below: 2^f for |f| <= 1/2.

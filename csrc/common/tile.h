@@ -107,17 +107,19 @@ inline void pack_rows(const S* source, int64_t rows, int64_t dim, int64_t panel_
 }
 
 // Rows [0, rows) -> transposed panels [rows/kPanel][padded_dim][kPanel] times a factor, padded with
-// zeros: the B operand whose columns are rows of the source.
+// zeros: the B operand whose columns are rows of the source. The factor is a double, because its
+// own rounding would be an error that all products share.
 template <typename T, typename S>
-inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t padded_dim, T factor,
-                         T* packed) {
+inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t padded_dim,
+                         double factor, T* packed) {
   for (int64_t begin = 0; begin < rows; begin += kPanel<T>) {
     T* to = packed + begin * padded_dim;
     for (int64_t j = 0; j < kPanel<T>; ++j) {
       const bool real = begin + j < rows;
       const S* from = source + (begin + j) * dim;
       for (int64_t d = 0; d < padded_dim; ++d) {
-        to[d * kPanel<T> + j] = real && d < dim ? load_as<T>(from + d) * factor : T(0);
+        to[d * kPanel<T> + j] =
+            real && d < dim ? static_cast<T>(load_as<double>(from + d) * factor) : T(0);
       }
     }
   }

@@ -50,10 +50,10 @@ void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int6
   T* grad = static_cast<T*>(grad_out);
   const bool through_mean = b.grad_mean != nullptr;
   pack_columns<T>(static_cast<const S*>(p.embeddings) + row * p.dim, rows, p.dim, w.dim,
-                  static_cast<T>(p.scale * kLog2E), w.columns);
+                  p.scale * kLog2E, w.columns);
   if (through_mean) {
     pack_columns<T>(static_cast<const T*>(b.grad_mean) + row * p.value_dim, rows, p.value_dim,
-                    w.value_dim, T(1), w.grad_columns);
+                    w.value_dim, 1.0, w.grad_columns);
   }
   alignas(64) T base[kRows];
   alignas(64) T coefficient[kRows];
@@ -87,13 +87,13 @@ void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t
   using T = AccumulateOf<S>;
   const S* embeddings = static_cast<const S*>(p.embeddings) + row * p.dim;
   const int64_t dim = round_up(p.dim, kPanel<T>);
-  pack_columns<T>(embeddings, rows, p.dim, dim, static_cast<T>(p.scale * kLog2E),
+  pack_columns<T>(embeddings, rows, p.dim, dim, p.scale * kLog2E,
                   static_cast<T*>(packed.columns) + row * dim);
   pack_rows<T>(embeddings, rows, p.dim, kRows, static_cast<T*>(packed.rows) + row * dim);
   if (b.grad_mean == nullptr) return;
   const T* grad_mean = static_cast<const T*>(b.grad_mean) + row * p.value_dim;
   const int64_t value_dim = round_up(p.value_dim, kPanel<T>);
-  pack_columns<T>(grad_mean, rows, p.value_dim, value_dim, T(1),
+  pack_columns<T>(grad_mean, rows, p.value_dim, value_dim, 1.0,
                   static_cast<T*>(packed.grad_columns) + row * value_dim);
   pack_rows<T>(grad_mean, rows, p.value_dim, kRows,
                static_cast<T*>(packed.grad_rows) + row * value_dim);

@@ -41,6 +41,9 @@ T largest_column_norm(const T* columns, int64_t rows, int64_t padded_dim) {
   return __builtin_sqrt(largest);
 }
 
+// Classes whose weights are added in one go.
+constexpr int64_t kSumDepth = 16;
+
 // Running base m and sum of 2^(z - m) of each row since the last flush.
 template <typename T>
 struct RunningSums {
@@ -56,11 +59,71 @@ struct RunningSums {
   }
 };
 
+template <typename S>
+constexpr bool kIsFloat = false;
+template <>
+constexpr bool kIsFloat<float> = true;
+
+struct NoRefinement {};
+
+// A float logit of 40 bits is off by up to 2e-6, and so is its weight. Where one of few classes
+// makes up the sum (a trained model at a large scale), that is the error of loss and gradient: such
+// weights are computed again from logits in double. Others average out.
+template <typename T>
+struct Refinement {
+  const ReadoutProblem& p;
+  int64_t row, first_class;
+  const T* base_total;  // of the earlier flushes
+  const double* sum_total;
+  const RunningSums<T>& running;
+
+  // Weights above the threshold are worth it: at least 1/32 of the sum so far, from a logit of at
+  // least 20 bits.
+  void threshold(int64_t begin, Vec<T> base, Vec<T>* above) const {
+    const Vec<T> old_base = load(running.base + begin);
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      const int64_t i = begin + lane;
+      const T known = static_cast<T>(running.sum[i]) * exp2_scalar(old_base[lane] - base[lane]) +
+                      static_cast<T>(sum_total[i]) * exp2_scalar(base_total[i] - base[lane]);
+      const T large = exp2_scalar(static_cast<T>(20) - base[lane]);
+      (*above)[lane] = known * T(1.0 / 32) > large ? known * T(1.0 / 32) : large;
+    }
+  }
+
+  void refine(int64_t begin, int64_t c, Vec<T> base, Vec<T> above, T* weights) const {
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      if (!(weights[lane] > above[lane])) continue;
+      const double exponent = exact_logit(begin + lane, c) - static_cast<double>(base[lane]);
+      weights[lane] = static_cast<T>(exp2_scalar<double>(exponent));
+    }
+  }
+
+  double exact_logit(int64_t i, int64_t c) const {
+    const float* x = static_cast<const float*>(p.embeddings) + (row + i) * p.dim;
+    const float* w = static_cast<const float*>(p.prototypes) + (first_class + c) * p.dim;
+    // Eight sums: one alone would wait for its own last addition.
+    double dots[8] = {};
+    double squares[8] = {};
+    for (int64_t d = 0; d < p.dim; ++d) {
+      dots[d % 8] += static_cast<double>(x[d]) * static_cast<double>(w[d]);
+      squares[d % 8] += static_cast<double>(w[d]) * static_cast<double>(w[d]);
+    }
+    double dot = 0;
+    double squared = 0;
+    for (int j = 0; j < 8; ++j) {
+      dot += dots[j];
+      squared += squares[j];
+    }
+    return p.scale * kLog2E * dot * (p.normalize ? inverse_norm(squared) : 1.0);
+  }
+};
+
 // logits -> 2^(logits - base) in place; updates the running sums. A class_factor [classes]
 // multiplies the logits first. Returns whether an earlier base grew.
-template <bool kFactor, typename T>
+template <bool kFactor, typename T, typename Refine = NoRefinement>
 bool exponentiate(T* logits, int64_t rows, int64_t count, bool bounded, const T* class_factor,
-                  RunningSums<T>& running) {
+                  RunningSums<T>& running, const Refine& refinement = {}) {
+  constexpr bool kRefines = __is_same(Refine, NoRefinement) == false;
   constexpr int L = kLanes<T>;
   const Vec<T> infinite = broadcast(-minus_infinity<T>());
   bool any_shrinks = false;
@@ -79,14 +142,32 @@ bool exponentiate(T* logits, int64_t rows, int64_t count, bool bounded, const T*
     // An infinite base (all classes excluded so far, or a +inf logit) must not meet inf - inf.
     const auto is_infinite = (new_base == infinite) | (new_base == -infinite);
     const Vec<T> base = is_infinite ? Vec<T>{} : new_base;
+    [[maybe_unused]] Vec<T> above;
+    if constexpr (kRefines) refinement.threshold(begin, base, &above);
+    // Sums of a few classes, added up with the rounding error of each addition carried along.
     Vec<T> sum{};
-    for (int64_t c = 0; c < count; ++c) {
-      T* at = logits + c * kRows + begin;
-      Vec<T> z = load(at);
-      if constexpr (kFactor) z *= class_factor[c];
-      const Vec<T> e = exp2(z - base);
-      store(at, e);
-      sum += e;
+    Vec<T> carry{};
+    for (int64_t first = 0; first < count; first += kSumDepth) {
+      const int64_t last = first + kSumDepth < count ? first + kSumDepth : count;
+      Vec<T> part{};
+      for (int64_t c = first; c < last; ++c) {
+        T* at = logits + c * kRows + begin;
+        Vec<T> z = load(at);
+        if constexpr (kFactor) z *= class_factor[c];
+        Vec<T> e = exp2(z - base);
+        store(at, e);
+        if constexpr (kRefines) {
+          if (any(e > above)) {
+            refinement.refine(begin, c, base, above, at);
+            e = load(at);
+          }
+        }
+        part += e;
+      }
+      const Vec<T> corrected = part - carry;
+      const Vec<T> total = sum + corrected;
+      carry = (total - sum) - corrected;
+      sum = total;
     }
     const Vec<T> shrink = exp2(old_base - base);
     store(running.base + begin, new_base);
@@ -148,7 +229,7 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
   T* base_total = static_cast<T*>(base_out);
   T* mean = static_cast<T*>(mean_out);
   pack_columns<T>(static_cast<const S*>(p.embeddings) + row * p.dim, rows, p.dim, w.dim,
-                  static_cast<T>(p.scale * kLog2E), w.columns);
+                  p.scale * kLog2E, w.columns);
   const T row_bound = largest_column_norm(w.columns, rows, w.dim);
   start_totals(p, rows, base_total, sum_out, mean);
   RunningSums<T> running;
@@ -160,8 +241,15 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
       const T class_bound = pack_classes<S>(p, w, c, count, mean != nullptr);
       product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits);
       mask_excluded(p, row, rows, c, count, w.logits);
-      const bool shrinks = exponentiate<false, T>(
-          w.logits, rows, count, is_bounded(p, row_bound, class_bound), nullptr, running);
+      const bool bounded = is_bounded(p, row_bound, class_bound);
+      bool shrinks;
+      if constexpr (kIsFloat<S>) {
+        const Refinement<T> refinement{p, row, c, base_total, sum_out, running};
+        shrinks =
+            exponentiate<false, T>(w.logits, rows, count, bounded, nullptr, running, refinement);
+      } else {
+        shrinks = exponentiate<false, T>(w.logits, rows, count, bounded, nullptr, running);
+      }
       if (mean == nullptr) continue;
       if (shrinks) shrink_rows(running, rows, w.value_dim, w.sum_rows);
       product_rows(w, w.logits, w.values, w.value_dim, rows, count, w.sum_rows, c != flush);

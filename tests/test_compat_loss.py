@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused operator compat_loss against its definition (its users: test_compat_losses.py)."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fcl_ext
+import reference
+from fcl_ext import _compat_function
+from support import DEVICES, DTYPES, error, error_budget
+
+OP = torch.ops.fcl.compat_loss.default
+BACKWARD = torch.ops.fcl.compat_loss_backward.default
+IGNORED = -100
+
+# (margin, arcface, label smoothing, normalize)
+OPTIONS = [
+    (0.0, False, 0.0, False),
+    (0.0, False, 0.0, True),
+    (0.2, False, 0.0, True),
+    (0.4, True, 0.0, True),
+    (0.1, False, 0.3, True),
+    (0.0, False, 0.1, False),
+]
+# (rows, dim, classes)
+SHAPES = [(1, 3, 2), (5, 7, 3), (66, 33, 130), (130, 20, 700)]
+
+
+def _inputs(shape, dtype, device, seed=0):
+    rows, dim, classes = shape
+    generator = torch.Generator().manual_seed(seed)
+    x = F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=generator), dim=1)
+    w = F.normalize(torch.randn(classes, dim, dtype=torch.float64, generator=generator), dim=1)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    labels[1::5] = IGNORED
+    return x.to(dtype).to(device), w.to(dtype).to(device), labels.to(device)
+
+
+def _mean_prototype(w, normalize, label_smoothing):
+    if not label_smoothing:
+        return None
+    exact = w.double()
+    return (F.normalize(exact, dim=1) if normalize else exact).mean(0)
+
+
+def _call(x, w, labels, options, reduction="none", *, scale=10.0, need=(True, True)):
+    margin, arcface, smoothing, normalize = options
+    mean = _mean_prototype(w, normalize, smoothing)
+    return OP(
+        *(x, w, labels, mean, scale, margin, arcface, smoothing, normalize, IGNORED),
+        *(reduction, *need),
+    )
+
+
+def _expected(x, w, labels, options, reduction="none", *, scale=10.0):
+    margin, arcface, smoothing, normalize = options
+    leaves = [t.clone().requires_grad_() for t in (x, w)]
+    losses = reference.compat_loss(
+        *leaves,
+        labels,
+        scale=scale,
+        margin=margin,
+        margin_type="arcface" if arcface else "cosface",
+        label_smoothing=smoothing,
+        normalize=normalize,
+        ignore_index=IGNORED,
+        reduction=reduction,
+    )
+    return losses, leaves
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_and_gradients_match_definition(shape, options, dtype, device):
+    x, w, labels = _inputs(shape, dtype, device)
+    losses, grad, unit, state = _call(x, w, labels, options)
+    expected, leaves = _expected(x.double(), w.double(), labels, options)
+    naive, naive_leaves = _expected(x, w, labels, options)
+    assert error(losses, expected.detach()) <= error_budget(
+        naive.detach(), expected.detach(), dtype
+    )
+    exact_grads = torch.autograd.grad(expected.sum(), leaves)
+    naive_grads = torch.autograd.grad(naive.sum(), naive_leaves)
+    assert error(grad, exact_grads[0]) <= error_budget(naive_grads[0], exact_grads[0], dtype)
+    _, _, smoothing, normalize = options
+    grad_prototypes = BACKWARD(
+        *(unit if normalize else x, w, labels, state, torch.ones_like(losses)),
+        *(10.0, smoothing, normalize, IGNORED),
+    )
+    assert error(grad_prototypes, exact_grads[1]) <= error_budget(
+        naive_grads[1], exact_grads[1], dtype
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_reductions(options, reduction, device):
+    x, w, labels = _inputs((66, 9, 40), torch.float64, device)
+    loss, grad, unit, state = _call(x, w, labels, options, reduction)
+    expected, leaves = _expected(x, w, labels, options, reduction)
+    exact_grads = torch.autograd.grad(3 * expected, leaves)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(3 * grad, exact_grads[0], rtol=1e-9, atol=1e-12)
+    _, _, smoothing, normalize = options
+    grad_prototypes = BACKWARD(
+        *(unit if normalize else x, w, labels, state, torch.full_like(loss, 3.0)),
+        *(10.0, smoothing, normalize, IGNORED),
+    )
+    torch.testing.assert_close(grad_prototypes, exact_grads[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [0, 3])
+def test_no_row_counts(rows, device):
+    x, w, labels = _inputs((rows, 4, 6), torch.float32, device)
+    labels[:] = IGNORED
+    loss, grad, *_ = _call(x, w, labels, OPTIONS[1], "mean")
+    assert loss.isnan()
+    assert not grad.any()
+    assert _call(x, w, labels, OPTIONS[1], "sum")[0] == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_single_class_is_always_right(options, device):
+    x, w, _ = _inputs((3, 4, 1), torch.float64, device)
+    labels = torch.zeros(3, dtype=torch.int64, device=device)
+    losses, grad, _, _ = _call(x, w, labels, options)
+    assert losses.abs().max() < 1e-13
+    assert grad.abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("scale", [30.0, 64.0])
+@pytest.mark.parametrize("cosine", [None, 0.5, 0.8])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_small_losses_keep_their_digits(normalize, cosine, scale):
+    """A trained row's loss may be 1e-11: lse - z in float32 would be 0 or noise."""
+    rows, dim, classes = 40, 64, 30_000
+    generator = torch.Generator().manual_seed(0)
+    w = F.normalize(torch.randn(classes, dim, generator=generator), dim=1)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    x = F.normalize(torch.randn(rows, dim, generator=generator), dim=1)
+    if cosine is not None:
+        x = x - (x * w[labels]).sum(1, keepdim=True) * w[labels]
+        x = cosine * w[labels] + (1 - cosine**2) ** 0.5 * F.normalize(x, dim=1)
+    options = (0.0, False, 0.0, normalize)
+    losses, grad, _, _ = _call(x, w, labels, options, scale=scale, need=(True, False))
+    # The reference too must leave the target out: a loss of 1e-12 has 4 of float64's digits left.
+    exact_x, exact_w = x.double().requires_grad_(), w.double()
+    unit_x = F.normalize(exact_x, dim=1) if normalize else exact_x
+    unit_w = F.normalize(exact_w, dim=1) if normalize else exact_w
+    logits = scale * unit_x @ unit_w.T
+    target = logits.gather(1, labels[:, None])[:, 0]
+    others = torch.logsumexp(logits.scatter(1, labels[:, None], -torch.inf), dim=1)
+    expected = F.softplus(others - target)
+    (exact_grad,) = torch.autograd.grad(expected.sum(), exact_x)
+    assert error(losses, expected.detach()) <= 1e-6
+    assert error(grad, exact_grad) <= 1e-6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_opcheck(reduction, device):
+    x, w, labels = _inputs((6, 5, 7), torch.float32, device)
+    mean = _mean_prototype(w, True, 0.1)
+    arguments = (x, w, labels, mean, 10.0, 0.1, False, 0.1, True, IGNORED, reduction, True, True)
+    torch.library.opcheck(OP, arguments)
+    loss, _, unit, state = OP(*arguments)
+    torch.library.opcheck(
+        BACKWARD, (unit, w, labels, state, torch.ones_like(loss), 10.0, 0.1, True, IGNORED)
+    )
+
+
+def test_does_not_depend_on_the_number_of_threads():
+    x, w, labels = _inputs((300, 24, 900), torch.float32, "cpu")
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [t.clone().requires_grad_() for t in (x, w)]
+        loss = fcl_ext.compat_loss(*leaves, labels, label_smoothing=0.1)
+        loss.backward()
+        results.append((loss, *(leaf.grad for leaf in leaves)))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_double_backward_raises():
+    x, w, labels = _inputs((4, 3, 5), torch.float64, "cpu")
+    x.requires_grad_()
+    loss = fcl_ext.compat_loss(x, w, labels).square()
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_mean_prototype_follows_versions_and_is_released():
+    w = torch.eye(4)
+    first = _compat_function.mean_prototype(w, True)
+    assert _compat_function.mean_prototype(w, True) is first
+    w.mul_(torch.tensor([2.0, 1.0, 1.0, 1.0])[:, None])
+    assert torch.equal(_compat_function.mean_prototype(w, True), first)  # recomputed: unit rows
+    assert _compat_function.mean_prototype(w, False).tolist() == [0.5, 0.25, 0.25, 0.25]
+    kept = len(_compat_function._means)
+    del w
+    gc.collect()
+    assert len(_compat_function._means) == kept - 2
+
+
+BAD_CALLS = [
+    (lambda x, w, y: (x[0], w, y, None, 1.0, 0.0), r"expected embeddings of shape \[N, D\]"),
+    (lambda x, w, y: (x, w[:, :2], y, None, 1.0, 0.0), r"expected prototypes of shape \[C, D\]"),
+    (lambda x, w, y: (x, w[:0], y, None, 1.0, 0.0), "at least one class"),
+    (lambda x, w, y: (x, w, y[:2], None, 1.0, 0.0), r"labels of shape \[N\] = \[3\], got \[2\]"),
+    (lambda x, w, y: (x, w, y.int(), None, 1.0, 0.0), "expected labels of dtype"),
+    (lambda x, w, y: (x, w, y, None, 0.0, 0.0), "expected scale > 0"),
+    (lambda x, w, y: (x, w, y, x[0], 1.0, 0.0), "mean_prototype"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS)
+def test_bad_arguments_are_named(arguments, message):
+    x, w, labels = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
+    rest = (False, 0.0, True, IGNORED, "mean", True, False)
+    with pytest.raises(RuntimeError, match=message):
+        OP(*arguments(x, w, labels), *rest)
+
+
+def test_unknown_reduction_is_named():
+    x, w, labels = _inputs((3, 4, 5), torch.float32, "cpu")
+    with pytest.raises(RuntimeError, match="expected reduction mean, sum or none, got max"):
+        _call(x, w, labels, OPTIONS[0], "max")
+
+
+def test_label_out_of_range_names_the_row():
+    x, w, _ = _inputs((3, 4, 5), torch.float32, "cpu")
+    with pytest.raises(RuntimeError, match=r"labels in \[0, 5\), got -1 in row 2"):
+        _call(x, w, torch.tensor([0, 4, -1]), OPTIONS[0])
