@@ -32,17 +32,19 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "Tensor grad_loss, float scale, float label_smoothing, bool normalize, int ignore_index) "
       "-> Tensor");
   // K1 over a sparse set of rows per label: CSR label -> rows of a bank (R, D), with log weights.
-  // A negative label has the empty set: lse = -inf, mean = 0.
+  // A negative label has the empty set: lse = -inf, mean = 0. With normalize bank rows count at
+  // unit length.
   m.def(
       "sparse_readout(Tensor embeddings, Tensor rows, Tensor labels, Tensor crow_indices, "
-      "Tensor col_indices, Tensor? log_weights, float scale, bool need_mean) "
+      "Tensor col_indices, Tensor? log_weights, float scale, bool need_mean, "
+      "bool normalize=False) "
       "-> (Tensor logsumexp, Tensor mean)");
   // Gradient to the bank, row by row without atomics: row_crow/row_labels/row_log_weights are the
   // transposed CSR (row -> labels), query_crow/query_index list the queries of each label.
   m.def(
       "sparse_readout_backward_rows(Tensor embeddings, Tensor rows, Tensor logsumexp, "
       "Tensor coefficient, Tensor row_crow, Tensor row_labels, Tensor? row_log_weights, "
-      "Tensor query_crow, Tensor query_index, float scale) -> Tensor");
+      "Tensor query_crow, Tensor query_index, float scale, bool normalize=False) -> Tensor");
   // K2. Exactly num_steps of Z <- damping P Z + (1 - damping) F, from Z = F; P (N, N) in CSR.
   m.def(
       "random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor features, "

@@ -23,13 +23,14 @@ from fcl_ext.losses import (  # noqa: E402
     compat_supcon,
     teacher_readout,
 )
-from fcl_ext.readout import softmax_readout, sparse_readout  # noqa: E402
+from fcl_ext.readout import combine_readouts, softmax_readout, sparse_readout  # noqa: E402
 from fcl_ext.walk import csr_transpose, random_walk  # noqa: E402
 
 __all__ = [
     "PositiveSets",
     "Teacher",
     "__version__",
+    "combine_readouts",
     "compat_kl",
     "compat_loss",
     "compat_supcon",

@@ -329,12 +329,13 @@ def compat_supcon(
             f"compat_supcon: label {int(labels[row])} of row {row} has no row among the features"
         )
     if normalize:
-        embeddings, features = F.normalize(embeddings, dim=1), F.normalize(features, dim=1)
-    logsumexp = _logsumexp(embeddings, features, scale, False)
+        embeddings = F.normalize(embeddings, dim=1)
+    logsumexp = _logsumexp(embeddings, features, scale, normalize)
     # The mean is the gradient to the embeddings, so it is computed with the loss.
     need_mean = embeddings.requires_grad and torch.is_grad_enabled()
     log_positive, _ = ops.sparse_readout(
-        embeddings, features, labels, crow_indices, col_indices, log_weights, scale, need_mean
+        *(embeddings, features, labels, crow_indices, col_indices, log_weights),
+        *(scale, need_mean, normalize),
     )
     if log_weights is None:
         log_positive = log_positive - torch.log(counts.to(log_positive.dtype))

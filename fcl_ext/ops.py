@@ -129,10 +129,19 @@ def sparse_readout(
     log_weights: Tensor | None,
     scale: float,
     need_mean: bool,
+    normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The readout over each query's own set of rows (CSR: label -> rows)."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.sparse_readout.default(
-        embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, need_mean
+        embeddings,
+        rows,
+        labels,
+        crow_indices,
+        col_indices,
+        log_weights,
+        scale,
+        need_mean,
+        normalize,
     )
     return out
 
@@ -148,6 +157,7 @@ def sparse_readout_backward_rows(
     query_crow: Tensor,
     query_index: Tensor,
     scale: float,
+    normalize: bool = False,
 ) -> Tensor:
     """Gradient of ``sum_i coefficient_i lse_i`` to the bank of rows, (R, D)."""
     out: Tensor = torch.ops.fcl.sparse_readout_backward_rows.default(
@@ -161,6 +171,7 @@ def sparse_readout_backward_rows(
         query_crow,
         query_index,
         scale,
+        normalize,
     )
     return out
 

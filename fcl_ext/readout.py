@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fcl_ext import ops
@@ -46,6 +47,44 @@ def softmax_readout(
         True
     """
     return ops.softmax_readout(embeddings, prototypes, values, None, scale, True)
+
+
+def combine_readouts(logsumexps: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Combine the readouts over disjoint shards of the classes into that over all of them.
+
+    .. math::
+        \ell = \log \sum_k e^{\ell_k}, \qquad r = \sum_k e^{\ell_k - \ell}\, r_k
+
+    Shards may live on different devices or processes; only these N (D + 1) numbers of each meet.
+
+    Args:
+        logsumexps: Of each shard, shape ``(S, N)``; ``-inf`` where a shard has no class for a row.
+        means: Of each shard, shape ``(S, N, Dv)``.
+
+    Returns:
+        ``(logsumexp, mean)`` of shapes ``(N,)`` and ``(N, Dv)``, differentiable in both arguments.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+
+    Example:
+        >>> import torch, fcl_ext
+        >>> x, w = torch.eye(2), torch.eye(2)
+        >>> shards = [fcl_ext.softmax_readout(x, shard, scale=2.0) for shard in w.split(1)]
+        >>> lse, mean = fcl_ext.combine_readouts(*(torch.stack(part) for part in zip(*shards)))
+        >>> torch.allclose(lse, fcl_ext.softmax_readout(x, w, scale=2.0)[0])
+        True
+    """
+    if logsumexps.dim() != 2 or means.shape[:2] != logsumexps.shape or means.dim() != 3:
+        raise ValueError(
+            "combine_readouts: expected logsumexps of shape [S, N] and means of shape [S, N, Dv], "
+            f"got {list(logsumexps.shape)} and {list(means.shape)}"
+        )
+    logsumexp = torch.logsumexp(logsumexps, 0)
+    # Rows without a class in any shard read out zero.
+    base = torch.where(torch.isneginf(logsumexp), torch.zeros_like(logsumexp), logsumexp)
+    weights = torch.exp(logsumexps - base)
+    return logsumexp, (weights[:, :, None] * means).sum(0)
 
 
 def sparse_readout(

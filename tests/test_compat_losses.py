@@ -241,6 +241,18 @@ BAD_CALLS = [
         ),
         "needs normalize=True",
     ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y, class_weights=torch.ones(2)),
+        r"class_weights of shape \[C\] = \[5\], got \[2\]",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y, sample_weights=torch.ones(2)),
+        r"sample_weights of shape \[N\] = \[3\], got \[2\]",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, targets=x, class_weights=torch.ones(5)),
+        "class_weights need labels",
+    ),
     (lambda x, w, y: fcl_ext.compat_kl(x, w, scale=1.0), "either teacher_embeddings or teacher"),
     (
         lambda x, w, y: fcl_ext.compat_kl(x, w, teacher=(x[:1], y), scale=1.0),
@@ -264,6 +276,37 @@ def test_bad_arguments_are_named(call, message):
     # ValueError from options, RuntimeError from what the operators check.
     with pytest.raises((ValueError, RuntimeError), match=message):
         call(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_weights_are_those_of_torch_cross_entropy(reduction, device):
+    x, w, y = _batch(20, 6, 9, torch.float64, device)
+    y = torch.where(torch.arange(20, device=device) == 3, -100, y)
+    class_weights = torch.linspace(0.1, 2.0, 9, dtype=torch.float64, device=device)
+    leaves = [t.clone().requires_grad_() for t in (x, w)]
+    ours = fcl_ext.compat_loss(
+        *leaves, y, scale=5.0, normalize=False, class_weights=class_weights, reduction=reduction
+    )
+    theirs = [t.clone().requires_grad_() for t in (x, w)]
+    expected = F.cross_entropy(
+        5.0 * theirs[0] @ theirs[1].T, y, weight=class_weights, reduction=reduction
+    )
+    torch.testing.assert_close(ours, expected)
+    for mine, other in zip(
+        torch.autograd.grad(ours.sum(), leaves),
+        torch.autograd.grad(expected.sum(), theirs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+    # A sample's weight does what repeating the sample would do.
+    twice = torch.ones(20, dtype=torch.float64, device=device)
+    twice[5] = 2.0
+    repeated = torch.cat([torch.arange(20, device=device), torch.tensor([5], device=device)])
+    torch.testing.assert_close(
+        fcl_ext.compat_loss(x, w, y, sample_weights=twice),
+        fcl_ext.compat_loss(x[repeated], w, y[repeated]),
+    )
 
 
 def test_nan_embeddings_give_a_nan_loss():

@@ -107,6 +107,70 @@ def test_gradients_match_definition(needs, outputs, separate_values, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("separate_values", [False, True])
+def test_normalize_is_that_of_the_prototypes(separate_values, dtype, device):
+    sample = (140, 40, 700, 5 if separate_values else None, 9.0)
+    x, w, v, scale = _inputs(sample, dtype, device)
+    w = w * torch.linspace(0.25, 4.0, len(w), device=device)[:, None].to(dtype)
+
+    def run(dtype, function):
+        leaves = [None if t is None else t.to(dtype).requires_grad_() for t in (x, w, v)]
+        lse, mean = function(*leaves)
+        weights = torch.linspace(-1, 1, len(x), device=device, dtype=lse.dtype)
+        total = (weights * lse).sum() + (weights[:, None] * mean).square().sum()
+        wanted = [t for t in leaves if t is not None]
+        grads = torch.autograd.grad(total, wanted)
+        return [t.detach() for t in (lse, mean, *grads)]
+
+    def by_definition(a, b, c):
+        unit = F.normalize(b, dim=1)
+        return reference.softmax_readout(a, unit, unit if c is None else c, scale=scale)
+
+    ours = run(dtype, lambda a, b, c: OP(a, b, c, None, scale, True, True))
+    exact = run(torch.float64, by_definition)
+    naive = run(dtype, by_definition)
+    for mine, truth, plain in zip(ours, exact, naive, strict=True):
+        assert error(mine, truth) <= error_budget(plain, truth, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_that_are_the_prototypes_get_their_own_gradient(device):
+    x, w, _, scale = _inputs((9, 5, 12, None, 3.0), torch.float64, device)
+    w.requires_grad_()
+    given = OP(x, w, w, None, scale, True)[1].square().sum()
+    shared = OP(x, w, None, None, scale, True)[1].square().sum()
+    torch.testing.assert_close(torch.autograd.grad(given, w)[0], torch.autograd.grad(shared, w)[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_shards_of_the_classes_combine_to_the_whole(shards, device):
+    x, w, v, scale = _inputs((40, 12, 103, 6, 20.0), torch.float64, device)
+    exclude = torch.arange(len(x), device=device) % len(w)
+    parts = []
+    begin = 0
+    for shard, values in zip(w.tensor_split(shards), v.tensor_split(shards), strict=True):
+        inside = (exclude >= begin) & (exclude < begin + len(shard))
+        local = torch.where(inside, exclude - begin, -1)
+        parts.append(OP(x, shard, values, local, scale, True))
+        begin += len(shard)
+    lse, mean = fcl_ext.combine_readouts(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    whole = OP(x, w, v, exclude, scale, True)
+    torch.testing.assert_close(lse, whole[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mean, whole[1], rtol=1e-12, atol=1e-12)
+
+
+def test_combining_nothing_or_empty_shards():
+    lse = torch.tensor([[-torch.inf, 1.0], [-torch.inf, -torch.inf]])
+    combined, mean = fcl_ext.combine_readouts(lse, torch.ones(2, 2, 3))
+    assert combined.tolist() == [-torch.inf, 1.0]
+    assert mean.tolist() == [[0.0] * 3, [1.0] * 3]
+    with pytest.raises(ValueError, match=r"logsumexps of shape \[S, N\]"):
+        fcl_ext.combine_readouts(lse[0], torch.ones(2, 2, 3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck_and_gradgradcheck(device):
     x, w, v, scale = _inputs((4, 3, 5, 2, 2.0), torch.float64, device)
     x.requires_grad_()

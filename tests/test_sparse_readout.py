@@ -164,3 +164,22 @@ def test_bad_arguments_are_named(change, message):
     }
     with pytest.raises(RuntimeError, match=message):
         fcl_ext.sparse_readout(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_normalize_is_that_of_the_bank(weighted, device):
+    sample = (40, 33, 300, 7, 20.0)
+    x, bank, y, crow, col, log_weights, scale = _inputs(
+        sample, torch.float64, device, weighted=weighted
+    )
+    bank = bank * torch.linspace(0.1, 3.0, len(bank), device=device, dtype=bank.dtype)[:, None]
+    results = []
+    for normalize in (True, False):
+        leaves = [t.clone().requires_grad_() for t in (x, bank)]
+        rows = leaves[1] if normalize else F.normalize(leaves[1], dim=1)
+        lse, mean = OP(leaves[0], rows, y, crow, col, log_weights, scale, True, normalize)
+        lse[torch.isfinite(lse)].sum().backward()
+        results.append((lse, mean, *(leaf.grad for leaf in leaves)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)

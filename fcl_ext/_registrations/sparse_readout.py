@@ -37,6 +37,7 @@ def _fake(
     log_weights: Tensor | None,
     scale: float,
     need_mean: bool,
+    normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
     op = "sparse_readout"
     _check_bank(op, embeddings, rows, scale)
@@ -69,6 +70,7 @@ def _fake_backward_rows(
     query_crow: Tensor,
     query_index: Tensor,
     scale: float,
+    normalize: bool = False,
 ) -> Tensor:
     op = "sparse_readout_backward_rows"
     _check_bank(op, embeddings, rows, scale)
@@ -88,17 +90,16 @@ def _fake_backward_rows(
 
 def _setup_context(
     ctx: Any,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, float, bool],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, float, bool, bool],
     output: tuple[Tensor, Tensor],
 ) -> None:
-    embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, need_mean = inputs
+    embeddings, rows, labels, crow_indices, col_indices, log_weights, *options = inputs
     logsumexp, mean = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
         embeddings, rows, labels, crow_indices, col_indices, log_weights, logsumexp, mean
     )
-    ctx.scale = scale
-    ctx.need_mean = need_mean
+    ctx.scale, ctx.need_mean, ctx.normalize = options
 
 
 def _backward(
@@ -111,7 +112,7 @@ def _backward(
         raise RuntimeError("fcl::sparse_readout: log_weights have no gradient; detach them")
     if grad_mean is not None and ctx.need_mean:
         raise RuntimeError("fcl::sparse_readout: its second output, mean, has no gradient")
-    nothing: tuple[Tensor | None, ...] = (None,) * 8
+    nothing: tuple[Tensor | None, ...] = (None,) * 9
     if grad_logsumexp is None:
         return nothing
     grad_embeddings: Tensor | None = None
@@ -133,6 +134,7 @@ def _backward(
             logsumexp,
             grad_logsumexp,
             ctx.scale,
+            ctx.normalize,
         )
     return (grad_embeddings, grad_rows, *nothing[2:])
 
@@ -147,6 +149,7 @@ def _grad_rows(
     logsumexp: Tensor,
     grad_logsumexp: Tensor,
     scale: float,
+    normalize: bool,
 ) -> Tensor:
     row_crow, row_labels, edge_order = ops.csr_transpose(crow_indices, col_indices, rows.shape[0])
     # Queries of each label as CSR. Queries without a label (negative) sort first, so the first
@@ -165,6 +168,7 @@ def _grad_rows(
         query_crow,
         query_index,
         scale,
+        normalize,
     )
     return grad.to(rows.dtype)
 

@@ -50,7 +50,7 @@ size_t accumulate_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; 
 std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor labels,
                                           Tensor crow_indices, Tensor col_indices,
                                           std::optional<Tensor> log_weights, double scale,
-                                          bool need_mean) {
+                                          bool need_mean, bool normalize) {
   const SparseReadoutShape shape =
       check_sparse_readout(embeddings, rows, labels, crow_indices, col_indices, log_weights, scale);
   embeddings = contiguous(embeddings);
@@ -67,7 +67,8 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
                                col_indices.const_data_ptr<int64_t>(),
                                log_weights.has_value() ? log_weights->const_data_ptr() : nullptr,
                                shape.dim,
-                               scale};
+                               scale,
+                               normalize};
   const int64_t largest = check_sets("sparse_readout", p.crow, shape.num_labels, p.col,
                                      shape.num_edges, shape.num_rows);
   for (int64_t i = 0; i < shape.num_queries; ++i) {
@@ -81,7 +82,7 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
   void* lse_data = logsumexp.mutable_data_ptr();
   void* mean_data = need_mean ? mean.mutable_data_ptr() : nullptr;
   parallel_over(shape.num_queries, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch((largest + shape.dim + kSparseReadoutSlack) *
+    const Scratch scratch((2 * largest + shape.dim + kSparseReadoutSlack) *
                           accumulate_bytes(shape.dtype));
     for (int64_t i = begin; i < end; ++i) {
       kernels().query(p, i, scratch.get(), lse_data, mean_data);
@@ -93,7 +94,7 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
 Tensor sparse_readout_backward_rows(Tensor embeddings, Tensor rows, Tensor logsumexp,
                                     Tensor coefficient, Tensor row_crow, Tensor row_labels,
                                     std::optional<Tensor> row_log_weights, Tensor query_crow,
-                                    Tensor query_index, double scale) {
+                                    Tensor query_index, double scale, bool normalize) {
   const char* op = "sparse_readout_backward_rows";
   const SparseReadoutShape shape = check_sparse_readout_backward_rows(
       embeddings, rows, logsumexp, coefficient, row_crow, row_labels, row_log_weights, query_crow,
@@ -115,7 +116,8 @@ Tensor sparse_readout_backward_rows(Tensor embeddings, Tensor rows, Tensor logsu
       query_crow.const_data_ptr<int64_t>(),
       query_index.const_data_ptr<int64_t>(),
       shape.dim,
-      scale};
+      scale,
+      normalize};
   check_sets(op, p.row_crow, shape.num_rows, p.row_labels, shape.num_edges, shape.num_labels);
   check_sets(op, p.query_crow, shape.num_labels, p.query_index, query_index.size(0),
              shape.num_queries);

@@ -52,6 +52,14 @@ void add_scaled(T weight, const S* from, int64_t dim, T* to) {
   for (; d < dim; ++d) to[d] += weight * load_as<T>(from + d);
 }
 
+// 1 / |row|; a zero row stays zero.
+template <typename T, typename S>
+T inverse_norm(const S* row, int64_t dim) {
+  const T smallest = static_cast<T>(1e-12);  // F.normalize's eps
+  const T norm = __builtin_sqrt(dot<T>(row, row, dim));
+  return T(1) / (norm > smallest ? norm : smallest);
+}
+
 template <typename T>
 void move_sum(T* sum, T* total, int64_t dim) {
   for (int64_t d = 0; d < dim; ++d) {
@@ -79,14 +87,17 @@ void query_typed(const SparseReadoutProblem& p, int64_t query, void* scratch, vo
   const int64_t begin = label < 0 ? 0 : p.crow[label];
   const int64_t count = label < 0 ? 0 : p.crow[label + 1] - begin;
   T* logits = static_cast<T*>(scratch);
-  T* sum_row = logits + count + kLanes<T>;
+  T* norms = logits + count + kLanes<T>;
+  T* sum_row = norms + count;
   const S* x = static_cast<const S*>(p.embeddings) + query * p.dim;
   const S* rows = static_cast<const S*>(p.rows);
   const T* log_weights = static_cast<const T*>(p.log_weights);
   const T factor = static_cast<T>(p.scale * kLog2E);
   T max = -infinity<T>();
   for (int64_t e = 0; e < count; ++e) {
-    T z = factor * dot<T>(x, rows + p.col[begin + e] * p.dim, p.dim);
+    const S* row = rows + p.col[begin + e] * p.dim;
+    norms[e] = p.normalize ? inverse_norm<T>(row, p.dim) : T(1);
+    T z = factor * norms[e] * dot<T>(x, row, p.dim);
     if (log_weights != nullptr) z += log_weights[begin + e] * static_cast<T>(kLog2E);
     logits[e] = z;
     max = z > max ? z : max;
@@ -111,7 +122,7 @@ void query_typed(const SparseReadoutProblem& p, int64_t query, void* scratch, vo
   if (mean == nullptr) return;
   __builtin_memset(sum_row, 0, sizeof(T) * p.dim);
   for (int64_t e = 0; e < count; ++e) {
-    add_scaled<T>(static_cast<T>(static_cast<double>(logits[e]) / total),
+    add_scaled<T>(norms[e] * static_cast<T>(static_cast<double>(logits[e]) / total),
                   rows + p.col[begin + e] * p.dim, p.dim, sum_row);
     if ((e + 1) % kFlush == 0) move_sum(sum_row, mean, p.dim);
   }
@@ -130,7 +141,8 @@ void bank_row_typed(const SparseReadoutBackward& p, int64_t row, void* scratch, 
   const T* logsumexp = static_cast<const T*>(p.logsumexp);
   const T* coefficient = static_cast<const T*>(p.coefficient);
   const T* log_weights = static_cast<const T*>(p.row_log_weights);
-  const T factor = static_cast<T>(p.scale * kLog2E);
+  const T norm = p.normalize ? inverse_norm<T>(bank, p.dim) : T(1);
+  const T factor = static_cast<T>(p.scale * kLog2E) * norm;
   int64_t terms = 0;
   for (int64_t e = p.row_crow[row]; e < p.row_crow[row + 1]; ++e) {
     const int64_t label = p.row_labels[e];
@@ -145,6 +157,12 @@ void bank_row_typed(const SparseReadoutBackward& p, int64_t row, void* scratch, 
     }
   }
   move_sum(sum, grad, p.dim);
+  if (!p.normalize) return;
+  // Through the normalisation u = norm * bank: norm (g - u (u . g)).
+  const T along = norm * norm * dot<T>(bank, grad, p.dim);
+  for (int64_t d = 0; d < p.dim; ++d) {
+    grad[d] = norm * (grad[d] - along * load_as<T>(bank + d));
+  }
 }
 
 void query(const SparseReadoutProblem& p, int64_t i, void* scratch, void* logsumexp, void* mean) {

@@ -21,6 +21,7 @@ struct SparseReadoutProblem {
   const void* log_weights;  // [E] or null, accumulation type
   int64_t dim;
   double scale;
+  bool normalize;  // bank rows count at unit length
 };
 
 struct SparseReadoutBackward {
@@ -36,11 +37,12 @@ struct SparseReadoutBackward {
   const int64_t* query_index;   // [M]
   int64_t dim;
   double scale;
+  bool normalize;  // bank rows count at unit length
 };
 
 struct SparseReadoutKernels {
-  // One query; scratch holds its edges + dim + kSparseReadoutSlack elements of the accumulation
-  // type. mean may be null.
+  // One query; scratch holds 2 x its edges + dim + kSparseReadoutSlack elements of the
+  // accumulation type. mean may be null.
   void (*query)(const SparseReadoutProblem&, int64_t query, void* scratch, void* logsumexp,
                 void* mean);
   // Gradient of one bank row; scratch holds dim elements.

@@ -31,10 +31,19 @@ __device__ __forceinline__ T warp_dot(const S* a, const S* b, int64_t dim) {
   return warp_sum(sum);
 }
 
+// 1 / |row|, in every lane; a zero row stays zero.
+template <typename T, typename S>
+__device__ __forceinline__ T inverse_norm(const S* row, int64_t dim) {
+  const T norm = sqrt(warp_dot<T>(row, row, dim));
+  const T smallest = static_cast<T>(1e-12);  // F.normalize's eps
+  return T(1) / (norm > smallest ? norm : smallest);
+}
+
 template <typename T>
 struct Set {
   T logits[kSet];
   T weights[kSet];
+  T norms[kSet];  // 1 / |row| where bank rows are normalised, else 1
   int64_t row[kSet];
 };
 
@@ -99,10 +108,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
       for (int i = t / kWarp; i < count; i += kWarps) {
         const int64_t row = p.col[e + i];
         assert(row >= 0 && row < p.num_rows && "sparse_readout: col_indices leave [0, R)");
-        T z = factor * warp_dot<T>(x, rows + row * p.dim, p.dim);
+        const T norm = p.normalize ? inverse_norm<T>(rows + row * p.dim, p.dim) : T(1);
+        T z = factor * norm * warp_dot<T>(x, rows + row * p.dim, p.dim);
         if (log_weights != nullptr) z += log_weights[e + i] * static_cast<T>(kLog2E);
         if (t % kWarp == 0) {
           set.logits[i] = z;
+          set.norms[i] = norm;
           set.row[i] = row;
         }
       }
@@ -115,7 +126,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
       T sum = 0;
       for (int i = 0; i < count; ++i) sum += set.weights[i];
       running.sum += static_cast<double>(sum);
-      if (mean != nullptr) add_rows(set, rows, count, p.dim, first, running.columns);
+      if (mean == nullptr) continue;
+      __syncthreads();  // every thread has added up the weights
+      if (t < count) set.weights[t] *= set.norms[t];
+      __syncthreads();  // norms are part of the weights
+      add_rows(set, rows, count, p.dim, first, running.columns);
     }
     const T max = running.max > total.max ? running.max : total.max;
     rebase(running, max);
@@ -150,7 +165,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const T* logsumexp = static_cast<const T*>(p.logsumexp);
   const T* coefficient = static_cast<const T*>(p.coefficient);
   const T* log_weights = static_cast<const T*>(p.row_log_weights);
-  const T factor = static_cast<T>(p.scale * kLog2E);
+  const T norm = p.normalize ? inverse_norm<T>(bank, p.dim) : T(1);
+  const T factor = static_cast<T>(p.scale * kLog2E) * norm;
   const int t = threadIdx.x;
   const int64_t edge_begin = p.row_crow[bank_row];
   const int64_t edge_end = p.row_crow[bank_row + 1];
@@ -204,6 +220,26 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
+// Gradient to unit rows u = norm * row -> gradient to the rows, in place: norm (g - u (u . g)).
+template <typename S>
+__global__ void __launch_bounds__(kThreads)
+    unscale_kernel(SparseReadoutBackward p, typename Accumulate<S>::type* grad) {
+  using T = typename Accumulate<S>::type;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (row >= p.num_rows) return;
+  const S* bank = static_cast<const S*>(p.rows) + row * p.dim;
+  T* g = grad + row * p.dim;
+  const T norm = inverse_norm<T>(bank, p.dim);
+  T along = 0;
+  for (int64_t d = threadIdx.x % kWarp; d < p.dim; d += kWarp) {
+    along = multiply_add(load_value<T>(bank + d), g[d], along);
+  }
+  along = warp_sum(along) * norm * norm;
+  for (int64_t d = threadIdx.x % kWarp; d < p.dim; d += kWarp) {
+    g[d] = norm * (g[d] - along * load_value<T>(bank + d));
+  }
+}
+
 }  // namespace
 
 void launch_sparse_readout(const SparseReadoutProblem& p, void* logsumexp, void* mean,
@@ -224,6 +260,9 @@ void launch_sparse_readout_backward(const SparseReadoutBackward& p, void* grad,
     using T = typename Accumulate<S>::type;
     launch("sparse_readout_backward_rows", bank_row_kernel<S>,
            {p.num_rows, divide_up(p.dim, kPanel)}, kThreads, stream, p, static_cast<T*>(grad));
+    if (!p.normalize) return;
+    launch("sparse_readout_backward_rows", unscale_kernel<S>, {divide_up(p.num_rows, kWarps)},
+           kThreads, stream, p, static_cast<T*>(grad));
   });
 }
 

@@ -20,7 +20,7 @@ using torch::stable::contiguous;
 std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor labels,
                                           Tensor crow_indices, Tensor col_indices,
                                           std::optional<Tensor> log_weights, double scale,
-                                          bool need_mean) {
+                                          bool need_mean, bool normalize) {
   const SparseReadoutShape shape =
       check_sparse_readout(embeddings, rows, labels, crow_indices, col_indices, log_weights, scale);
   const CudaScope scope(embeddings);
@@ -44,7 +44,8 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
                                shape.num_rows,
                                shape.num_labels,
                                shape.num_edges,
-                               scale};
+                               scale,
+                               normalize};
   launch_sparse_readout(p, logsumexp.mutable_data_ptr(),
                         need_mean ? mean.mutable_data_ptr() : nullptr, scope.stream());
   return {logsumexp, mean};
@@ -53,7 +54,7 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
 Tensor sparse_readout_backward_rows(Tensor embeddings, Tensor rows, Tensor logsumexp,
                                     Tensor coefficient, Tensor row_crow, Tensor row_labels,
                                     std::optional<Tensor> row_log_weights, Tensor query_crow,
-                                    Tensor query_index, double scale) {
+                                    Tensor query_index, double scale, bool normalize) {
   const SparseReadoutShape shape = check_sparse_readout_backward_rows(
       embeddings, rows, logsumexp, coefficient, row_crow, row_labels, row_log_weights, query_crow,
       query_index, scale);
@@ -81,7 +82,8 @@ Tensor sparse_readout_backward_rows(Tensor embeddings, Tensor rows, Tensor logsu
                                 shape.num_labels,
                                 shape.num_edges,
                                 query_index.size(0),
-                                scale};
+                                scale,
+                                normalize};
   launch_sparse_readout_backward(p, grad.mutable_data_ptr(), scope.stream());
   return grad;
 }

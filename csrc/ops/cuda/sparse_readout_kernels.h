@@ -20,6 +20,7 @@ struct SparseReadoutProblem {
   const void* log_weights;  // [E] in the accumulation type, or null
   int64_t num_queries, dim, num_rows, num_labels, num_edges;
   double scale;
+  bool normalize;  // bank rows count at unit length
 };
 
 struct SparseReadoutBackward {
@@ -35,6 +36,7 @@ struct SparseReadoutBackward {
   const int64_t* query_index;   // [M]
   int64_t num_queries, dim, num_rows, num_labels, num_edges, num_indices;
   double scale;
+  bool normalize;  // bank rows count at unit length
 };
 
 // logsumexp [N] and mean [N, D] (or null).
