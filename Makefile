@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench lint format types dev check-cuda-torch clean
+.PHONY: install demo test bench bench-classes lint format types dev check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -36,9 +36,16 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,dev]"
 	touch $@
 
+# Prints a table and fails where a ratio to a peer fell behind the committed results.
 bench: install
-	mkdir -p bench/results
-	$(BIN)/pytest bench --benchmark-only --benchmark-json=bench/results/latest.json
+	mkdir -p build
+	$(BIN)/pytest bench --benchmark-only --benchmark-disable-gc --benchmark-json=build/bench.json
+	$(BIN)/python bench/report.py build/bench.json --write bench/results/latest.json \
+	  --against bench/results/cpu.json
+
+# Time and memory against the number of classes, to 10 million: needs 16 GB of memory.
+bench-classes: install
+	PYTHONPATH=bench $(BIN)/python bench/plot_classes.py --write bench/results/classes
 
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import platform
-import time
 
 import pytest
 import torch
@@ -35,16 +34,3 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> Non
     machine_info["threads"] = torch.get_num_threads()
     machine_info["fcl_isa"] = _C.cpu_isa()
     machine_info["python"] = platform.python_version()
-
-
-@pytest.fixture
-def matmul_gflops() -> float:
-    """Speed of a torch matrix product right now: the yardstick of a noisy machine."""
-    a = torch.randn(1024, 1024)
-    a @ a
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1024**3 / sorted(seconds)[2] / 1e9

@@ -3,8 +3,8 @@
 // bench/peak_probe.py when a benchmark runs, never part of the package.
 #include <cstdint>
 
-// 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core. The operands
-// are zeros: the units take as long, and nothing overflows.
+// 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core. What the
+// registers hold does not matter: the units take as long.
 #define ZMM_CHAINS "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23"
 #define YMM_CHAINS "0,1,2,3,4,5,6,7,8,9,10,11"
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of the vector units at this moment: the yardstick of a noisy machine.
+
+A shared machine's clock may halve from one second to the next. So every measurement has a probe of
+the same moment beside it, and results are quoted as fractions of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from fcl_ext import _C
+
+# Instructions a kernel set computes with, per storage dtype.
+_PROBES = {
+    ("avx2", torch.float32): "probe_avx2",
+    ("avx512", torch.float32): "probe_avx512",
+    ("avx512_bf16", torch.float32): "probe_avx512",
+    ("avx512_bf16", torch.bfloat16): "probe_avx512_bf16",
+}
+_MILLISECONDS = 25
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        return None
+    target = Path(tempfile.mkdtemp(prefix="fcl_peak_")) / "libpeak_probe.so"
+    source = Path(__file__).with_suffix(".cpp")
+    flags = ["-O2", "-shared", "-fPIC"]
+    if subprocess.run([compiler, *flags, source, "-o", target], check=False).returncode != 0:
+        return None
+    return ctypes.CDLL(str(target))
+
+
+def peak_gflops(dtype: torch.dtype = torch.float32) -> float | None:
+    """GFLOP/s of multiply-adds on registers, on as many threads as torch uses; None: no probe."""
+    library = _library()
+    name = _PROBES.get((_C.cpu_isa(), dtype))
+    if library is None or name is None:
+        return None
+    probe = getattr(library, name)
+    probe.argtypes, probe.restype = [ctypes.c_int64], ctypes.c_double
+    rounds = _rounds(name)
+    flops: list[float] = []
+    threads = [
+        threading.Thread(target=lambda: flops.append(probe(rounds)))
+        for _ in range(torch.get_num_threads())
+    ]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(flops) / (time.perf_counter() - start) / 1e9
+
+
+@functools.cache
+def _rounds(name: str) -> int:
+    """Rounds that take about _MILLISECONDS on one thread: long beside the start of a thread."""
+    probe = getattr(_library(), name)
+    probe.argtypes, probe.restype = [ctypes.c_int64], ctypes.c_double
+    trial = 200_000
+    start = time.perf_counter()
+    probe(trial)
+    return max(1, int(trial * _MILLISECONDS / 1e3 / (time.perf_counter() - start)))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From pytest-benchmark's file to results one can read, commit, and hold later runs against.
+
+``python bench/report.py latest.json --write results/cpu.json`` prints the table and keeps what
+matters of the run; ``--against results/cpu.json`` fails where a ratio to a peer has become worse.
+Ratios only: times of two days on a shared machine say nothing about a change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+# A ratio may fall this far below the committed one before it counts as a regression.
+TOLERANCE = 0.8
+
+
+def summarise(raw: dict[str, Any]) -> dict[str, Any]:
+    """Hardware, versions, date, and one row per benchmark."""
+    machine = raw["machine_info"]
+    rows = []
+    for bench in raw["benchmarks"]:
+        info = bench["extra_info"]
+        rows.append(
+            {
+                "group": bench["group"],
+                "name": bench["name"].partition("[")[0],
+                "peer": info.get("peer", ""),
+                "seconds": info.get("seconds", bench["stats"]["median"]),
+                **{
+                    key: info[key]
+                    for key in ("ratio", "peak_fraction", "extra_memory_mb")
+                    if info.get(key) is not None
+                },
+            }
+        )
+    return {
+        "date": raw["datetime"][:10],
+        "cpu": machine["cpu"].get("brand_raw", machine.get("machine")),
+        **{key: machine[key] for key in ("torch", "threads", "fcl_isa", "python")},
+        "benchmarks": rows,
+    }
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """One line per benchmark, peers beside ours."""
+    head = ("cpu", "threads", "torch", "fcl_isa", "date")
+    table = Table(title=", ".join(f"{key} {summary[key]}" for key in head))
+    for column in ("group", "peer", "median ms", "x ours", "of peak", "extra MB"):
+        table.add_column(column, justify="left" if column in ("group", "peer") else "right")
+    last = None
+    for row in sorted(summary["benchmarks"], key=lambda row: row["group"]):
+        table.add_row(
+            row["group"] if row["group"] != last else "",
+            row["peer"],
+            f"{1e3 * row['seconds']:.3f}",
+            f"{row['ratio']:.2f}" if "ratio" in row else "",
+            f"{100 * row['peak_fraction']:.0f} %" if "peak_fraction" in row else "",
+            f"{row['extra_memory_mb']:.0f}" if "extra_memory_mb" in row else "",
+        )
+        last = row["group"]
+    Console(width=120).print(table)
+
+
+def regressions(summary: dict[str, Any], committed: dict[str, Any]) -> list[str]:
+    """What became worse; only benchmarks that both have, on the same instruction set."""
+    if summary["fcl_isa"] != committed["fcl_isa"]:
+        return []
+    before = {(row["group"], row["peer"]): row for row in committed["benchmarks"]}
+    found = []
+    for row in summary["benchmarks"]:
+        old = before.get((row["group"], row["peer"]), {})
+        if "ratio" in row and "ratio" in old and row["ratio"] < TOLERANCE * old["ratio"]:
+            found.append(
+                f"{row['group']}: {row['peer']} took {row['ratio']:.2f} times our time, "
+                f"{old['ratio']:.2f} in the committed results of {committed['date']}"
+            )
+    return found
+
+
+def main() -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("raw", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("--write", type=Path, help="where to keep the summary")
+    parser.add_argument("--against", type=Path, help="committed summary to compare with")
+    arguments = parser.parse_args()
+    summary = summarise(json.loads(arguments.raw.read_text(encoding="utf-8")))
+    print_table(summary)
+    worse = []
+    if arguments.against is not None and arguments.against.exists():
+        worse = regressions(summary, json.loads(arguments.against.read_text(encoding="utf-8")))
+        for line in worse:
+            print(f"regression: {line}", file=sys.stderr)
+    if arguments.write is not None:
+        arguments.write.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks' own tools: summary, regression check, interleaving."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("bench_report", BENCH / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _raw(ratio):
+    return {
+        "datetime": "2026-01-02T03:04:05",
+        "machine_info": {
+            "cpu": {"brand_raw": "a cpu"},
+            "torch": "2",
+            "threads": 2,
+            "fcl_isa": "avx2",
+            "python": "3.11",
+        },
+        "benchmarks": [
+            {
+                "group": "loss 1x2x3",
+                "name": "test_loss[naive-1x2x3]",
+                "stats": {"median": 0.5},
+                "extra_info": {"peer": "naive", "ratio": ratio, "seconds": 0.25},
+            }
+        ],
+    }
+
+
+def test_a_ratio_that_fell_is_a_regression(report):
+    before, same, worse = (report.summarise(_raw(ratio)) for ratio in (4.0, 3.9, 2.0))
+    assert before["benchmarks"][0]["seconds"] == 0.25
+    assert report.regressions(same, before) == []
+    (line,) = report.regressions(worse, before)
+    assert "naive took 2.00 times our time, 4.00 in the committed results of 2026-01-02" in line
+    # Another instruction set is another machine.
+    assert report.regressions({**worse, "fcl_isa": "avx512"}, before) == []
+
+
+def test_command_line(report, tmp_path, monkeypatch, capsys):
+    raw, kept = tmp_path / "raw.json", tmp_path / "kept.json"
+    raw.write_text(json.dumps(_raw(4.0)))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(raw), "--write", str(kept)])
+    assert report.main() == 0
+    assert "loss 1x2x3" in capsys.readouterr().out
+    raw.write_text(json.dumps(_raw(1.0)))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(raw), "--against", str(kept)])
+    assert report.main() == 1
+    assert "regression: loss 1x2x3" in capsys.readouterr().err
