@@ -40,6 +40,7 @@ add_library(
     ops/cuda/softmax_readout.cu
     ops/cuda/softmax_readout_backward.cu
     ops/cuda/softmax_readout_cuda.cpp
+    ops/cuda/softmax_readout_mma.cu
     ops/cuda/softmax_readout_sm90.cu
     ops/cuda/sparse_readout.cu
     ops/cuda/sparse_readout_cuda.cpp

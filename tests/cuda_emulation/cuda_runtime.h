@@ -39,11 +39,21 @@ extern dim3 blockDim, gridDim;
 namespace fcl_emulation {
 
 // Runs one kernel: every block, all of its threads between barriers.
-void run(dim3 grid, dim3 block, const std::function<void()>& thread);
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+// Ends the launch.
+void fail(const char* what);
+// The dynamic shared memory: `bytes` at an offset that is a multiple of them.
+unsigned char* shared_memory(uint32_t offset, uint32_t bytes);
+// Copies in groups, for each thread; from null: zeros.
+void copy_async(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_copies(size_t pending);
 void wait_block();
 void wait_warp();
 // What the given lane of this thread's warp passed in the same call.
 uint64_t exchange(uint64_t mine, int lane);
+// Words of every lane of this thread's warp, until the call after the next.
+void exchange_words(const uint32_t* mine, int count, const uint32_t* (&lanes)[32]);
 unsigned ballot(bool mine);
 int lane();
 
@@ -75,7 +85,14 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  fcl_emulation::run(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
+  fcl_emulation::run(config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                     [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 
@@ -99,7 +116,10 @@ inline unsigned __ballot_sync(unsigned, bool value) { return fcl_emulation::ball
 inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 
+inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
+
 inline float __uint_as_float(unsigned bits) { return fcl_emulation::bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float value) { return fcl_emulation::bit_cast<unsigned>(value); }
 inline double __longlong_as_double(long long bits) { return fcl_emulation::bit_cast<double>(bits); }
 
 template <typename T>

@@ -5,11 +5,16 @@
 // of such races. Barriers that not all threads of the block (or warp) reach, and device assertions,
 // end the launch.
 //
+// Asynchronous copies arrive as late as they may, or at once where the order is reversed: a kernel
+// that does not wait for them, or for the readers of the memory they go to, fails in one of the
+// two.
+//
 // emulation_self_test checks the alarms themselves.
 #include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -26,6 +31,14 @@ namespace {
 constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 64 * 1024;
 
+constexpr int kMostWords = 12;
+
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  size_t bytes;
+};
+
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fiber {
@@ -35,6 +48,11 @@ struct Fiber {
   bool started = false;
   State state = State::kReady;
   uint64_t passed = 0;
+  uint32_t words[2][kMostWords];
+  int round = 0;
+  std::vector<Copy> copies;    // not in a group yet
+  std::vector<size_t> groups;  // how many copies each has
+  std::vector<Copy> grouped;
 };
 
 bool reverse = false;
@@ -43,6 +61,14 @@ std::vector<Fiber> fibers;
 int current = 0;
 const std::function<void()>* thread_function = nullptr;
 std::string failure;
+std::vector<unsigned char> shared;
+size_t shared_size = 0;
+constexpr size_t kSharedAlignment = 1024;
+
+unsigned char* aligned_shared() {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(shared.data());
+  return shared.data() + (kSharedAlignment - at % kSharedAlignment) % kSharedAlignment;
+}
 
 // Back to the scheduler, until it resumes this fiber. (_setjmp makes no system call, swapcontext
 // makes two.)
@@ -99,7 +125,14 @@ void run_warp(int begin, int end) {
 
 void run_block(int threads) {
   const int warps = (threads + kWarpSize - 1) / kWarpSize;
-  for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
+  for (int t = 0; t < threads; ++t) {
+    fibers[t].state = State::kReady;
+    fibers[t].copies.clear();
+    fibers[t].groups.clear();
+    fibers[t].grouped.clear();
+  }
+  // NaN in every floating type.
+  std::fill(shared.begin(), shared.end(), static_cast<unsigned char>(0xff));
   do {
     for (int i = 0; i < warps; ++i) {
       const int warp = reverse ? warps - 1 - i : i;
@@ -115,7 +148,9 @@ void run_block(int threads) {
 
 }  // namespace
 
-void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+  shared_size = shared_bytes;
+  shared.resize(shared_bytes + kSharedAlignment);
   gridDim = grid;
   blockDim = block;
   thread_function = &thread;
@@ -137,6 +172,64 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
 void wait_block() { wait(State::kAtBlockBarrier); }
 void wait_warp() { wait(State::kAtWarpBarrier); }
 int lane() { return current % kWarpSize; }
+
+void fail(const char* what) {
+  failure = std::string("emulation: ") + what;
+  wait_block();  // for ever
+}
+
+unsigned char* shared_memory(uint32_t offset, uint32_t bytes) {
+  if (offset % bytes != 0) fail("an address in shared memory that is not aligned");
+  if (offset + bytes > shared_size) fail("an address past the shared memory");
+  return aligned_shared() + offset;
+}
+
+namespace {
+
+void carry_out(const Copy& copy) {
+  if (copy.from == nullptr) {
+    std::memset(copy.to, 0, copy.bytes);
+  } else {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+}
+
+}  // namespace
+
+void copy_async(void* to, const void* from, size_t bytes) {
+  const Copy copy{to, from, bytes};
+  if (reverse) {
+    carry_out(copy);
+  } else {
+    fibers[current].copies.push_back(copy);
+  }
+}
+
+void commit_copies() {
+  Fiber& fiber = fibers[current];
+  fiber.groups.push_back(fiber.copies.size());
+  fiber.grouped.insert(fiber.grouped.end(), fiber.copies.begin(), fiber.copies.end());
+  fiber.copies.clear();
+}
+
+void wait_copies(size_t pending) {
+  Fiber& fiber = fibers[current];
+  while (fiber.groups.size() > pending) {
+    const auto end = fiber.grouped.begin() + static_cast<std::ptrdiff_t>(fiber.groups.front());
+    std::for_each(fiber.grouped.begin(), end, carry_out);
+    fiber.grouped.erase(fiber.grouped.begin(), end);
+    fiber.groups.erase(fiber.groups.begin());
+  }
+}
+
+// Rounds alternate between two buffers: who is in the next round has read those of this one.
+void exchange_words(const uint32_t* mine, int count, const uint32_t* (&lanes)[32]) {
+  const int warp = current / kWarpSize * kWarpSize;
+  const int round = fibers[current].round ^= 1;
+  std::copy(mine, mine + count, fibers[current].words[round]);
+  wait_warp();
+  for (int l = 0; l < kWarpSize; ++l) lanes[l] = fibers[warp + l].words[round];
+}
 
 uint64_t exchange(uint64_t mine, int lane) {
   const int warp = current / kWarpSize * kWarpSize;

@@ -10,7 +10,8 @@
 namespace fcl::ops::cuda {
 namespace {
 
-constexpr const ReadoutForwardPath* kForward[] = {&kReadoutForwardSm90, &kReadoutForwardSimt};
+constexpr const ReadoutForwardPath* kForward[] = {&kReadoutForwardSm90, &kReadoutForwardMma,
+                                                  &kReadoutForwardSimt};
 constexpr const ReadoutBackwardPath* kBackward[] = {&kReadoutBackwardSimt};
 
 // Which entries of a table may be taken unasked.

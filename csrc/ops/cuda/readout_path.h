@@ -39,6 +39,7 @@ struct ReadoutBackwardPath {
 
 // One copy of each path's declarations; every path has its own files.
 extern const ReadoutForwardPath kReadoutForwardSm90;
+extern const ReadoutForwardPath kReadoutForwardMma;
 extern const ReadoutForwardPath kReadoutForwardSimt;
 extern const ReadoutBackwardPath kReadoutBackwardSimt;
 

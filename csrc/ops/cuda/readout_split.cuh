@@ -32,6 +32,30 @@ inline ReadoutSplit split_work(int64_t left, int64_t right, int64_t columns, int
           panels};
 }
 
+// As many splits as keep `at_once` blocks busy in whole waves: a block takes as long as its tiles
+// of right rows, and some more to begin and end.
+inline ReadoutSplit split_waves(int64_t left, int64_t rows, int64_t right, int64_t columns,
+                                int64_t panels, int64_t at_once) {
+  using namespace fcl::cuda;
+  constexpr int64_t kOverhead = 8;
+  const int64_t tiles = divide_up(left, rows);
+  const int64_t right_tiles = divide_up(right, columns);
+  const int64_t blocks = std::max<int64_t>(tiles * panels, 1);
+  const int64_t possible = divide_up(right, std::max(kFewestPerSplit, columns));
+  const int64_t most = std::max<int64_t>(std::min(divide_up(4 * at_once, blocks), possible), 1);
+  int64_t best = right_tiles;
+  int64_t best_time = INT64_MAX;
+  for (int64_t splits = 1; splits <= most; ++splits) {
+    const int64_t per_split = divide_up(right_tiles, splits);
+    const int64_t time = divide_up(blocks * splits, at_once) * (per_split + kOverhead);
+    if (time >= best_time) continue;
+    best = per_split;
+    best_time = time;
+  }
+  best = std::max<int64_t>(best, 1);
+  return {tiles, std::max<int64_t>(divide_up(right_tiles, best), 1), best * columns, panels};
+}
+
 template <typename T>
 ReadoutSplit split_forward(const ReadoutProblem& p, bool need_mean) {
   using namespace fcl::cuda;
