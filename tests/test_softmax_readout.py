@@ -306,6 +306,24 @@ def test_large_logits_and_non_finite_inputs(device):
         torch.testing.assert_close(lse, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 64.0, 90.0, 300.0])
+def test_static_shift_and_running_maximum_agree(scale, dtype):
+    """One huge class that matters to no row takes the blocks out of the proven range."""
+    x, w, _, _ = _inputs((50, 33, 2000, None, 1.0), dtype, "cpu")
+    far = torch.zeros(1, 33, dtype=dtype)
+    far[0, 0] = -1e4
+    towards = x.abs()
+    static = fcl_ext.softmax_readout(towards, w, scale=scale)
+    online = fcl_ext.softmax_readout(towards, torch.cat([far, w]), scale=scale)
+    for a, b in zip(static, online, strict=True):
+        assert error(a, b) < (1e-4 if dtype == torch.float32 else 2e-2)
+    exact = reference.softmax_readout(towards.double(), w.double(), scale=scale)
+    naive = reference.softmax_readout(towards, w, scale=scale)
+    for a, truth, plain in zip(online, exact, naive, strict=True):
+        assert error(a, truth) <= error_budget(plain, truth, dtype)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 6),
