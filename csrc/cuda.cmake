@@ -31,6 +31,7 @@ add_library(
     ops/cuda/csr_transpose_cuda.cpp
     ops/cuda/edge_dot.cu
     ops/cuda/edge_dot_cuda.cpp
+    ops/cuda/inverse_norms.cu
     ops/cuda/knn_graph.cu
     ops/cuda/knn_graph_cuda.cpp
     ops/cuda/random_walk.cu

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "common/cuda_stream.h"
+#include "ops/cuda/inverse_norms.h"
 #include "ops/cuda/softmax_readout_kernels.h"
 #include "ops/softmax_readout.h"
 
@@ -35,23 +36,44 @@ ReadoutProblem make_problem(const ReadoutShape& shape, const Tensor& embeddings,
           nullptr};
 }
 
+// With normalize, sets the problem's inverse norms; returns the tensor that holds them.
+Tensor set_norms(const char* op, bool normalize, const Tensor& prototypes, const CudaScope& scope,
+                 ReadoutProblem& p) {
+  Tensor norms = torch::stable::new_empty(prototypes, {normalize ? p.num_classes : 0},
+                                          accumulate_type(p.dtype));
+  if (normalize) {
+    launch_inverse_norms(op, p.dtype, p.prototypes, p.num_classes, p.dim, norms.mutable_data_ptr(),
+                         scope.stream());
+    p.inverse_norms = norms.const_data_ptr();
+  }
+  return norms;
+}
+
+// Values of their own, also where they are the prototypes' memory: to the kernels one address means
+// values that normalize scales too.
+std::optional<Tensor> own_values(const std::optional<Tensor>& values, const Tensor& prototypes) {
+  const std::optional<Tensor> own = contiguous(values);
+  if (!own.has_value() || own->const_data_ptr() != prototypes.const_data_ptr()) return own;
+  return torch::stable::clone(*own);
+}
+
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
                                            bool need_mean, bool normalize) {
   const ReadoutShape shape =
       check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
-  STD_TORCH_CHECK(!normalize, "fcl::softmax_readout: normalize is not supported on CUDA");
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);
-  values = contiguous(values);
+  values = normalize ? own_values(values, prototypes) : contiguous(values);
   exclude = contiguous(exclude);
   const ScalarType accumulate = accumulate_type(shape.dtype);
   Tensor logsumexp = torch::stable::new_empty(embeddings, {shape.num_rows}, accumulate);
   Tensor mean = torch::stable::new_empty(
       embeddings, {need_mean ? shape.num_rows : 0, shape.value_dim}, accumulate);
-  const ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
+  ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
+  const Tensor norms = set_norms("softmax_readout", normalize, prototypes, scope, p);
   const Tensor scratch = device_scratch(embeddings, readout_forward_scratch(p, need_mean));
   launch_readout_forward(p, scratch.mutable_data_ptr(), logsumexp.mutable_data_ptr(),
                          need_mean ? mean.mutable_data_ptr() : nullptr, scope.stream());
@@ -72,11 +94,10 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
     bool need_values, bool normalize) {
   const ReadoutShape shape = check_softmax_readout_backward(
       embeddings, prototypes, values, exclude, logsumexp, coefficient, grad_mean, scale);
-  STD_TORCH_CHECK(!normalize, "fcl::softmax_readout: normalize is not supported on CUDA");
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);
-  values = contiguous(values);
+  values = normalize ? own_values(values, prototypes) : contiguous(values);
   exclude = contiguous(exclude);
   logsumexp = contiguous(logsumexp);
   coefficient = contiguous(coefficient);
@@ -89,7 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
       embeddings, {need_prototypes ? shape.num_classes : 0, shape.dim}, accumulate);
   Tensor grad_values = torch::stable::new_zeros(
       embeddings, {need_values ? shape.num_classes : 0, shape.value_dim}, accumulate);
-  const ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
+  ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
+  const Tensor norms = set_norms("softmax_readout_backward", normalize, prototypes, scope, p);
   const ReadoutBackward b{logsumexp.const_data_ptr(), coefficient.const_data_ptr(),
                           data_or_null(grad_mean)};
   if (need_embeddings && shape.num_rows > 0) {
@@ -100,6 +122,9 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
     // Prototypes that are the values too get both gradients.
     if (!values.has_value() && grad_mean.has_value()) {
       run_backward(p, b, ReadoutGradient::kValues, true, grad_prototypes, scope);
+    }
+    if (normalize) {
+      launch_readout_unscale(p, grad_prototypes.mutable_data_ptr(), scope.stream());
     }
   }
   if (need_values && grad_mean.has_value()) {
