@@ -313,7 +313,7 @@ def test_static_shift_and_running_maximum_agree(scale, dtype):
     x, w, _, _ = _inputs((50, 33, 2000, None, 1.0), dtype, "cpu")
     far = torch.zeros(1, 33, dtype=dtype)
     far[0, 0] = -1e4
-    towards = x.abs()
+    towards = x.abs() + 0.1
     static = fcl_ext.softmax_readout(towards, w, scale=scale)
     online = fcl_ext.softmax_readout(towards, torch.cat([far, w]), scale=scale)
     for a, b in zip(static, online, strict=True):
