@@ -31,7 +31,13 @@ def operators(request, emulation, monkeypatch):
 
 # Shapes of the operator's own tests that have more in them than blocks to wait for, and others that
 # reach several tiles, splits, flushes and panels of columns.
-READOUTS = [*test_softmax_readout.SAMPLES[:3], (70, 17, 901, 300, 20.0), (257, 16, 40, 16, 10.0)]
+READOUTS = [
+    *test_softmax_readout.SAMPLES[:3],
+    (70, 17, 901, 300, 20.0),
+    (257, 16, 40, 16, 10.0),
+    (33, 96, 700, None, 30.0),
+    (140, 200, 330, None, 12.0),
+]
 BACKWARDS = [*READOUTS, (0, 3, 4, 2, 1.0), (30, 300, 150, None, 9.0)]
 
 

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "common/mma_panel.cuh"
+#include "common/mma_product.cuh"
 #include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {
@@ -25,34 +25,29 @@ struct WeightRange {
   static constexpr float kLargest = 65504;  // float16's
 };
 
-template <typename S, int kRowTiles, int kTiles>
+template <typename S, int kTiles>
 struct OnlineSoftmax {
-  using Tile = float[kRowTiles][kTiles][4];
+  using Tile = float[kTiles][4];
 
-  float base[kRowTiles][2];    // -inf before the first class
-  double sum[kRowTiles][2];    // of this lane's columns
-  float keep[kRowTiles][2];    // what the last step multiplied earlier sums by
-  int excluded[kRowTiles][2];  // class, from the split's first one; -1: none
+  float base[2];    // -inf before the first class
+  double sum[2];    // of this lane's columns
+  float keep[2];    // what the last step multiplied earlier sums by
+  int excluded[2];  // class, from the split's first one; -1: none
 
   // `row` is the warp's first; the classes are `count` from `begin`.
   __device__ __forceinline__ void start(const ReadoutProblem& p, int64_t row, int64_t begin,
                                         int count) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        base[r][h] = -infinity<float>();
-        sum[r][h] = 0;
-        keep[r][h] = 1;
-        excluded[r][h] = -1;
-        const int64_t at = row + r * 16 + accumulator_row(2 * h);
-        if (p.exclude == nullptr || at >= p.num_rows) continue;
-        const int64_t hole = p.exclude[at];
-        assert(hole < p.num_classes && "softmax_readout: exclude is not below C");
-        if (hole >= begin && hole < begin + count) {
-          excluded[r][h] = static_cast<int>(hole - begin);
-        }
-      }
+    for (int h = 0; h < 2; ++h) {
+      base[h] = -infinity<float>();
+      sum[h] = 0;
+      keep[h] = 1;
+      excluded[h] = -1;
+      const int64_t at = row + accumulator_row(2 * h);
+      if (p.exclude == nullptr || at >= p.num_rows) continue;
+      const int64_t hole = p.exclude[at];
+      assert(hole < p.num_classes && "softmax_readout: exclude is not below C");
+      if (hole >= begin && hole < begin + count) excluded[h] = static_cast<int>(hole - begin);
     }
   }
 
@@ -60,22 +55,16 @@ struct OnlineSoftmax {
   // tile's, both from the split's first.
   __device__ __forceinline__ void mask(Tile& z, int first, int classes) const {
     constexpr unsigned kWidth = 8 * kTiles;
-    bool masks = first + static_cast<int>(kWidth) > classes;
+    const bool ends = first + static_cast<int>(kWidth) > classes;
+    const bool holes = static_cast<unsigned>(excluded[0] - first) < kWidth ||
+                       static_cast<unsigned>(excluded[1] - first) < kWidth;
+    if (!ends && !holes) return;
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) masks |= static_cast<unsigned>(excluded[r][h] - first) < kWidth;
-    }
-    if (!masks) return;
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int c = first + n * 8 + accumulator_column(i);
-          if (c >= classes || c == excluded[r][i / 2]) z[r][n][i] = -infinity<float>();
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int c = first + n * 8 + accumulator_column(i);
+        if (c >= classes || c == excluded[i / 2]) z[n][i] = -infinity<float>();
       }
     }
   }
@@ -85,33 +74,30 @@ struct OnlineSoftmax {
   __device__ __forceinline__ bool step(Tile& z, float scale, float headroom) {
     bool moved = false;
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int h = 0; h < 2; ++h) {
+      float top = -infinity<float>();
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float top = -infinity<float>();
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          top = fmaxf(top, fmaxf(z[r][n][2 * h], z[r][n][2 * h + 1]));  // a NaN reaches the sum
-        }
-        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-        const float wanted = top * scale - headroom;
-        const bool moves = wanted > base[r][h] + WeightRange<S>::kSlack;
-        keep[r][h] = moves ? exp2_approximate(base[r][h] - wanted) : 1.0f;
-        base[r][h] = moves ? wanted : base[r][h];
-        moved |= moves;
-        const float minus = -finite_base(base[r][h]);
-        float added = 0;
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; ++i) {
-            z[r][n][i] = exp2_approximate(fmaf(z[r][n][i], scale, minus));
-            added += z[r][n][i];
-          }
-        }
-        sum[r][h] = sum[r][h] * static_cast<double>(keep[r][h]) + static_cast<double>(added);
+      for (int n = 0; n < kTiles; ++n) {
+        top = fmaxf(top, fmaxf(z[n][2 * h], z[n][2 * h + 1]));  // a NaN reaches the sum
       }
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+      const float wanted = top * scale - headroom;
+      const bool moves = wanted > base[h] + WeightRange<S>::kSlack;
+      keep[h] = moves ? exp2_approximate(base[h] - wanted) : 1.0f;
+      base[h] = moves ? wanted : base[h];
+      moved |= moves;
+      const float minus = -finite_base(base[h]);
+      float added = 0;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          z[n][i] = exp2_approximate(fmaf(z[n][i], scale, minus));
+          added += z[n][i];
+        }
+      }
+      sum[h] = sum[h] * static_cast<double>(keep[h]) + static_cast<double>(added);
     }
     return __any_sync(kAllLanes, moved);
   }
@@ -120,40 +106,34 @@ struct OnlineSoftmax {
   __device__ __forceinline__ void store(int64_t row, int64_t num_rows, float* max_out,
                                         double* sum_out) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        double total = sum[r][h];
-        total += __shfl_xor_sync(kAllLanes, total, 1);
-        total += __shfl_xor_sync(kAllLanes, total, 2);
-        const int64_t at = row + r * 16 + accumulator_row(2 * h);
-        if (warp_lane() % 4 != 0 || at >= num_rows) continue;
-        max_out[at] = base[r][h];
-        sum_out[at] = total;
-      }
+    for (int h = 0; h < 2; ++h) {
+      double total = sum[h];
+      total += __shfl_xor_sync(kAllLanes, total, 1);
+      total += __shfl_xor_sync(kAllLanes, total, 2);
+      const int64_t at = row + accumulator_row(2 * h);
+      if (warp_lane() % 4 != 0 || at >= num_rows) continue;
+      max_out[at] = base[h];
+      sum_out[at] = total;
     }
   }
 };
 
-// z *= factors of the tile's classes, floats in shared memory.
-template <typename S, int kRowTiles, int kTiles>
-__device__ __forceinline__ void multiply_columns(float (&z)[kRowTiles][kTiles][4], uint32_t factors,
+// z *= factors of the tile's classes, the first words of their terms in shared memory.
+template <typename S, int kTiles>
+__device__ __forceinline__ void multiply_columns(float (&z)[kTiles][4], uint32_t terms,
                                                  bool are_weights) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t at = factors + static_cast<uint32_t>(4 * (n * 8 + accumulator_column(i)));
+      const uint32_t at = terms + static_cast<uint32_t>(16 * (n * 8 + accumulator_column(i)));
       const float factor = __uint_as_float(load_shared(at));
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-        for (int j = i; j < 4; j += 2) {
-          z[r][n][j] *= factor;
-          // A zero row has a huge factor; times its zeros the weight must stay finite.
-          if (are_weights && WeightRange<S>::kNarrow && z[r][n][j] > WeightRange<S>::kLargest) {
-            z[r][n][j] = WeightRange<S>::kLargest;
-          }
+      for (int j = i; j < 4; j += 2) {
+        z[n][j] *= factor;
+        // A zero row has a huge factor; times its zeros the weight must stay finite.
+        if (are_weights && WeightRange<S>::kNarrow && z[n][j] > WeightRange<S>::kLargest) {
+          z[n][j] = WeightRange<S>::kLargest;
         }
       }
     }

@@ -24,16 +24,17 @@ struct ForwardPartials {
   float headroom;
 };
 
-template <typename S, bool kMean>
+template <class WorkShape, bool kMean>
 struct ForwardWork {
+  using Shape = WorkShape;
+  using S = typename Shape::S;
   static constexpr bool kSums = kMean;
   static constexpr bool kSlopes = false;
-  static constexpr int kTerms = 1;
-  static constexpr int kTiles = kMmaRights<S> / 8;
+  static constexpr int kTiles = Shape::kTiles;
 
   const ReadoutProblem& p;
   const ForwardPartials& out;
-  OnlineSoftmax<S, 1, kTiles> softmax;
+  OnlineSoftmax<S, kTiles> softmax;
   float carried[2];  // from the bases of the last flush to today's
   int64_t row;
   int classes;  // of the split
@@ -48,14 +49,15 @@ struct ForwardWork {
     carried[0] = carried[1] = 1;
   }
 
-  __device__ __forceinline__ void load_term(int64_t label, uint32_t (&term)[1]) const {
+  __device__ __forceinline__ bool has_terms() const { return p.inverse_norms != nullptr; }
+  __device__ __forceinline__ void load_term(int64_t label, uint32_t (&term)[4]) const {
     const float* norms = static_cast<const float*>(p.inverse_norms);
-    term[0] = __float_as_uint(norms != nullptr && label < p.num_classes ? norms[label] : 1.0f);
+    if (label < p.num_classes) term[0] = __float_as_uint(norms[label]);
   }
 
   template <int kSlopeTiles, int kSumTiles>
-  __device__ __forceinline__ void weigh(float (&z)[1][kTiles][4], float (&)[1][kSlopeTiles][4],
-                                        float (&sums)[1][kSumTiles][4], int first, uint32_t terms) {
+  __device__ __forceinline__ void weigh(float (&z)[kTiles][4], float (&)[kSlopeTiles][4],
+                                        float (&sums)[kSumTiles][4], int first, uint32_t terms) {
     if (p.inverse_norms != nullptr) multiply_columns<S>(z, terms, false);
     softmax.mask(z, first, classes);
     const bool moved = softmax.step(z, out.scale, out.headroom);
@@ -63,11 +65,11 @@ struct ForwardWork {
       if (moved) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          carried[h] *= softmax.keep[0][h];
+          carried[h] *= softmax.keep[h];
 #pragma unroll
           for (int n = 0; n < kSumTiles; ++n) {
-            sums[0][n][2 * h] *= softmax.keep[0][h];
-            sums[0][n][2 * h + 1] *= softmax.keep[0][h];
+            sums[n][2 * h] *= softmax.keep[h];
+            sums[n][2 * h + 1] *= softmax.keep[h];
           }
         }
       }
@@ -78,9 +80,9 @@ struct ForwardWork {
   }
 
   template <int kSumTiles>
-  __device__ __forceinline__ void flush(float (&sums)[1][kSumTiles][4], bool is_first) {
+  __device__ __forceinline__ void flush(float (&sums)[kSumTiles][4], bool is_first) {
     if constexpr (kMean) {
-      const int64_t first_column = static_cast<int64_t>(blockIdx.z) * kMmaWidth;
+      const int64_t first_column = static_cast<int64_t>(blockIdx.z) * Shape::kWidth;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int64_t at = row + accumulator_row(2 * h);
@@ -92,7 +94,7 @@ struct ForwardWork {
             for (int i = 0; i < 2; ++i) {
               const int64_t column = first_column + n * 8 + accumulator_column(i);
               if (column >= p.value_dim) continue;
-              const float added = sums[0][n][2 * h + i];
+              const float added = sums[n][2 * h + i];
               to[column] = is_first ? added : fmaf(to[column], carried[h], added);
             }
           }
@@ -109,17 +111,49 @@ struct ForwardWork {
   }
 };
 
-template <typename S, bool kMean>
+template <class Shape, template <class> class Feed, bool kMean>
 __global__ void __launch_bounds__(kMmaThreads, 1)
-    mma_forward_kernel(MmaTask<S> task, ReadoutProblem p, ForwardPartials out) {
-  ForwardWork<S, kMean> work(p, out);
-  mma_tile_loop(task, work);
+    mma_forward_kernel(MmaTask<typename Shape::S> task, ReadoutProblem p, ForwardPartials out) {
+  ForwardWork<Shape, kMean> work(p, out);
+  mma_tile_loop<decltype(work), Feed>(task, work);
+}
+
+// One way to run the kernel.
+template <typename S>
+struct Variant {
+  void (*kernel)(MmaTask<S>, ReadoutProblem, ForwardPartials);
+  int rights, width, shared_bytes;
+};
+
+template <class Shape, bool kMean>
+Variant<typename Shape::S> streaming() {
+  return {mma_forward_kernel<Shape, StreamFeed, kMean>, Shape::kRights, Shape::kWidth,
+          StreamFeed<Shape>::kSharedBytes};
+}
+template <class Shape>
+Variant<typename Shape::S> resident() {
+  static_assert(ResidentFeed<Shape>::shared_bytes(1) <= kMmaMostShared);
+  return {mma_forward_kernel<Shape, ResidentFeed, true>, Shape::kRights, Shape::kWidth,
+          ResidentFeed<Shape>::shared_bytes(1)};
+}
+
+template <typename S>
+Variant<S> variant(const ReadoutProblem& p, bool need_mean) {
+  constexpr bool kSplit = sizeof(S) == 4;  // split floats need more registers and shared memory
+  constexpr int kRights = kSplit ? 32 : 64;
+  if (!need_mean) return streaming<MmaShape<S, kRights, 256>, false>();
+  if (p.values == p.prototypes && p.dim <= 128) return resident<MmaShape<S, kRights, 128>>();
+  if constexpr (!kSplit) {
+    if (p.values == p.prototypes && p.dim <= 256) return resident<MmaShape<S, 32, 256>>();
+  }
+  return streaming<MmaShape<S, kRights, 256>, true>();
 }
 
 template <typename S>
 ReadoutSplit split(const ReadoutProblem& p, bool need_mean, const CudaDevice& device) {
-  return split_waves(p.num_rows, kMmaRows, p.num_classes, kMmaRights<S>,
-                     need_mean ? divide_up(p.value_dim, kMmaWidth) : 1, device.multiprocessors);
+  const Variant<S> v = variant<S>(p, need_mean);
+  return split_waves(p.num_rows, kMmaRows, p.num_classes, v.rights,
+                     need_mean ? divide_up(p.value_dim, v.width) : 1, device.multiprocessors);
 }
 
 template <typename S>
@@ -127,6 +161,7 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
                    const CudaDevice& device, cudaStream_t stream) {
   const char* op = "softmax_readout";
   const bool need_mean = mean != nullptr;
+  const Variant<S> v = variant<S>(p, need_mean);
   const ReadoutSplit cut = split<S>(p, need_mean, device);
   const int64_t partials = cut.splits * p.num_rows;
   ForwardPartials out;
@@ -143,9 +178,7 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
   task.per_split = static_cast<int>(cut.per_split);
   task.products = 1;
   task.sums = need_mean;
-  const Block block(kMmaThreads, kMmaSharedBytes<S>);
-  launch(op, need_mean ? mma_forward_kernel<S, true> : mma_forward_kernel<S, false>, cut.grid(),
-         block, stream, task, p, out);
+  launch(op, v.kernel, cut.grid(), Block(kMmaThreads, v.shared_bytes), stream, task, p, out);
   combine_splits<float>(op, p.num_rows, p.value_dim, cut.splits, out.max, out.sum, out.mean,
                         static_cast<float*>(logsumexp), static_cast<float*>(mean), stream);
 }
