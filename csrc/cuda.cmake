@@ -27,6 +27,9 @@ add_library(
     fcl_ops_cuda
     MODULE
     common/cuda_tma.cpp
+    ops/cuda/compat_loss.cu
+    ops/cuda/compat_loss_backward.cu
+    ops/cuda/compat_loss_cuda.cpp
     ops/cuda/csr_transpose.cu
     ops/cuda/csr_transpose_cuda.cpp
     ops/cuda/edge_dot.cu

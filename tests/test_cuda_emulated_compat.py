@@ -4,17 +4,28 @@
 from __future__ import annotations
 
 import pytest
+import test_compat_loss
 import test_softmax_readout
 import torch
+from test_cuda_emulated_readout import PATHS
 
 from support import DTYPES, error
 
 
 @pytest.fixture(autouse=True, params=["ascending", "descending"])
-def operators(request, emulation):
+def operators(request, emulation, monkeypatch):
     """Threads run in ascending or descending order between barriers."""
     emulation.emulation_reverse(int(request.param == "descending"))
-    return torch.ops.fcl_emulated
+    operators = torch.ops.fcl_emulated
+    monkeypatch.setattr(test_compat_loss, "OP", operators.compat_loss.default)
+    monkeypatch.setattr(test_compat_loss, "BACKWARD", operators.compat_loss_backward.default)
+    return operators
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Which kernels the readout in the middle takes."""
+    monkeypatch.setenv("FCL_CUDA_PATH", request.param)
 
 
 def _exact(tensors):
@@ -59,3 +70,79 @@ def test_normalize(shape, values, dtype, operators):
             assert error(mine[1], expected[1]) < 3 * tolerance
         else:
             assert error(mine, expected) < 3 * tolerance
+
+
+OPTIONS = test_compat_loss.OPTIONS
+# More rows of a label than a warp, several panels of columns.
+SHAPES = [*test_compat_loss.SHAPES, (150, 5, 2), (40, 150, 90)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.usefixtures("path")
+def test_compat_loss_and_gradients(shape, options, dtype):
+    test_compat_loss.test_loss_and_gradients_match_definition(shape, options, dtype, "cpu")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compat_loss_reductions(options, reduction):
+    test_compat_loss.test_reductions(options, reduction, "cpu")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.usefixtures("path")
+def test_compat_loss_of_a_single_class(options):
+    test_compat_loss.test_a_single_class_is_always_right(options, "cpu")
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.usefixtures("path")
+def test_compat_loss_where_no_row_counts(options, reduction, rows, operators):
+    x, w, labels = test_compat_loss._inputs((rows, 4, 6), torch.float32, "cpu")
+    labels[:] = test_compat_loss.IGNORED
+    loss, grad, unit, state = test_compat_loss._call(x, w, labels, options, reduction)
+    assert loss.isnan() if reduction == "mean" else not loss.any()
+    assert not grad.any()
+    assert not state.any()
+    *_, smoothing, normalize = options
+    terms = (unit if normalize else x, w, labels, state, torch.full_like(loss, torch.inf))
+    grads = operators.compat_loss_backward(
+        *terms, 10.0, smoothing, normalize, test_compat_loss.IGNORED
+    )
+    assert not grads.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compat_loss_outputs_are_those_of_the_cpu(reduction, needs, dtype, monkeypatch):
+    """Shapes, and what is asked for does not change with what else is."""
+    x, w, labels = test_compat_loss._inputs((37, 9, 50), dtype, "cpu")
+    x = (x * torch.linspace(0.5, 2, 37, dtype=torch.float64)[:, None]).to(dtype)
+    ours = test_compat_loss._call(x, w, labels, OPTIONS[4], reduction, need=needs)
+    both = test_compat_loss._call(x, w, labels, OPTIONS[4], reduction)
+    monkeypatch.setattr(test_compat_loss, "OP", torch.ops.fcl.compat_loss.default)
+    expected = test_compat_loss._call(x, w, labels, OPTIONS[4], reduction, need=needs)
+    for mine, full, theirs in zip(ours, both, expected, strict=True):
+        assert mine.shape == theirs.shape
+        assert mine.dtype == theirs.dtype
+        assert not mine.numel() or torch.equal(mine, full)
+        # With half types the CPU rounds the weights of classes.
+        assert error(mine, theirs) < {torch.float64: 1e-13, torch.float32: 2e-6}.get(dtype, 2e-3)
+    if dtype != torch.float64:
+        assert torch.equal(ours[2], expected[2])  # unit rows are rounded once, everywhere
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_compat_loss_label_out_of_range(label, operators):
+    x, w, labels = test_compat_loss._inputs((3, 4, 5), torch.float32, "cpu")
+    labels[2] = label
+    with pytest.raises(RuntimeError, match=r"device-side assert.*label is not in \[0, C\)"):
+        test_compat_loss._call(x, w, labels, OPTIONS[0])
+    state, grad = torch.zeros(4, 3), torch.ones(())
+    with pytest.raises(RuntimeError, match=r"device-side assert.*label is not in \[0, C\)"):
+        operators.compat_loss_backward(x, w, labels, state, grad, 1.0, 0.0, False, -100)

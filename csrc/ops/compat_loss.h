@@ -15,27 +15,14 @@
 #include <string>
 
 #include "common/checks.h"
+#include "ops/compat_row.h"
 
 namespace fcl::ops {
-
-enum class Reduction { kNone, kSum, kMean };
-
-struct CompatLossOptions {
-  double scale, margin;
-  bool arcface;
-  double label_smoothing;
-  bool normalize;
-  int64_t ignore_index;
-  Reduction reduction;
-};
 
 struct CompatLossShape {
   Dtype dtype;
   int64_t num_rows, dim, num_classes;
 };
-
-// Rows of the state that the gradient to prototypes needs.
-enum CompatLossState { kStateLogsumexp, kStateOther, kStateTarget, kStateWeight, kStateRows };
 
 inline Reduction parse_reduction(const char* op, const std::string& name) {
   if (name == "none") return Reduction::kNone;

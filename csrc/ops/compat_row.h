@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar part of compat_loss, per row, for the CPU and for CUDA: see compat_loss.h. In double,
-// because one row costs nothing beside its C classes.
+// The torch-free part of compat_loss, for the CPU and for CUDA: its options, and the scalar maths
+// of a row (formulas: compat_loss.h). In double, because one row costs nothing beside its C
+// classes.
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #if defined(__CUDACC__)
 #define FCL_HOST_DEVICE __host__ __device__
@@ -13,25 +15,56 @@
 
 namespace fcl::ops {
 
+enum class Reduction { kNone, kSum, kMean };
+
+struct CompatLossOptions {
+  double scale, margin;
+  bool arcface;
+  double label_smoothing;
+  bool normalize;
+  int64_t ignore_index;
+  Reduction reduction;
+};
+
+// Rows of the state that the gradient to prototypes needs.
+enum CompatLossState { kStateLogsumexp, kStateOther, kStateTarget, kStateWeight, kStateRows };
+
 struct MarginLogit {
   double logit;  // z'
   double slope;  // dz'/dz
 };
 
+// What the rows of a call share of its margin. `tiny` keeps the derivative of the sine finite at
+// cosines of +-1.
+struct Margin {
+  double scale, angle, cosine, sine;
+  bool arcface;
+  double tiny;
+};
+
+inline Margin make_margin(const CompatLossOptions& options, double tiny) {
+  return {options.scale,
+          options.margin,
+          std::cos(options.margin),
+          std::sin(options.margin),
+          options.arcface,
+          tiny};
+}
+
 // The target logit z = scale * cosine under a margin. ArcFace continues linearly where theta +
-// margin passes pi. `tiny` keeps the derivative of the sine finite at cosines of +-1.
-FCL_HOST_DEVICE inline MarginLogit apply_margin(double z, double scale, double margin, bool arcface,
-                                                double tiny) {
-  if (margin == 0) return {z, 1};
-  if (!arcface) return {z - scale * margin, 1};
-  const double cosine = z / scale;
-  const double cos_margin = cos(margin);
-  const double sin_margin = sin(margin);
-  if (!(cosine > -cos_margin)) return {scale * (cosine - margin * sin_margin), 1};
+// margin passes pi.
+FCL_HOST_DEVICE inline MarginLogit apply_margin(double z, const Margin& margin) {
+  if (margin.angle == 0) return {z, 1};
+  if (!margin.arcface) return {z - margin.scale * margin.angle, 1};
+  const double cosine = z / margin.scale;
+  if (!(cosine > -margin.cosine)) {
+    return {margin.scale * (cosine - margin.angle * margin.sine), 1};
+  }
   const double squared_sine = 1 - cosine * cosine;
-  const double sine = sqrt(squared_sine > tiny ? squared_sine : tiny);
-  const double slope = cos_margin + (squared_sine > tiny ? cosine / sine * sin_margin : 0);
-  return {scale * (cosine * cos_margin - sine * sin_margin), slope};
+  const double sine = sqrt(squared_sine > margin.tiny ? squared_sine : margin.tiny);
+  const double slope =
+      margin.cosine + (squared_sine > margin.tiny ? cosine / sine * margin.sine : 0);
+  return {margin.scale * (cosine * margin.cosine - sine * margin.sine), slope};
 }
 
 struct CompatRow {

@@ -128,7 +128,7 @@ double finish_row(const CompatProblem& p, int64_t i, int64_t label, double row_w
       p.mean_prototype == nullptr ? 0 : o.scale * dot(unit, p.mean_prototype, dim);
   const double tiny = std::is_same_v<T, double> ? std::numeric_limits<double>::epsilon()
                                                 : std::numeric_limits<float>::epsilon();
-  const MarginLogit shifted = apply_margin(target_logit, o.scale, o.margin, o.arcface, tiny);
+  const MarginLogit shifted = apply_margin(target_logit, make_margin(o, tiny));
   const CompatRow row = compat_row(logsumexp, target_logit, shifted, smooth_logit,
                                    o.label_smoothing, static_cast<double>(p.shape.num_classes));
   if (state != nullptr) {
