@@ -31,6 +31,7 @@ def _tensors():
     return {
         "x": x,
         "w": w,
+        "mean": w.mean(0),
         "exclude": torch.arange(150) - 1,
         "crow": crow,
         "col": col.to(torch.int32),
@@ -50,6 +51,9 @@ def _run_all(t):
     """Every operator once."""
     lse, mean = fcl.softmax_readout(t["x"], t["w"], None, t["exclude"], 20.0, True)
     terms = (lse, t["coefficient"], mean)
+    # Label smoothing, unit rows, the mean over the rows that count.
+    options = (20.0, 0.1, True, 0.1, True, -1, "mean", True, True)
+    compat = fcl.compat_loss(t["x"], t["w"], t["exclude"], t["mean"].double(), *options)
     sparse = fcl.sparse_readout(
         t["x"], t["w"], t["labels"], t["sets"], t["members"], None, 9.0, True
     )
@@ -58,6 +62,12 @@ def _run_all(t):
         "softmax_readout": (lse, mean),
         "softmax_readout_backward": fcl.softmax_readout_backward(
             t["x"], t["w"], None, t["exclude"], *terms, 20.0, True, True, False
+        ),
+        "compat_loss": compat,
+        "compat_loss_backward": (
+            fcl.compat_loss_backward(
+                *(compat[2], t["w"], t["exclude"], compat[3], compat[0], 20.0, 0.1, True, -1)
+            ),
         ),
         "sparse_readout": sparse,
         "sparse_readout_backward_rows": (
@@ -121,8 +131,10 @@ def test_operators_can_be_captured_in_a_graph():
             *(t["x"], t["w"], None, None, lse, t["coefficient"], mean),
             *(20.0, True, True, False),
         )
+        options = (20.0, 0.0, False, 0.0, True, -1, "mean", True, True)
+        compat = fcl.compat_loss(t["x"], t["w"], t["exclude"], None, *options)
         walk = fcl.random_walk_backward(*graph_inputs, t["x"], 0.9, 4, True, True)
-        return lse, *grads, *walk, *fcl.knn_graph(t["x"], 5, "l2")
+        return lse, *grads, *compat, *walk, *fcl.knn_graph(t["x"], 5, "l2")
 
     expected = work()
     torch.cuda.synchronize()
@@ -181,6 +193,10 @@ def test_the_device_of_the_tensors_counts():
         (
             "fcl_ext.ops.softmax_readout(x, x, None, torch.full((3,), 9, device='cuda'), 1., True)",
             "exclude is not below C",
+        ),
+        (
+            "fcl_ext.compat_loss(x, x, torch.tensor([0, 3, 1], device='cuda'))",
+            "label is not in [0, C)",
         ),
         ("fcl_ext.knn_graph(x * torch.nan, 1)", "features are not finite"),
         (

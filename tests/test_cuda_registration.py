@@ -33,7 +33,7 @@ needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this t
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 10
+    assert len(OPERATORS) == 12
 
 
 @needs_cuda_torch
@@ -70,6 +70,14 @@ def _calls():
         "softmax_readout_backward": (
             (x, w, None, y, lse, lse, x, 2.0, True, True, False),
             [(5, 4), (7, 4), (0, 4)],
+        ),
+        "compat_loss": (
+            (x, w, y, None, 2.0, 0.1, False, 0.0, True, -1, "mean", True, True),
+            [(), (5, 4), (5, 4), (4, 5)],
+        ),
+        "compat_loss_backward": (
+            (x, w, y, torch.empty(4, 5), lse, 2.0, 0.0, True, -1),
+            [(7, 4)],
         ),
         "sparse_readout": ((x, w, y, crow, wide, values, 2.0, True), [(5,), (5, 4)]),
         "sparse_readout_backward_rows": (

@@ -16,8 +16,9 @@ namespace {
 constexpr const char* kOp = "compat_loss";
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-// Fewer, so that the compiler leaves every thread enough registers.
 constexpr int kFinishThreads = 128;
+// Blocks per multiprocessor to leave registers for; without a number the compiler spills.
+constexpr int kFinishResident = 6;
 constexpr int kSumThreads = 1024;
 
 // Sum over the block, in thread 0.
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // After the readout, rows [N, D]: what it saw.
 template <typename S>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishResident)
     finish_kernel(CompatProblem p, CompatScratch scratch, CompatOutputs out, const S* rows,
                   Margin margin) {
   using T = typename Accumulate<S>::type;
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kSumThreads)
   *loss = static_cast<T>(is_mean ? sum / static_cast<double>(*valid) : sum);
 }
 
-CompatScratch take_scratch(const CompatProblem& p, fcl::cuda::ScratchArrays& arrays) {
+CompatScratch take_scratch(const CompatProblem& p, ScratchArrays& arrays) {
   const int64_t accumulate = p.dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float);
   CompatScratch s{};
   s.exclude = arrays.take<int64_t>(p.num_rows);
