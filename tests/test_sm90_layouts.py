@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 def _compile(name: str, folder: Path) -> Path:
     program = folder / name
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     include = [f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
     subprocess.run([COMPILER, *flags, *include, HOST / f"{name}.cpp", "-o", program], check=True)
     return program
@@ -64,19 +64,27 @@ def test_layouts(tmp_path):
     assert run.returncode == 0, run.stdout
 
 
-# Loads and products at once or late, and the order of the threads.
-LUCK = [(0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3), (0, 1, 24)]
+# Loads and products at once or late, and the order of the threads: ascending, descending, random,
+# and random with some threads of the warp that issues the loads far behind.
+APART = 96
+LUCK = [(0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 97), (0, 1, APART)]
+
+
+def _rows(dim: int) -> int:
+    """Two tiles of rows, the second one not full: they share the loads of classes."""
+    return 200 if dim <= 256 else 100
 
 
 @pytest.mark.parametrize("luck", LUCK, ids=str)
-@pytest.mark.parametrize("dim", [40, 64, 128, 192, 256])
+@pytest.mark.parametrize("dim", [40, 64, 128, 192, 256, 264, 384, 512])
 def test_readout(readout, dim, luck):
-    """Two row tiles that share loads, two splits, flushes, a last tile of 72 or 40 classes."""
+    """Splits, flushes, a last tile of classes that is not full."""
     loads, products, order = luck
-    _check(readout(n=200, d=dim, c=1000, late_loads=loads, late_products=products, order=order))
+    case = {"n": _rows(dim), "d": dim, "c": 1000 if dim <= 256 else 600}
+    _check(readout(**case, late_loads=loads, late_products=products, order=order))
 
 
-@pytest.mark.parametrize("dim", [40, 128, 256])
+@pytest.mark.parametrize("dim", [40, 128, 256, 328, 512])
 @pytest.mark.parametrize(
     "case",
     [
@@ -85,28 +93,30 @@ def test_readout(readout, dim, luck):
         {"mean": 0},
         {"mean": 0, "factors": 1},
         {"shift": 10},
-        {"n": 100, "multiprocessors": 1, "scale": 60},
+        {"n": 50, "multiprocessors": 1, "scale": 60},
         {"n": 300, "multiprocessors": 9},
         {"n": 1, "c": 7},
     ],
     ids=str,
 )
 def test_options(readout, case, dim):
-    errors = readout(d=dim, late_loads=0, order=24, **case)
-    assert errors[0] < 5e-6
-    assert errors[1] < 6e-3
+    lse, mean = readout(**{"n": _rows(dim), "c": 500, "d": dim, **case}, late_loads=0, order=APART)
+    assert lse < 5e-6
+    assert mean < 6e-3
 
 
-@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("dim", [64, 256, 384, 512])
 @pytest.mark.parametrize("factors", [0, 1])
 def test_float16(readout, dim, factors):
-    _check(readout(d=dim, float16=1, factors=factors, exclude=1, order=5), float16=True)
+    case = {"n": _rows(dim), "c": 300, "d": dim, "factors": factors, "exclude": 1}
+    _check(readout(**case, float16=1, late_loads=0, order=APART), float16=True)
 
 
 def test_single_class_that_is_excluded(readout):
-    assert readout(c=1, exclude=1, order=6) <= (1e-6, 1e-6)
+    assert readout(c=1, exclude=1, order=1) <= (1e-6, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None or CUOBJDUMP is None, reason="needs nvcc and cuobjdump")
 def test_machine_code(tmp_path):
     """Warpgroup products that overlap, tile loads, no use of local memory."""

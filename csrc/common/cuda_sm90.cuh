@@ -21,7 +21,13 @@ struct Sm90 {
   using TensorMap = CUtensorMap;
 
   // --- threads
-  __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
+  // Read anew each time: kept for all the roles of a block, it costs the fullest a spilled
+  // register.
+  __device__ __forceinline__ static int thread() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(index));
+    return index;
+  }
   __device__ __forceinline__ static int64_t block_x() { return blockIdx.x; }
   __device__ __forceinline__ static int64_t block_y() { return blockIdx.y; }
   // Known to the compiler to be the same in the whole warp.

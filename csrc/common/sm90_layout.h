@@ -39,6 +39,12 @@ FCL_HOST_DEVICE constexpr uint32_t tile_offset(int rows, int row, int column) {
   return swizzle(panel + static_cast<uint32_t>(row * kRowBytes + column % kPanelColumns * 2));
 }
 
+// From the offset of an element in the first 16-byte chunk of a row to the same place `chunk`
+// chunks (of 8 columns each) further in the panel.
+FCL_HOST_DEVICE constexpr uint32_t chunk_offset(uint32_t offset, int chunk) {
+  return offset ^ static_cast<uint32_t>(chunk * 16);
+}
+
 // Matrix descriptor: address, leading and stride byte offsets in units of 16 bytes, and 1 for the
 // 128-byte swizzle.
 FCL_HOST_DEVICE constexpr uint64_t make_descriptor(uint32_t address, uint32_t leading,

@@ -215,6 +215,7 @@ struct HostSm90 {
   static void load_tile_to_all(const TensorMap* map, uint32_t to, uint32_t barrier, int column,
                                int row, int blocks) {
     if (to % 128 != 0) fail("a tile that is not aligned");
+    if (map->columns % 8 != 0) fail("a matrix whose rows are not multiples of 16 bytes");
     const auto copy = [=] {
       for (size_t rank = 0; rank < cluster->blocks.size(); ++rank) {
         if ((blocks >> rank & 1) != 0)

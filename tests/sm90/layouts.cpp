@@ -34,6 +34,8 @@ void check_tile(int rows, int columns) {
     for (int column = 0; column < columns; ++column) {
       const uint32_t at = written(base, rows, row, column);
       expect(base + tile_offset(rows, row, column) == at, "tile_offset", rows, row, column);
+      const uint32_t first = tile_offset(rows, row, column / 64 * 64 + column % 8);
+      expect(base + chunk_offset(first, column % 64 / 8) == at, "chunk_offset", rows, row, column);
       expect(seen.insert(at).second && at < base + rows * columns * 2, "overlap", rows, row,
              column);
       // The tile as B of logits = rows . tile^T: n is the row, k the column.
@@ -121,7 +123,7 @@ void check_splits() {
 }  // namespace
 
 int main() {
-  for (const int rows : {16, 64, 80, 96, 128}) {
+  for (const int rows : {16, 32, 48, 64, 80, 96, 128}) {
     for (const int columns : {64, 128, 192, 256}) check_tile(rows, columns);
   }
   check_fragments();

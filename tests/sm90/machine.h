@@ -159,7 +159,7 @@ class Cluster {
       }
       if (!left) break;
       if (any) continue;
-      if (loads.empty()) fail("threads wait for each other: " + waiting());
+      if (loads.empty()) fail("block.warpgroup wait for each other:" + waiting());
       const size_t next = options.order == 0 ? 0 : random() % loads.size();
       const auto load = loads[next];
       loads.erase(loads.begin() + static_cast<std::ptrdiff_t>(next));
@@ -225,8 +225,8 @@ class Cluster {
   std::string waiting() const {
     std::string text;
     for (const Thread& t : all) {
-      if (!t.done && t.index % 32 == 0) {
-        text += " block " + std::to_string(t.rank) + " warp " + std::to_string(t.index / 32);
+      if (!t.done && t.index % 128 == 0) {
+        text += " " + std::to_string(t.rank) + "." + std::to_string(t.index / 128);
       }
     }
     return text;

@@ -9,6 +9,7 @@
 
 #include "host_sm90.h"
 #include "ops/cuda/readout_sm90.cuh"
+#include "ops/cuda/readout_sm90_wide.cuh"
 
 namespace {
 
@@ -122,6 +123,7 @@ Result emulate(const Case& given, const Data& data) {
   std::vector<double> sum(split.splits * data.n, NAN);
   std::vector<float> mean(split.splits * data.n * data.d, NAN);
   Sm90Readout task = {};
+  task.rows = data.x.data();
   task.exclude = data.exclude.empty() ? nullptr : data.exclude.data();
   task.factors = data.factors.empty() ? nullptr : data.factors.data();
   task.num_rows = data.n;
@@ -137,14 +139,15 @@ Result emulate(const Case& given, const Data& data) {
   task.mean = Tile::kMean ? mean.data() : nullptr;
   const host_sm90::Matrix rows{data.x.data(), data.n, data.d, Tile::kRows};
   const host_sm90::Matrix classes{data.w.data(), data.c, data.d, Tile::kClasses / split.cluster};
+  using Block = std::conditional_t<Tile::kWide, ReadoutWideBlock<HostSm90, Tile, kFactors>,
+                                   ReadoutBlock<HostSm90, Tile, kFactors>>;
   host_sm90::Cluster cluster(
       split.cluster, Tile::kThreads,
       {given.whole("late_loads", 1) != 0, given.whole("late_products", 1) != 0,
        static_cast<uint64_t>(given.whole("order", 0))});
   for (int64_t x = 0; x < split.row_tiles; x += split.cluster) {
     for (int y = 0; y < split.splits; ++y) {
-      cluster.run(static_cast<int>(x), y,
-                  [&] { ReadoutBlock<HostSm90, Tile, kFactors>(&rows, &classes, task).run(); });
+      cluster.run(static_cast<int>(x), y, [&] { Block(&rows, &classes, task).run(); });
     }
   }
   std::printf("cluster %d, row tiles %d, splits %d of %d tiles: ", split.cluster,

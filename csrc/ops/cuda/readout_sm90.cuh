@@ -9,23 +9,9 @@
 // tests' stand-in).
 #pragma once
 
-#include "ops/cuda/readout_sm90.h"
-#include "ops/cuda/readout_sm90_softmax.cuh"
+#include "ops/cuda/readout_sm90_block.cuh"
 
 namespace fcl::ops::cuda {
-
-// Place in a ring of stages: index, and parity of the round.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  FCL_DEVICE void next() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 template <class Hw, class Tile, bool kFactors>
 struct ReadoutBlock {
@@ -36,24 +22,10 @@ struct ReadoutBlock {
   const Map* rows_map;     // boxes of 64 columns x kRows rows
   const Map* classes_map;  // boxes of 64 columns x kClasses / cluster size rows
   const Sm90Readout& p;
-  int64_t row;          // first of the block
-  int64_t split;        //
-  int64_t first_class;  // of the split
-  int classes;          // of the split
-  int tiles;
-  int cluster;
+  BlockWork<Hw, Tile> work;
 
   FCL_DEVICE ReadoutBlock(const Map* rows_map, const Map* classes_map, const Sm90Readout& p)
-      : rows_map(rows_map), classes_map(classes_map), p(p) {
-    const int64_t per_split = static_cast<int64_t>(p.tiles_per_split) * Tile::kClasses;
-    row = Hw::block_x() * Tile::kRows;
-    split = Hw::block_y();
-    first_class = split * per_split;
-    const int64_t left = p.num_classes - first_class;
-    classes = static_cast<int>(left < per_split ? left : per_split);
-    tiles = (classes + Tile::kClasses - 1) / Tile::kClasses;
-    cluster = Hw::cluster_size();
-  }
+      : rows_map(rows_map), classes_map(classes_map), p(p), work(p) {}
 
   FCL_DEVICE void run() {
     const int warp = Hw::warp();
@@ -64,7 +36,7 @@ struct ReadoutBlock {
       for (int s = 0; s < Tile::kStages; ++s) {
         Hw::init_barrier(Tile::full_barrier(s), 1);
         // Every consumer warp of every block that gets the tile says that it is done with it.
-        Hw::init_barrier(Tile::empty_barrier(s), Tile::kConsumers * 4 * cluster);
+        Hw::init_barrier(Tile::empty_barrier(s), Tile::kConsumers * 4 * work.cluster);
       }
       Hw::publish_barriers();
     }
@@ -84,50 +56,32 @@ struct ReadoutBlock {
 
   FCL_DEVICE void produce() {
     const bool leads = Hw::thread() == 0;
-    const int rank = Hw::cluster_rank();
-    const int part = Tile::kClasses / cluster;
     if (leads) {
       Hw::arrive_expecting(Tile::rows_barrier(), Tile::kRowsBytes);
       for (int panel = 0; panel < Tile::kPanels; ++panel) {
         Hw::load_tile(rows_map, fcl::sm90::tile_offset(Tile::kRows, 0, panel * 64),
-                      Tile::rows_barrier(), panel * 64, static_cast<int>(row));
+                      Tile::rows_barrier(), panel * 64, static_cast<int>(work.row));
       }
     }
-    // Others are of use for factors alone, and then meet in every round: a thread that is two
-    // rounds late takes one phase of a barrier for another.
+    // Others are of use for factors alone. They meet between the wait and the load: one that waits
+    // later could find the stage used and emptied again, and take that phase for the one before.
     if (!kFactors && !leads) return;
     Place at;
-    for (int t = 0; t < tiles; ++t, at.next()) {
+    for (int t = 0; t < work.tiles; ++t, at.next()) {
       Hw::wait(Tile::empty_barrier(at.stage), at.parity ^ 1);
-      const int64_t first = first_class + static_cast<int64_t>(t) * Tile::kClasses;
-      if constexpr (kFactors) {
-        for (int c = Hw::thread(); c < Tile::kClasses; c += 32) {
-          const float factor = first + c < p.num_classes ? p.factors[first + c] : 0.0f;
-          Hw::store(Tile::factors(at.stage) + 4 * c, factor);
-        }
-        Hw::sync_warp();  // the arrival below speaks for all of the warp's stores
-      }
+      const int64_t first = work.first_class + static_cast<int64_t>(t) * Tile::kClasses;
+      if constexpr (kFactors) store_factors<Hw, Tile::kClasses>(p, first, Tile::factors(at.stage));
       if (!leads) continue;
       const uint32_t full = Tile::full_barrier(at.stage);
       Hw::arrive_expecting(full, Tile::kStageBytes);
-      for (int panel = 0; panel < Tile::kPanels; ++panel) {
-        const uint32_t to =
-            Tile::stage(at.stage) + fcl::sm90::tile_offset(Tile::kClasses, rank * part, panel * 64);
-        const int from = static_cast<int>(first) + rank * part;
-        if (cluster == 1) {
-          Hw::load_tile(classes_map, to, full, panel * 64, from);
-        } else {
-          Hw::load_tile_to_all(classes_map, to, full, panel * 64, from, (1 << cluster) - 1);
-        }
-      }
+      load_classes<Hw, Tile::kClasses>(classes_map, first, 0, Tile::kPanels, Tile::stage(at.stage),
+                                       full, work.cluster);
     }
   }
 
   // This warp has read the stage for the last time.
   FCL_DEVICE void release(int stage) {
-    Hw::sync_warp();
-    const int lane = Hw::thread() % 32;
-    if (lane < cluster) Hw::arrive_at(Tile::empty_barrier(stage), lane);
+    release_stage<Hw>(Tile::empty_barrier(stage), work.cluster);
   }
 
   // Issues logits = rows . tile^T.
@@ -165,9 +119,9 @@ struct ReadoutBlock {
   FCL_DEVICE void consume(int consumer) {
     using namespace fcl::sm90;
     const int64_t first_row =
-        row + consumer * kProductRows + accumulator_row(Hw::thread() % kWarpgroup, 0);
+        work.row + consumer * kProductRows + accumulator_row(Hw::thread() % kWarpgroup, 0);
     RowSoftmax<Hw> softmax;
-    softmax.start(p, first_row, first_class, classes);
+    softmax.start(p, first_row, work.first_class, work.classes);
     const uint64_t rows =
         k_major_descriptor(Hw::address(tile_offset(Tile::kRows, consumer * kProductRows, 0)));
     if (consumer == 1) give_turn(consumer);
@@ -177,21 +131,21 @@ struct ReadoutBlock {
     } else {
       consume_logits(consumer, rows, softmax);
     }
-    softmax.store(p, first_row, split);
+    softmax.store(p, first_row, work.split);
   }
 
   FCL_DEVICE void consume_logits(int consumer, uint64_t rows, RowSoftmax<Hw>& softmax) {
     float logits[Tile::kClasses / 2];
     Place at;
-    for (int t = 0; t < tiles; ++t, at.next()) {
+    for (int t = 0; t < work.tiles; ++t, at.next()) {
       Hw::wait(Tile::full_barrier(at.stage), at.parity);
       take_turn(consumer);
       Hw::begin_products();
       multiply(logits, rows, at.stage);
-      if (consumer == 0 || t + 1 < tiles) give_turn(consumer);
+      if (consumer == 0 || t + 1 < work.tiles) give_turn(consumer);
       Hw::template wait_products<0>();
       Hw::hold(logits);
-      softmax.template step<S, kFactors>(logits, t * Tile::kClasses, classes,
+      softmax.template step<S, kFactors>(p, logits, t * Tile::kClasses, work.classes,
                                          Tile::factors(at.stage));
       release(at.stage);
     }
@@ -204,8 +158,8 @@ struct ReadoutBlock {
     uint32_t weights[Tile::kClasses / 4];
     Place at;
     // Runs of classes, after each of which the sums move on to memory.
-    for (int begin = 0; begin < tiles; begin += p.flush_tiles) {
-      const int end = tiles - begin < p.flush_tiles ? tiles : begin + p.flush_tiles;
+    for (int begin = 0; begin < work.tiles; begin += p.flush_tiles) {
+      const int end = work.tiles - begin < p.flush_tiles ? work.tiles : begin + p.flush_tiles;
       float carried[2] = {1, 1};  // from the reference at the begin of the run to today's
 #pragma unroll
       for (int i = 0; i < Tile::kDim / 2; ++i) sums[i] = 0;
@@ -213,10 +167,10 @@ struct ReadoutBlock {
       take_turn(consumer);
       Hw::begin_products();
       multiply(logits, rows, at.stage);
-      if (consumer == 0 || begin + 1 < tiles) give_turn(consumer);
+      if (consumer == 0 || begin + 1 < work.tiles) give_turn(consumer);
       Hw::template wait_products<0>();
       Hw::hold(logits);
-      softmax.template step<S, kFactors>(logits, begin * Tile::kClasses, classes,
+      softmax.template step<S, kFactors>(p, logits, begin * Tile::kClasses, work.classes,
                                          Tile::factors(at.stage));
       carried[0] *= softmax.keep[0];
       carried[1] *= softmax.keep[1];
@@ -232,11 +186,11 @@ struct ReadoutBlock {
         Hw::begin_products();
         multiply(logits, rows, at.stage);
         accumulate(sums, weights, before);
-        if (consumer == 0 || t + 1 < tiles) give_turn(consumer);
+        if (consumer == 0 || t + 1 < work.tiles) give_turn(consumer);
         Hw::template wait_products<1>();
         Hw::hold(logits);
-        const bool moved = softmax.template step<S, kFactors>(logits, t * Tile::kClasses, classes,
-                                                              Tile::factors(at.stage));
+        const bool moved = softmax.template step<S, kFactors>(
+            p, logits, t * Tile::kClasses, work.classes, Tile::factors(at.stage));
         Hw::template wait_products<0>();
         Hw::hold(sums);
         Hw::hold(weights);
@@ -257,32 +211,7 @@ struct ReadoutBlock {
       Hw::hold(sums);
       release(at.stage);
       at.next();
-      flush(sums, first_row, carried, begin > 0);
-    }
-  }
-
-  // Moves the sums to this block's part of the mean, in float32 memory.
-  FCL_DEVICE void flush(float (&sums)[Tile::kDim / 2], int64_t first_row, float (&carried)[2],
-                        bool adds) {
-    const int column = fcl::sm90::accumulator_column(Hw::thread() % fcl::sm90::kWarpgroup, 0);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int64_t at = first_row + 8 * r;
-      float* to = p.mean + (split * p.num_rows + at) * p.dim + column;
-      if (at < p.num_rows) {
-#pragma unroll
-        for (int j = 0; j < Tile::kDim / 8; ++j) {
-          if (column + 8 * j >= p.dim) continue;
-          FloatPair* pair = reinterpret_cast<FloatPair*>(to + 8 * j);
-          FloatPair value{sums[4 * j + 2 * r], sums[4 * j + 2 * r + 1]};
-          if (adds) {
-            const FloatPair old = *pair;
-            value.x = Hw::multiply_add(old.x, carried[r], value.x);
-            value.y = Hw::multiply_add(old.y, carried[r], value.y);
-          }
-          *pair = value;
-        }
-      }
+      flush_sums<Hw>(p, work.split, first_row, 0, sums, carried, begin > 0);
     }
   }
 };

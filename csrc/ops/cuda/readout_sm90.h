@@ -13,6 +13,7 @@ namespace fcl::ops::cuda {
 
 // One launch. Sums and maxima are indexed [split][row], means [split][row][column].
 struct Sm90Readout {
+  const void* rows;        // [N, D], 16-bit
   const int64_t* exclude;  // [N] or null
   const float* factors;    // [C] or null: multiplies a class row, in logits and in the mean
   int64_t num_rows, num_classes;
@@ -32,6 +33,7 @@ struct Sm90Readout {
 template <typename Storage, int kPanelCount, int kTileClasses, int kRingStages, bool kWantMean>
 struct Sm90Tile {
   using S = Storage;
+  static constexpr bool kWide = false;
   static constexpr bool kMean = kWantMean;
   static constexpr int kPanels = kPanelCount;
   static constexpr int kDim = kPanels * fcl::sm90::kPanelColumns;
@@ -64,6 +66,72 @@ struct Sm90Tile {
   }
 };
 
+// For more columns, which are dealt with in halves: 64 rows, rings of half tiles, two buffers of
+// weights on the way from the warpgroup that makes them to those that use them. The rows are in the
+// registers of the former, of the widest ones half of the columns in shared memory.
+template <typename Storage, int kHalfPanelCount, int kTileClasses, int kRingStages, bool kWantMean>
+struct Sm90WideTile {
+  using S = Storage;
+  static constexpr bool kWide = true;
+  static constexpr bool kMean = kWantMean;
+  static constexpr int kHalfPanels = kHalfPanelCount;
+  static constexpr int kHalfDim = kHalfPanels * fcl::sm90::kPanelColumns;
+  static constexpr int kDim = 2 * kHalfDim;
+  // Sums of a half in as many products as it takes to have less than 128 registers in each: what a
+  // thread has when it starts decides that, not what it gets later.
+  static constexpr int kParts = kHalfDim > 192 ? 2 : 1;
+  static constexpr int kPartDim = kHalfDim / kParts;
+  static constexpr int kRows = fcl::sm90::kProductRows;
+  static constexpr int kThreads = 4 * fcl::sm90::kWarpgroup;
+  static constexpr int kClasses = kTileClasses;
+  static constexpr int kStages = kRingStages;
+  static constexpr bool kSharedRows = kHalfDim > 192;
+  static constexpr int kProducerRegisters = 24;
+  static constexpr int kLogitsRegisters = kSharedRows ? 168 : 232;
+  static constexpr int kSumsRegisters = kSharedRows ? 160 : 128;
+  static_assert(kProducerRegisters + kLogitsRegisters + 2 * kSumsRegisters <= 512);
+
+  static constexpr uint32_t kHalfBytes = kClasses * kHalfDim * 2;
+  static constexpr uint32_t kRowsBytes = kSharedRows ? kRows * kHalfDim * 2 : 0;
+  static constexpr uint32_t kWeightsBytes = kRows * fcl::sm90::kRowBytes;
+  static constexpr uint32_t kWeightsAt = kRowsBytes + 2 * kStages * kHalfBytes;
+  static constexpr uint32_t kKeepAt = kWeightsAt + 2 * kWeightsBytes;
+  static constexpr uint32_t kMovedAt = kKeepAt + 2 * 4 * kRows;
+  static constexpr uint32_t kFactorsAt = kMovedAt + 2 * 4 * 4;
+  static constexpr uint32_t kBarriersAt = kFactorsAt + kStages * kClasses * 4;
+  static constexpr uint32_t kSharedBytes = kBarriersAt + 8 * (4 * kStages + 5);
+  static_assert(kSharedBytes <= 227 * 1024, "more than a block may have");
+  // Weights are one panel wide; each block of a cluster of two loads half of the classes of a tile.
+  static_assert(kClasses <= 64 && kClasses % 16 == 0 && kHalfBytes % fcl::sm90::kPatternBytes == 0);
+
+  FCL_HOST_DEVICE static constexpr uint32_t stage(int half, int s) {
+    return kRowsBytes + (2 * s + half) * kHalfBytes;
+  }
+  FCL_HOST_DEVICE static constexpr uint32_t weights(int b) {
+    return kWeightsAt + b * kWeightsBytes;
+  }
+  FCL_HOST_DEVICE static constexpr uint32_t keep(int b) { return kKeepAt + b * 4 * kRows; }
+  FCL_HOST_DEVICE static constexpr uint32_t moved(int b) { return kMovedAt + b * 4 * 4; }
+  FCL_HOST_DEVICE static constexpr uint32_t factors(int s) { return kFactorsAt + s * kClasses * 4; }
+  FCL_HOST_DEVICE static constexpr uint32_t full_barrier(int half, int s) {
+    return kBarriersAt + 8 * (2 * s + half);
+  }
+  FCL_HOST_DEVICE static constexpr uint32_t empty_barrier(int half, int s) {
+    return kBarriersAt + 8 * (2 * kStages + 2 * s + half);
+  }
+  FCL_HOST_DEVICE static constexpr uint32_t weights_full_barrier(int b) {
+    return kBarriersAt + 8 * (4 * kStages + b);
+  }
+  FCL_HOST_DEVICE static constexpr uint32_t weights_empty_barrier(int b) {
+    return kBarriersAt + 8 * (4 * kStages + 2 + b);
+  }
+  FCL_HOST_DEVICE static constexpr uint32_t rows_barrier() {
+    return kBarriersAt + 8 * (4 * kStages + 4);
+  }
+};
+
+inline constexpr int64_t kSm90MostColumns = 512;
+
 // Calls f with the tile for a width. Shared memory holds the rows and as many class tiles as fit;
 // 80 classes at 256 columns leave the accumulators room for what else a thread needs.
 template <typename S, bool kMean, typename F>
@@ -74,8 +142,12 @@ void with_sm90_tile(int64_t dim, const F& f) {
     f(Sm90Tile<S, 2, 128, 5, kMean>());
   } else if (dim <= 192) {
     f(Sm90Tile<S, 3, 96, 4, kMean>());
-  } else {
+  } else if (dim <= 256) {
     f(Sm90Tile<S, 4, 80, 4, kMean>());
+  } else if (dim <= 384) {
+    f(Sm90WideTile<S, 3, 48, 5, kMean>());
+  } else {
+    f(Sm90WideTile<S, 4, 32, 5, kMean>());
   }
 }
 template <typename S, typename F>

@@ -32,15 +32,11 @@ struct RowSoftmax {
   double sum[2];    // of this thread's columns
   float keep[2];    // what the last step multiplied earlier sums by
   int excluded[2];  // class, from the split's first one; -1: none
-  float scale;
-  bool fixed;
 
   FCL_DEVICE void start(const Sm90Readout& p, int64_t row, int64_t first_class, int64_t classes) {
-    scale = p.scale;
-    fixed = p.fixed_shift;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      base[r] = fixed ? p.shift : -Hw::infinity();
+      base[r] = p.fixed_shift ? p.shift : -Hw::infinity();
       sum[r] = 0;
       keep[r] = 1;
       excluded[r] = -1;
@@ -59,7 +55,8 @@ struct RowSoftmax {
   // Products of tile classes [first, first + 2 kCount) -> weights; `classes` are valid, `factors`
   // is where the tile's are in shared memory. True if some row of the warp moved its reference.
   template <typename S, bool kFactors, int kCount>
-  FCL_DEVICE bool step(float (&s)[kCount], int first, int classes, uint32_t factors) {
+  FCL_DEVICE bool step(const Sm90Readout& p, float (&s)[kCount], int first, int classes,
+                       uint32_t factors) {
     using Range = SoftmaxRange<S, kFactors>;
     const int column = fcl::sm90::accumulator_column(Hw::thread() % fcl::sm90::kWarpgroup, 0);
     if constexpr (kFactors) {
@@ -83,7 +80,7 @@ struct RowSoftmax {
       }
     }
     bool moved = false;
-    if (!fixed) {
+    if (!p.fixed_shift) {
       float top[2] = {-Hw::infinity(), -Hw::infinity()};
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
@@ -93,7 +90,7 @@ struct RowSoftmax {
       for (int r = 0; r < 2; ++r) {
         top[r] = Hw::max(top[r], Hw::shuffle_xor(top[r], 1));
         top[r] = Hw::max(top[r], Hw::shuffle_xor(top[r], 2));
-        const float wanted = top[r] * scale - Range::kHeadroom;
+        const float wanted = top[r] * p.scale - Range::kHeadroom;
         const bool moves = wanted > base[r] + Range::kSlack;
         keep[r] = moves ? Hw::exp2(base[r] - wanted) : 1.0f;
         base[r] = moves ? wanted : base[r];
@@ -105,7 +102,7 @@ struct RowSoftmax {
     float added[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      s[i] = Hw::exp2(Hw::multiply_add(s[i], scale, minus[i % 4 / 2]));
+      s[i] = Hw::exp2(Hw::multiply_add(s[i], p.scale, minus[i % 4 / 2]));
       added[i % 4 / 2] += s[i];
     }
 #pragma unroll

@@ -29,6 +29,7 @@ void launch_readout_forward_sm90(const ReadoutProblem&, void*, void*, void*, int
 #include "common/cuda_tma.h"
 #include "ops/cuda/readout_combine.cuh"
 #include "ops/cuda/readout_sm90.cuh"
+#include "ops/cuda/readout_sm90_wide.cuh"
 
 namespace fcl::ops::cuda {
 namespace {
@@ -41,7 +42,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                         const __grid_constant__ CUtensorMap classes,
                         const __grid_constant__ Sm90Readout p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  ReadoutBlock<Sm90, Tile, kFactors>(&rows, &classes, p).run();
+  using Block = std::conditional_t<Tile::kWide, ReadoutWideBlock<Sm90, Tile, kFactors>,
+                                   ReadoutBlock<Sm90, Tile, kFactors> >;
+  Block(&rows, &classes, p).run();
 #endif
 }
 
@@ -88,7 +91,8 @@ void launch_tile(const char* op, const Sm90Split& split, const CUtensorMap& rows
 bool readout_sm90_supported(const ReadoutProblem& p) {
   const bool is_half = p.dtype == Dtype::kBfloat16 || p.dtype == Dtype::kFloat16;
   // Coordinates of the copy engine are 32-bit.
-  const bool fits = p.dim <= 256 && p.num_rows < INT32_MAX / 2 && p.num_classes < INT32_MAX / 2;
+  const bool fits =
+      p.dim <= kSm90MostColumns && p.num_rows < INT32_MAX / 2 && p.num_classes < INT32_MAX / 2;
   return is_half && fits && p.values == p.prototypes && is_tensor_map_matrix(p.embeddings, p.dim) &&
          is_tensor_map_matrix(p.prototypes, p.dim) && can_encode_tensor_maps();
 }
@@ -112,6 +116,7 @@ void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* l
     const Sm90Split split = split_of<Tile>(p, multiprocessors);
     const int64_t partials = split.splits * p.num_rows;
     Sm90Readout task = {};
+    task.rows = p.embeddings;
     task.exclude = p.exclude;
     task.factors = static_cast<const float*>(p.inverse_norms);
     task.num_rows = p.num_rows;
