@@ -461,7 +461,7 @@ def test_trainer_refuses(data):
     ):
         _trainer(data, {"batch_size": 49})
     too_few = [LossTerm("new", 1.0, CosineClassifierLoss(2, DIM))]
-    with pytest.raises(ValueError, match=r"expected labels in \[0, 2\), got"):
+    with pytest.raises(RuntimeError, match=r"expected labels in \[0, 2\), got"):
         _trainer(data, losses=too_few).fit()
 
 

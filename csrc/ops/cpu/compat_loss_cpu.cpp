@@ -318,7 +318,8 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
     const T* g = grad_loss.const_data_ptr<T>();
     std::vector<T> coefficient(n);
     for (int64_t i = 0; i < n; ++i) {
-      coefficient[i] = g[per_row ? i : 0] * states[kStateOther * n + i];
+      // An ignored row has no say, whatever the gradient of its loss.
+      coefficient[i] = exclude[i] < 0 ? T(0) : g[per_row ? i : 0] * states[kStateOther * n + i];
     }
     const ReadoutBackward b{states + kStateLogsumexp * n, coefficient.data(), nullptr};
     T* to = grad.mutable_data_ptr<T>();

@@ -15,7 +15,7 @@ using namespace fcl::cuda;
 
 constexpr int kThreads = 128;
 // Blocks per multiprocessor to leave registers for; without a number the compiler spills.
-constexpr int kResident = 5;
+constexpr int kResident = 4;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kSet = 32;  // rows taken at a time
 constexpr int kColumnsPerThread = 4;
