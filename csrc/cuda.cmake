@@ -43,6 +43,7 @@ add_library(
     ops/cuda/readout_unscale.cu
     ops/cuda/softmax_readout.cu
     ops/cuda/softmax_readout_backward.cu
+    ops/cuda/softmax_readout_backward_mma.cu
     ops/cuda/softmax_readout_cuda.cpp
     ops/cuda/softmax_readout_mma.cu
     ops/cuda/softmax_readout_sm90.cu

@@ -46,7 +46,7 @@ def build(folder: Path) -> ctypes.CDLL:
         *((path, KERNEL_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))),
         *((path, BINDING_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cpp"))),
         (ROOT / "csrc/schema.cpp", BINDING_FLAGS),
-        (EMULATION / "fibers.cpp", []),
+        (EMULATION / "fibers.cpp", ["-O2"]),
         (EMULATION / "readout.cpp", []),
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -28,6 +28,11 @@ __device__ __forceinline__ uint32_t load_shared(uint32_t at) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(at));
   return value;
 }
+__device__ __forceinline__ void load_shared(uint32_t (&to)[4], uint32_t at) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(at));
+}
 __device__ __forceinline__ void store_shared(uint32_t at, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(value) : "memory");
 }

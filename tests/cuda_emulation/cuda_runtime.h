@@ -52,8 +52,16 @@ void wait_block();
 void wait_warp();
 // What the given lane of this thread's warp passed in the same call.
 uint64_t exchange(uint64_t mine, int lane);
-// Words of every lane of this thread's warp, until the call after the next.
-void exchange_words(const uint32_t* mine, int count, const uint32_t* (&lanes)[32]);
+// Every lane of the warp gives some words; they can be read until the call after the next.
+void exchange_words(const uint32_t* mine, int count);
+const uint32_t* words_of(int lane);
+// Tensor cores' product of the warp's fragments, each lane's first of a, then of b, in the order of
+// registers. Fragments are those of m16n8k16 (kDepth = 16: 8 values of a, 4 of b), and of m16n8k8
+// with tf32 (kDepth = 8: 4 and 2). With g = lane / 4 and t = lane % 4, counting in groups of
+// kDepth / 8 columns of a (rows of b): a has rows g, g + 8 x groups t, t + 4; b has groups t, t + 4
+// of column g; the product rows g, g + 8 x columns 2 t, 2 t + 1.
+template <int kDepth>
+void multiply_fragments(const float (&mine)[kDepth * 3 / 4], double (&sums)[4]);
 unsigned ballot(bool mine);
 int lane();
 

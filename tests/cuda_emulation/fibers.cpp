@@ -148,6 +148,43 @@ void run_block(int threads) {
 
 }  // namespace
 
+namespace {
+
+// Product of a warp's fragments, from the first lane that came out of the barrier of a round.
+struct Product {
+  int round = 0;
+  double at[16][8];
+};
+Product products[1024 / kWarpSize];
+
+template <int kDepth>
+void multiply(Product& product) {
+  constexpr int kGroup = kDepth / 8;
+  double a[16][kDepth];
+  double b[kDepth][8];
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const int g = lane / 4;
+    const int t = lane % 4;
+    float values[kDepth * 3 / 4];
+    std::memcpy(values, words_of(lane), sizeof(values));
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < kGroup; ++j) {
+        a[g + i % 2 * 8][(t + i / 2 * 4) * kGroup + j] = values[i * kGroup + j];
+        if (i < 2) b[(t + i * 4) * kGroup + j][g] = values[(4 + i) * kGroup + j];
+      }
+    }
+  }
+  for (int r = 0; r < 16; ++r) {
+    double sum[8] = {};
+    for (int k = 0; k < kDepth; ++k) {
+      for (int c = 0; c < 8; ++c) sum[c] += a[r][k] * b[k][c];
+    }
+    std::copy(sum, sum + 8, product.at[r]);
+  }
+}
+
+}  // namespace
+
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   shared_size = shared_bytes;
   shared.resize(shared_bytes + kSharedAlignment);
@@ -163,6 +200,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
         run_block(static_cast<int>(block.x));
         if (failure.empty()) continue;
         fibers.clear();  // they are stuck where the kernel failed
+        for (Product& product : products) product.round = 0;
         throw std::runtime_error(failure);
       }
     }
@@ -223,13 +261,30 @@ void wait_copies(size_t pending) {
 }
 
 // Rounds alternate between two buffers: who is in the next round has read those of this one.
-void exchange_words(const uint32_t* mine, int count, const uint32_t* (&lanes)[32]) {
-  const int warp = current / kWarpSize * kWarpSize;
-  const int round = fibers[current].round ^= 1;
-  std::copy(mine, mine + count, fibers[current].words[round]);
+void exchange_words(const uint32_t* mine, int count) {
+  Fiber& fiber = fibers[current];
+  std::copy(mine, mine + count, fiber.words[++fiber.round & 1]);
   wait_warp();
-  for (int l = 0; l < kWarpSize; ++l) lanes[l] = fibers[warp + l].words[round];
 }
+
+const uint32_t* words_of(int lane) {
+  return fibers[current / kWarpSize * kWarpSize + lane].words[fibers[current].round & 1];
+}
+
+template <int kDepth>
+void multiply_fragments(const float (&mine)[kDepth * 3 / 4], double (&sums)[4]) {
+  uint32_t words[kDepth * 3 / 4];
+  std::memcpy(words, mine, sizeof(words));
+  exchange_words(words, kDepth * 3 / 4);
+  Product& product = products[current / kWarpSize];
+  if (product.round != fibers[current].round) {
+    multiply<kDepth>(product);
+    product.round = fibers[current].round;
+  }
+  for (int i = 0; i < 4; ++i) sums[i] = product.at[lane() / 4 + i / 2 * 8][lane() % 4 * 2 + i % 2];
+}
+template void multiply_fragments<8>(const float (&)[6], double (&)[4]);
+template void multiply_fragments<16>(const float (&)[12], double (&)[4]);
 
 uint64_t exchange(uint64_t mine, int lane) {
   const int warp = current / kWarpSize * kWarpSize;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Partial readouts of class splits -> log-sum-exp and mean, in the order of the splits.
+// Partial results of splits become one, in the order of the splits: log-sum-exp and mean,
+// gradients.
 #pragma once
 
 #include <algorithm>
@@ -67,6 +68,26 @@ void combine_splits(const char* op, int64_t num_rows, int64_t value_dim, int64_t
                     int64_t num_classes = 0) {
   launch(op, combine_kernel<T>, {std::min<int64_t>(num_rows, 1 << 20)}, kCombineThreads, stream,
          num_rows, value_dim, splits, max, sum, partial, logsumexp, mean, exclude, num_classes);
+}
+
+constexpr int kSumThreads = 256;
+
+template <typename T>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_splits_kernel(const T* partial, int64_t splits, int64_t elements, bool accumulate, T* out) {
+  for (int64_t i = global_thread(); i < elements; i += grid_threads()) {
+    T sum = accumulate ? out[i] : T(0);
+    for (int64_t s = 0; s < splits; ++s) sum += partial[s * elements + i];
+    out[i] = sum;
+  }
+}
+
+// partial [splits][elements] -> out, added to what it holds if accumulate.
+template <typename T>
+void sum_splits(const char* op, const T* partial, int64_t splits, int64_t elements, bool accumulate,
+                T* out, cudaStream_t stream) {
+  launch(op, sum_splits_kernel<T>, {stride_blocks(elements, kSumThreads)}, kSumThreads, stream,
+         partial, splits, elements, accumulate, out);
 }
 
 }  // namespace

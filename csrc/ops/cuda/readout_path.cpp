@@ -12,7 +12,7 @@ namespace {
 
 constexpr const ReadoutForwardPath* kForward[] = {&kReadoutForwardSm90, &kReadoutForwardMma,
                                                   &kReadoutForwardSimt};
-constexpr const ReadoutBackwardPath* kBackward[] = {&kReadoutBackwardSimt};
+constexpr const ReadoutBackwardPath* kBackward[] = {&kReadoutBackwardMma, &kReadoutBackwardSimt};
 
 // Which entries of a table may be taken unasked.
 template <const auto& kTable>

@@ -7,6 +7,7 @@
 // order by a second kernel.
 #include "common/cuda_launch.cuh"
 #include "common/cuda_tile.cuh"
+#include "ops/cuda/readout_combine.cuh"
 #include "ops/cuda/readout_path.h"
 #include "ops/cuda/readout_split.cuh"
 
@@ -161,18 +162,6 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-constexpr int kSumThreads = 256;
-
-template <typename T>
-__global__ void __launch_bounds__(kSumThreads)
-    sum_splits_kernel(const T* partial, int64_t splits, int64_t elements, bool accumulate, T* out) {
-  for (int64_t i = global_thread(); i < elements; i += grid_threads()) {
-    T sum = accumulate ? out[i] : T(0);
-    for (int64_t s = 0; s < splits; ++s) sum += partial[s * elements + i];
-    out[i] = sum;
-  }
-}
-
 template <typename S, ReadoutGradient kWhich>
 void backward_typed(const ReadoutProblem& p, const ReadoutBackward& b, bool accumulate,
                     void* scratch, void* out, cudaStream_t stream) {
@@ -196,8 +185,7 @@ void backward_typed(const ReadoutProblem& p, const ReadoutBackward& b, bool accu
   T* partial = static_cast<T*>(scratch);
   launch(op, backward_kernel<S, kWhich>, split.grid(), kTileThreads, stream, p, b, split.per_split,
          false, partial);
-  launch(op, sum_splits_kernel<T>, {stride_blocks(elements, kSumThreads)}, kSumThreads, stream,
-         partial, split.splits, elements, accumulate, static_cast<T*>(out));
+  sum_splits(op, partial, split.splits, elements, accumulate, static_cast<T*>(out), stream);
 }
 
 int64_t backward_scratch(const ReadoutProblem& p, const ReadoutBackward&, ReadoutGradient which,

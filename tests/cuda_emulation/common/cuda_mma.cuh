@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Takes the place of csrc/common/cuda_mma.cuh: the same functions in scalar code, with the
-// fragments of the PTX ISA (chapter "Warp Level Matrix Instructions"). Products are summed exactly
+// fragments of the PTX ISA (chapter "Warp Level Matrix Instructions"; the product itself is in
+// fibers.cpp). Products are summed exactly
 // and added to the accumulator with truncation, which is no better than what tensor cores do.
 // Shared memory is checked: addresses that leave it, or are not aligned, end the launch.
 #pragma once
@@ -26,6 +27,7 @@ inline uint32_t load_shared(uint32_t at) {
   std::memcpy(&value, shared_at(at, 4), 4);
   return value;
 }
+inline void load_shared(uint32_t (&to)[4], uint32_t at) { std::memcpy(to, shared_at(at, 16), 16); }
 inline void store_shared(uint32_t at, uint32_t value) { std::memcpy(shared_at(at, 4), &value, 4); }
 inline void store_shared(uint32_t at, const uint32_t (&value)[4]) {
   std::memcpy(shared_at(at, 16), value, 16);
@@ -43,13 +45,12 @@ void wait_copies() {
 
 template <bool kTransposed>
 void load_matrices_as(uint32_t (&to)[4], uint32_t row) {
-  const uint32_t* lanes[32];
-  fcl_emulation::exchange_words(&row, 1, lanes);
+  fcl_emulation::exchange_words(&row, 1);
   const int lane = fcl_emulation::lane();
   for (int i = 0; i < 4; ++i) {
     const auto half = [&](int r, int c) -> uint32_t {
       uint16_t value;
-      std::memcpy(&value, shared_at(*lanes[8 * i + r], 16) + 2 * c, 2);
+      std::memcpy(&value, shared_at(*fcl_emulation::words_of(8 * i + r), 16) + 2 * c, 2);
       return value;
     };
     const int a = lane / 4;
@@ -62,45 +63,18 @@ inline void load_matrices_transposed(uint32_t (&to)[4], uint32_t row) {
   load_matrices_as<true>(to, row);
 }
 
-// Toward zero.
+// Toward zero. Bits of a float grow with its magnitude.
 inline float truncate(double x) {
   const float nearest = static_cast<float>(x);
-  if (!std::isfinite(nearest) || std::fabs(static_cast<double>(nearest)) <= std::fabs(x)) {
-    return nearest;
-  }
-  return std::nextafter(nearest, 0.0f);
+  const bool is_beyond = std::fabs(static_cast<double>(nearest)) > std::fabs(x);
+  return is_beyond ? bits_to_float(float_to_bits(nearest) - 1) : nearest;
 }
 
-// Fragments of m16n8k16 (kDepth = 16, a lane has 8 values of a and 4 of b) and of m16n8k8 with tf32
-// (kDepth = 8, 4 and 2). With g = lane / 4 and t = lane % 4, in groups of kDepth / 8 columns of a
-// (rows of b): a has rows g, g + 8 x groups t, t + 4; b has groups t, t + 4 of column g; d has rows
-// g, g + 8 x columns 2 t, 2 t + 1.
 template <int kDepth>
-void multiply_fragments(float (&d)[4], const float (&mine)[kDepth * 3 / 4]) {
-  constexpr int kGroup = kDepth / 8;
-  uint32_t words[kDepth * 3 / 4];
-  std::memcpy(words, mine, sizeof(words));
-  const uint32_t* lanes[32];
-  fcl_emulation::exchange_words(words, kDepth * 3 / 4, lanes);
-  const int g = fcl_emulation::lane() / 4;
-  const int t = fcl_emulation::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int column = 2 * t + i % 2;
-    double sum = static_cast<double>(d[i]);
-    for (int lane = 0; lane < 4; ++lane) {
-      const uint32_t* a = lanes[4 * g + lane];
-      const uint32_t* b = lanes[4 * column + lane] + kGroup * 4;
-      for (int group = 0; group < 2; ++group) {
-        for (int j = 0; j < kGroup; ++j) {
-          // Registers of a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4).
-          const int at = (2 * group + i / 2) * kGroup + j;
-          sum += static_cast<double>(bits_to_float(a[at])) *
-                 static_cast<double>(bits_to_float(b[group * kGroup + j]));
-        }
-      }
-    }
-    d[i] = truncate(sum);
-  }
+void add_product(float (&d)[4], const float (&mine)[kDepth * 3 / 4]) {
+  double sums[4];
+  fcl_emulation::multiply_fragments<kDepth>(mine, sums);
+  for (int i = 0; i < 4; ++i) d[i] = truncate(static_cast<double>(d[i]) + sums[i]);
 }
 
 template <typename S>
@@ -111,7 +85,7 @@ void multiply_matrices(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
     const S half{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
     values[i] = load_as<float>(&half);
   }
-  multiply_fragments<16>(d, values);
+  add_product<16>(d, values);
 }
 
 inline void multiply_matrices_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -121,7 +95,7 @@ inline void multiply_matrices_tf32(float (&d)[4], const uint32_t (&a)[4], uint32
   for (int i = 0; i < 6; ++i) {
     values[i] = bits_to_float(words[i] & 0xffffe000u);  // the bits that tf32 lacks are ignored
   }
-  multiply_fragments<8>(d, values);
+  add_product<8>(d, values);
 }
 
 inline uint16_t round_half(float x, BFloat16) {
