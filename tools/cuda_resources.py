@@ -7,8 +7,12 @@ stack frame means that a kernel keeps variables in device memory, and a warning 
 performance that its tensor cores wait for each product: both fail the run. A Hopper kernel whose
 warpgroups share registers out among themselves is listed with what it starts with.
 
-Usage: ``python tools/cuda_resources.py [--architectures 80 90a] [--json FILE]``. Needs nvcc, but
-no GPU.
+Where there is nvdisasm (on PATH, as NVDISASM, or from the wheel nvidia-cuda-nvdisasm), the machine
+code's tensor core instructions are counted, and a kernel that is made for them and has none fails
+the run too.
+
+Usage: ``python tools/cuda_resources.py [--architectures 80 90a] [--files softmax_readout_mma]
+[--json FILE]``. Needs nvcc, but no GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +25,15 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+# Kernels made for tensor cores: how their names begin, on which architectures, the instruction.
+_TENSOR_KERNELS = (("mma_", r".*", "HMMA"), ("readout_sm90_", r"90a", "HGMMA"))
 
 
 @dataclass
@@ -39,6 +47,7 @@ class Kernel:
     shared_bytes: int
     stack_bytes: int
     spill_bytes: int
+    tensor_instructions: int | None = None  # None: not counted, or not a kernel for tensor cores
 
 
 def _demangle(names: list[str]) -> list[str]:
@@ -63,7 +72,7 @@ def _shorten(name: str) -> str:
             break
     # Template arguments keep their last words only: cub's are pages long.
     name = re.sub(r"(?:\w+::)+(?=\w)", "", name)
-    return name if len(name) < 70 else name[: name.index("<") + 1] + "...>"
+    return name if len(name) <= 70 else name[: name.index("<") + 1] + "...>"
 
 
 def parse(report: str, file: str, architecture: str) -> list[Kernel]:
@@ -90,17 +99,43 @@ def parse(report: str, file: str, architecture: str) -> list[Kernel]:
                 stores + loads,
             )
         )
-    for kernel, name in zip(kernels, _demangle([k.name for k in kernels]), strict=True):
-        kernel.name = name
     return kernels
 
 
+def find_nvdisasm() -> str | None:
+    """The disassembler, or None."""
+    named = os.environ.get("NVDISASM")
+    if named is not None:
+        return shutil.which(named)
+    wheels = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"))
+    return shutil.which("nvdisasm") or shutil.which(
+        "nvdisasm", path=os.pathsep.join(map(str, wheels))
+    )
+
+
+def count_tensor_instructions(nvdisasm: str, cubin: str) -> dict[str, dict[str, int]]:
+    """Of each kernel in an object, by its mangled name."""
+    run = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise SystemExit(f"{nvdisasm} {cubin}: {run.stderr}")
+    instructions = [instruction for *_, instruction in _TENSOR_KERNELS]
+    counts: dict[str, dict[str, int]] = {}
+    for line in run.stdout.splitlines():
+        if line.startswith(".text."):
+            of_kernel = counts.setdefault(line[6:-1], dict.fromkeys(instructions, 0))
+        for instruction in instructions:
+            if re.search(rf"\b{instruction}\b", line):
+                of_kernel[instruction] += 1
+    return counts
+
+
 def compile_kernels(nvcc: str, source: Path, architecture: str, folder: str) -> list[Kernel]:
-    """Compile one file for one architecture and read the report."""
+    """Compile one file for one architecture, read the report and the machine code."""
+    cubin = f"{folder}/{source.stem}.{architecture}.cubin"
     command = [
         *(nvcc, "-cubin", "-std=c++20", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"),
         f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
-        *("-o", f"{folder}/{source.stem}.{architecture}.cubin", str(source)),
+        *("-o", cubin, str(source)),
     ]
     if architecture == "90a":
         command.append("-DFCL_CUDA_SM90")
@@ -110,13 +145,25 @@ def compile_kernels(nvcc: str, source: Path, architecture: str, folder: str) -> 
     loss = re.search(r"Potential Performance Loss.*|setmaxnreg.*ignored.*", run.stderr)
     if loss is not None:
         raise SystemExit(f"{source.name} for sm_{architecture}: {loss[0]}")
-    return parse(run.stderr, source.name, architecture)
+    kernels = parse(run.stderr, source.name, architecture)
+    nvdisasm = find_nvdisasm()
+    counts = None
+    if nvdisasm is not None and Path(cubin).exists():
+        counts = count_tensor_instructions(nvdisasm, cubin)
+    for kernel, name in zip(kernels, _demangle([k.name for k in kernels]), strict=True):
+        for start, architectures, instruction in _TENSOR_KERNELS:
+            is_made_for = name.startswith(start) and re.fullmatch(architectures, architecture)
+            if counts is not None and is_made_for:
+                kernel.tensor_instructions = counts[kernel.name][instruction]
+        kernel.name = name
+    return kernels
 
 
 def main() -> int:
-    """Print the table; 1 if a kernel spills or has a stack frame."""
+    """Print the table; 1 if a kernel spills, has a stack frame or no tensor core instruction."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", nargs="+", default=["80", "90a"])
+    parser.add_argument("--files", nargs="+", default=["*"], help="names of .cu files (patterns)")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
     nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"))
@@ -125,7 +172,8 @@ def main() -> int:
         return 2
     jobs = [
         (source, architecture)
-        for source in sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))
+        for pattern in options.files
+        for source in sorted((ROOT / "csrc/ops/cuda").glob(f"{pattern}.cu"))
         for architecture in options.architectures
     ]
     with (
@@ -136,15 +184,22 @@ def main() -> int:
         kernels = [kernel for group in found for kernel in group]
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n")
-    print(f"{'file':28} {'kernel':52} {'sm':>4} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5}")
+    columns = f"{'sm':>4} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5} {'mma':>5}"
+    print(f"{'file':30} {'kernel':70} {columns}")
     for k in kernels:
+        tensor = "" if k.tensor_instructions is None else k.tensor_instructions
         print(
-            f"{k.file:28} {k.name:52} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
-            f"{k.stack_bytes:5} {k.spill_bytes:5}"
+            f"{k.file:30} {k.name:70} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
+            f"{k.stack_bytes:5} {k.spill_bytes:5} {tensor:>5}"
         )
     bad = [k for k in kernels if k.stack_bytes or k.spill_bytes]
+    idle = [k for k in kernels if k.tensor_instructions == 0]
     print(f"{len(kernels)} kernels, {len(bad)} with a stack frame or spills")
-    return 1 if bad else 0
+    if find_nvdisasm() is None:
+        print("nvdisasm was not found: tensor core instructions are not counted")
+    else:
+        print(f"{len(idle)} for tensor cores without their instructions")
+    return 1 if bad or idle else 0
 
 
 if __name__ == "__main__":
