@@ -19,18 +19,20 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "-> (Tensor grad_embeddings, Tensor grad_prototypes, Tensor grad_values)");
   // K1 with its loss: cross-entropy of rows against prototypes (formulas: ops/compat_loss.h), with
   // its gradient to embeddings, already divided by what the reduction divides by. need_prototypes
-  // fills what the backward op takes: unit rows (if normalize) and state (4, N).
+  // fills what the backward op takes: unit rows (if normalize) and state (4, N). On the CPU in
+  // float32, logits (N / 128 rounded up, C, 128) may be kept for it: time for memory.
   m.def(
       "compat_loss(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor? mean_prototype, "
       "float scale, float margin, bool arcface, float label_smoothing, bool normalize, "
-      "int ignore_index, str reduction, bool need_embeddings, bool need_prototypes) "
+      "int ignore_index, str reduction, bool need_embeddings, bool need_prototypes, "
+      "Tensor(a!)? logits=None) "
       "-> (Tensor loss, Tensor grad_embeddings, Tensor unit_embeddings, Tensor state)");
   // Gradient to prototypes; embeddings are the unit rows where normalize was set. grad_loss has the
   // shape of the loss.
   m.def(
       "compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state, "
-      "Tensor grad_loss, float scale, float label_smoothing, bool normalize, int ignore_index) "
-      "-> Tensor");
+      "Tensor grad_loss, float scale, float label_smoothing, bool normalize, int ignore_index, "
+      "Tensor? logits=None) -> Tensor");
   // K1 over a sparse set of rows per label: CSR label -> rows of a bank (R, D), with log weights.
   // A negative label has the empty set: lse = -inf, mean = 0. With normalize bank rows count at
   // unit length.

@@ -37,6 +37,7 @@ class CompatLoss(torch.autograd.Function):
         reduction: str,
     ) -> Tensor:
         need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
+        logits = _room_for_logits(embeddings, prototypes) if need_prototypes else None
         loss, grad, unit, state = ops.compat_loss(
             embeddings,
             prototypes,
@@ -51,10 +52,11 @@ class CompatLoss(torch.autograd.Function):
             reduction,
             need_embeddings,
             need_prototypes,
+            logits,
         )
         if need_prototypes:
             rows = unit if normalize else embeddings
-            ctx.save_for_backward(grad, rows, prototypes, labels, state)
+            ctx.save_for_backward(grad, rows, prototypes, labels, state, logits)
         else:
             ctx.save_for_backward(grad)
         ctx.dtype = embeddings.dtype
@@ -72,11 +74,27 @@ class CompatLoss(torch.autograd.Function):
             grad_embeddings = (grad * per_row).to(ctx.dtype)
         grad_prototypes: Tensor | None = None
         if need_prototypes:
-            rows, prototypes, labels, state = rest
+            rows, prototypes, labels, state, logits = rest
             grad_prototypes = ops.compat_loss_backward(
-                rows, prototypes, labels, state, grad_loss, *ctx.options
+                rows, prototypes, labels, state, grad_loss, *ctx.options, logits
             ).to(prototypes.dtype)
         return grad_embeddings, grad_prototypes, *(None,) * 9
+
+
+# Bytes of logits a loss may keep from its forward pass for the gradient to the prototypes. Above
+# that they are computed again: half as much work once more, but no memory.
+LOGITS_CAP = 512 * 2**20
+_LOGIT_ROWS = 128
+
+
+def _room_for_logits(embeddings: Tensor, prototypes: Tensor) -> Tensor | None:
+    fits = embeddings.dtype == torch.float32 and embeddings.device.type == "cpu"
+    if not fits or torch.compiler.is_compiling():
+        return None
+    blocks = -(-len(embeddings) // _LOGIT_ROWS)
+    if 4 * blocks * _LOGIT_ROWS * len(prototypes) > LOGITS_CAP:
+        return None
+    return embeddings.new_empty((blocks, len(prototypes), _LOGIT_ROWS))
 
 
 def mean_prototype(prototypes: Tensor, normalize: bool) -> Tensor:

@@ -74,6 +74,7 @@ def compat_loss(
     reduction: str,
     need_embeddings: bool,
     need_prototypes: bool,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, its gradient to embeddings (N, D), unit rows (N, D) and state (4, N)."""
     out: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.compat_loss.default(
@@ -90,6 +91,7 @@ def compat_loss(
         reduction,
         need_embeddings,
         need_prototypes,
+        logits,
     )
     return out
 
@@ -104,6 +106,7 @@ def compat_loss_backward(
     label_smoothing: float,
     normalize: bool,
     ignore_index: int,
+    logits: Tensor | None = None,
 ) -> Tensor:
     """Gradient to prototypes (C, D)."""
     out: Tensor = torch.ops.fcl.compat_loss_backward.default(
@@ -116,6 +119,7 @@ def compat_loss_backward(
         label_smoothing,
         normalize,
         ignore_index,
+        logits,
     )
     return out
 

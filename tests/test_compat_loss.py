@@ -216,6 +216,39 @@ def test_mean_prototype_follows_versions_and_is_released():
     assert len(_compat_function._means) == kept - 2
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_kept_logits_change_nothing(options, monkeypatch):
+    x, w, labels = _inputs((150, 21, 500), torch.float32, "cpu")
+    margin, arcface, smoothing, normalize = options
+    results = []
+    for cap in (_compat_function.LOGITS_CAP, 0):
+        monkeypatch.setattr(_compat_function, "LOGITS_CAP", cap)
+        leaf = w.clone().requires_grad_()
+        loss = fcl_ext.compat_loss(
+            *(x, leaf, labels),
+            scale=10.0,
+            margin=margin,
+            margin_type="arcface" if arcface else "cosface",
+            label_smoothing=smoothing,
+            normalize=normalize,
+        )
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    for kept, again in zip(*results, strict=True):
+        assert torch.equal(kept, again)
+
+
+def test_logits_of_another_shape_or_dtype_are_refused():
+    x, w, labels = _inputs((3, 4, 5), torch.float32, "cpu")
+    arguments = (None, 1.0, 0.0, False, 0.0, False, IGNORED, "mean", True, True)
+    with pytest.raises(
+        RuntimeError, match=r"logits of shape .* = \[1, 5, 128\], got \[1, 4, 128\]"
+    ):
+        OP(x, w, labels, *arguments, torch.empty(1, 4, 128))
+    with pytest.raises(RuntimeError, match="float32 only"):
+        OP(x.double(), w.double(), labels, *arguments, torch.empty(1, 5, 128))
+
+
 BAD_CALLS = [
     (lambda x, w, y: (x[0], w, y, None, 1.0, 0.0), r"expected embeddings of shape \[N, D\]"),
     (lambda x, w, y: (x, w[:, :2], y, None, 1.0, 0.0), r"expected prototypes of shape \[C, D\]"),

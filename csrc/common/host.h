@@ -5,6 +5,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -37,5 +39,17 @@ class Scratch {
  private:
   void* data_;
 };
+
+// Calls f(task, scratch) for every task of [0, count). Whichever thread is free takes the next one:
+// where another process has half of a core, equal shares would all wait for that core.
+template <typename F>
+void parallel_tasks(int64_t count, size_t scratch_bytes, const F& f) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
+  parallel_over(threads, 1, [&](int64_t, int64_t) {
+    const Scratch scratch(scratch_bytes);
+    for (int64_t task = next++; task < count; task = next++) f(task, scratch.get());
+  });
+}
 
 }  // namespace fcl

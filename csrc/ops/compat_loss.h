@@ -83,4 +83,19 @@ inline CompatLossShape check_compat_loss_backward(const char* op, const Tensor& 
   return shape;
 }
 
+// Room for the logits of every row: blocks of kLogitRows rows, transposed.
+inline constexpr int64_t kLogitRows = 128;
+
+inline void check_compat_logits(const char* op, const std::optional<Tensor>& logits,
+                                const Tensor& embeddings, const CompatLossShape& shape) {
+  if (!logits.has_value()) return;
+  STD_TORCH_CHECK(embeddings.is_cpu() && shape.dtype == Dtype::kFloat32, "fcl::", op,
+                  ": logits are kept on the CPU and in float32 only");
+  check_dtype(op, "logits", *logits, ScalarType::Float);
+  check_shape(op, "logits", *logits, "[N / 128 rounded up, C, 128]",
+              {(shape.num_rows + kLogitRows - 1) / kLogitRows, shape.num_classes, kLogitRows});
+  check_same_device(op, "logits", *logits, embeddings);
+  STD_TORCH_CHECK(logits->is_contiguous(), "fcl::", op, ": expected contiguous logits");
+}
+
 }  // namespace fcl::ops

@@ -53,6 +53,7 @@ def _fake(
     reduction: str,
     need_embeddings: bool,
     need_prototypes: bool,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "compat_loss"
     _check(op, embeddings, prototypes, labels, scale)
@@ -84,6 +85,7 @@ def _fake_backward(
     label_smoothing: float,
     normalize: bool,
     ignore_index: int,
+    logits: Tensor | None = None,
 ) -> Tensor:
     op = "compat_loss_backward"
     _check(op, embeddings, prototypes, labels, scale)

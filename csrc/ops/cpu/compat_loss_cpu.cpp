@@ -4,6 +4,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -27,6 +31,7 @@ struct CompatProblem {
   const void* prototypes;
   const int64_t* labels;
   const double* mean_prototype;  // [D] or null
+  float* logits;                 // kept for the gradient to prototypes, or null
 };
 
 // Where results go; null outputs are skipped.
@@ -101,9 +106,21 @@ std::vector<int64_t> excluded_classes(const CompatProblem& p) {
 
 ReadoutProblem readout_problem(const CompatProblem& p, const void* embeddings,
                                const int64_t* exclude) {
-  return {p.shape.dtype, embeddings,       p.prototypes,       nullptr,
-          exclude,       p.shape.num_rows, p.shape.dim,        p.shape.num_classes,
-          p.shape.dim,   p.options.scale,  p.options.normalize};
+  return {p.shape.dtype, embeddings,       p.prototypes,        nullptr,
+          exclude,       p.shape.num_rows, p.shape.dim,         p.shape.num_classes,
+          p.shape.dim,   p.options.scale,  p.options.normalize, p.logits};
+}
+
+// Fresh memory in large pages: faulting in half a gigabyte 4 KB at a time would cost as much as the
+// product it saves.
+void want_large_pages(float* data, int64_t elements) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 1 << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data + elements) / kPage * kPage;
+  // Only advice: where it is refused, small pages do.
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 // One row after the readout: loss, gradient in place of the mean, state. Returns the loss.
@@ -210,7 +227,8 @@ void run_forward(const CompatProblem& p, const CompatOutputs& out) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes) {
+    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes,
+    std::optional<Tensor> logits) {
   const CompatLossOptions options{scale,
                                   margin,
                                   arcface,
@@ -220,6 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
                                   parse_reduction("compat_loss", reduction)};
   const CompatLossShape shape =
       check_compat_loss("compat_loss", embeddings, prototypes, labels, mean_prototype, options);
+  check_compat_logits("compat_loss", logits, embeddings, shape);
   embeddings = torch::stable::contiguous(embeddings);
   prototypes = torch::stable::contiguous(prototypes);
   labels = torch::stable::contiguous(labels);
@@ -240,7 +259,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
       embeddings.const_data_ptr(),
       prototypes.const_data_ptr(),
       labels.const_data_ptr<int64_t>(),
-      mean_prototype.has_value() ? mean_prototype->const_data_ptr<double>() : nullptr};
+      mean_prototype.has_value() ? mean_prototype->const_data_ptr<double>() : nullptr,
+      logits.has_value() ? logits->mutable_data_ptr<float>() : nullptr};
+  if (p.logits != nullptr) want_large_pages(p.logits, logits->numel());
   const CompatOutputs out{
       loss.mutable_data_ptr(), need_embeddings ? grad.mutable_data_ptr() : nullptr,
       unit.mutable_data_ptr(), need_prototypes ? state.mutable_data_ptr() : nullptr};
@@ -289,12 +310,13 @@ void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss,
 
 Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state,
                             Tensor grad_loss, double scale, double label_smoothing, bool normalize,
-                            int64_t ignore_index) {
+                            int64_t ignore_index, std::optional<Tensor> logits) {
   const char* op = "compat_loss_backward";
   const CompatLossOptions options{
       scale, 0, false, label_smoothing, normalize, ignore_index, Reduction::kNone};
   const CompatLossShape shape =
       check_compat_loss_backward(op, embeddings, prototypes, labels, state, grad_loss, options);
+  check_compat_logits(op, logits, embeddings, shape);
   embeddings = torch::stable::contiguous(embeddings);
   prototypes = torch::stable::contiguous(prototypes);
   labels = torch::stable::contiguous(labels);
@@ -309,7 +331,8 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
                         embeddings.const_data_ptr(),
                         prototypes.const_data_ptr(),
                         labels.const_data_ptr<int64_t>(),
-                        nullptr};
+                        nullptr,
+                        logits.has_value() ? logits->mutable_data_ptr<float>() : nullptr};
   dispatch_dtype(shape.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulate<S>::type;

@@ -9,15 +9,15 @@
 namespace fcl::ops::cpu {
 namespace {
 
-// logits -> probability, and weights = probability * (coefficient + value_logits); both in place of
-// their inputs when value_logits is given, else weights replace the logits.
+// Logits `from` -> probability, and weights = probability * (coefficient + value_logits); both in
+// place of their inputs when value_logits is given, else weights replace the logits.
 template <typename T>
-void weigh(const T* base, const T* coefficient, int64_t rows, int64_t count, T* logits,
-           T* value_logits) {
+void weigh(const T* base, const T* coefficient, int64_t rows, int64_t count, const T* from,
+           T* logits, T* value_logits) {
   for (int64_t c = 0; c < count; ++c) {
     for (int64_t begin = 0; begin < rows; begin += kLanes<T>) {
       T* z = logits + c * kRows + begin;
-      const Vec<T> probability = exp2(load(z) - load(base + begin));
+      const Vec<T> probability = exp2(load(from + c * kRows + begin) - load(base + begin));
       if (value_logits == nullptr) {
         store(z, probability * load(coefficient + begin));
       } else {
@@ -69,7 +69,8 @@ void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int6
       if (through_mean) {
         product_logits(w, w.values, w.value_dim, w.grad_columns, rows, count, w.value_logits);
       }
-      weigh(base, coefficient, rows, count, w.logits, through_mean ? w.value_logits : nullptr);
+      weigh(base, coefficient, rows, count, w.logits, w.logits,
+            through_mean ? w.value_logits : nullptr);
       product_rows(w, through_mean ? w.value_logits : w.logits, w.prototypes, w.dim, rows, count,
                    w.sum_rows, c != flush);
     }
@@ -97,6 +98,15 @@ void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t
                   static_cast<T*>(packed.grad_columns) + row * value_dim);
   pack_rows<T>(grad_mean, rows, p.value_dim, kRows,
                static_cast<T*>(packed.grad_rows) + row * value_dim);
+}
+
+// Those the forward pass left for this block of rows, from `first_class` on; or null.
+template <typename S, typename T>
+const T* stored_logits(const ReadoutProblem& p, int64_t row, int64_t first_class) {
+  if constexpr (kIsFloat<S>) {
+    if (p.logits != nullptr) return p.logits + (row / kRows * p.num_classes + first_class) * kRows;
+  }
+  return nullptr;
 }
 
 template <typename T>
@@ -141,15 +151,20 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
     for (int64_t row = 0; row < p.num_rows; row += kRows) {
       const int64_t rows = row + kRows < p.num_rows ? kRows : p.num_rows - row;
       load_row_terms(b, row, rows, base, coefficient);
-      product_logits(w, w.prototypes, w.dim, static_cast<const T*>(packed.columns) + row * w.dim,
-                     rows, count, w.logits);
-      mask_excluded(p, row, rows, c, count, w.logits);
+      const T* logits = stored_logits<S, T>(p, row, c);
+      if (logits == nullptr) {
+        product_logits(w, w.prototypes, w.dim, static_cast<const T*>(packed.columns) + row * w.dim,
+                       rows, count, w.logits);
+        mask_excluded(p, row, rows, c, count, w.logits);
+        logits = w.logits;
+      }
       if (through_mean) {
         product_logits(w, w.values, w.value_dim,
                        static_cast<const T*>(packed.grad_columns) + row * w.value_dim, rows, count,
                        w.value_logits);
       }
-      weigh(base, coefficient, rows, count, w.logits, through_mean ? w.value_logits : nullptr);
+      weigh(base, coefficient, rows, count, logits, w.logits,
+            through_mean ? w.value_logits : nullptr);
       const bool accumulate = row % kReadoutFlush != 0;
       if (grad_prototypes != nullptr) {
         product_classes(through_mean ? w.value_logits : w.logits,

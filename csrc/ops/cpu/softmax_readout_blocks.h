@@ -21,6 +21,11 @@ constexpr int64_t kMostClasses = 448;
 template <typename S>
 using AccumulateOf = typename Accumulate<S>::type;
 
+template <typename S>
+constexpr bool kIsFloat = false;
+template <>
+constexpr bool kIsFloat<float> = true;
+
 template <typename T>
 constexpr T minus_infinity() {
   return -static_cast<T>(__builtin_inf());

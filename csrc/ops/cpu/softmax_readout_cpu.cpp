@@ -31,7 +31,8 @@ ReadoutProblem make_problem(const ReadoutShape& shape, const Tensor& embeddings,
           shape.num_classes,
           shape.value_dim,
           scale,
-          normalize};
+          normalize,
+          nullptr};
 }
 
 void check_exclude_range(const ReadoutProblem& p) {

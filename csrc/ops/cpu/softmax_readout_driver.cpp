@@ -84,18 +84,14 @@ void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
   const Scratch partial(direct ? 0 : partial_rows * p.value_dim * sizeof(T));
   T* sums = mean == nullptr || direct ? mean : partial.as<T>();
   const size_t scratch_bytes = k.scratch_bytes(p, false);
-  parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t s = task % split.class_splits;
-      const int64_t row = task / split.class_splits * kReadoutRows;
-      const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
-      const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
-      const int64_t at = s * n + row;
-      k.forward(p, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
-                base.as<T>() + at, sum.as<double>() + at,
-                sums == nullptr ? nullptr : sums + at * p.value_dim);
-    }
+  parallel_tasks(split.tasks(), scratch_bytes, [&](int64_t task, void* scratch) {
+    const int64_t s = task % split.class_splits;
+    const int64_t row = task / split.class_splits * kReadoutRows;
+    const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
+    const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
+    const int64_t at = s * n + row;
+    k.forward(p, row, std::min(kReadoutRows, n - row), first, last, scratch, base.as<T>() + at,
+              sum.as<double>() + at, sums == nullptr ? nullptr : sums + at * p.value_dim);
   });
   combine<T>(p, split, base.as<T>(), sum.as<double>(), sums, logsumexp, mean);
 }
@@ -109,17 +105,14 @@ void readout_backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, T*
   const int64_t elements = n * p.dim;
   const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
   const size_t scratch_bytes = k.scratch_bytes(p, false);
-  parallel_over(split.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t s = task % split.class_splits;
-      const int64_t row = task / split.class_splits * kReadoutRows;
-      const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
-      const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
-      T* to = s == 0 ? grad : partial.as<T>() + (s - 1) * elements;
-      k.backward_rows(p, b, row, std::min(kReadoutRows, n - row), first, last, scratch.get(),
-                      to + row * p.dim);
-    }
+  parallel_tasks(split.tasks(), scratch_bytes, [&](int64_t task, void* scratch) {
+    const int64_t s = task % split.class_splits;
+    const int64_t row = task / split.class_splits * kReadoutRows;
+    const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
+    const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
+    T* to = s == 0 ? grad : partial.as<T>() + (s - 1) * elements;
+    k.backward_rows(p, b, row, std::min(kReadoutRows, n - row), first, last, scratch,
+                    to + row * p.dim);
   });
   parallel_over(elements, 4096, [&](int64_t begin, int64_t end) {
     for (int64_t s = 1; s < split.class_splits; ++s) {
@@ -150,13 +143,10 @@ void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
   const int64_t per_task = std::min(k.classes_per_task(p), std::max(fair, kFewestGradientClasses));
   const int64_t tasks = (p.num_classes + per_task - 1) / per_task;
   const size_t scratch_bytes = k.scratch_bytes(p, true);
-  parallel_over(tasks, 1, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    for (int64_t task = begin; task < end; ++task) {
-      k.backward_classes(p, b, packed, task * per_task,
-                         std::min((task + 1) * per_task, p.num_classes), scratch.get(),
-                         grad_prototypes, grad_values);
-    }
+  parallel_tasks(tasks, scratch_bytes, [&](int64_t task, void* scratch) {
+    k.backward_classes(p, b, packed, task * per_task,
+                       std::min((task + 1) * per_task, p.num_classes), scratch, grad_prototypes,
+                       grad_values);
   });
 }
 

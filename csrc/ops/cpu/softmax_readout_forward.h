@@ -59,11 +59,6 @@ struct RunningSums {
   }
 };
 
-template <typename S>
-constexpr bool kIsFloat = false;
-template <>
-constexpr bool kIsFloat<float> = true;
-
 struct NoRefinement {};
 
 // A float logit of 40 bits is off by up to 2e-6, and so is its weight. Where one of few classes
@@ -241,6 +236,12 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
       const T class_bound = pack_classes<S>(p, w, c, count, mean != nullptr);
       product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits);
       mask_excluded(p, row, rows, c, count, w.logits);
+      if constexpr (kIsFloat<S>) {
+        if (p.logits != nullptr) {
+          __builtin_memcpy(p.logits + (row / kRows * p.num_classes + c) * kRows, w.logits,
+                           sizeof(float) * static_cast<size_t>(count * kRows));
+        }
+      }
       const bool bounded = is_bounded(p, row_bound, class_bound);
       bool shrinks;
       if constexpr (kIsFloat<S>) {

@@ -25,6 +25,9 @@ struct ReadoutProblem {
   int64_t num_rows, dim, num_classes, value_dim;
   double scale;
   bool normalize;  // prototypes count at unit length; gradients to them go through that
+  // float32 only, or null: [N / kReadoutRows, rounded up][C][kReadoutRows]. The forward pass leaves
+  // its logits here, and the gradient to classes reads them instead of computing them again.
+  float* logits;
 };
 
 // What the gradients need on top. All [N, ...] arrays are in the accumulation type.

@@ -36,7 +36,8 @@ CompatProblem make_problem(const CompatLossShape& shape, const Tensor& embedding
 std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes) {
+    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes,
+    std::optional<Tensor> logits) {
   const CompatLossOptions options{scale,
                                   margin,
                                   arcface,
@@ -46,6 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
                                   parse_reduction("compat_loss", reduction)};
   const CompatLossShape shape =
       check_compat_loss("compat_loss", embeddings, prototypes, labels, mean_prototype, options);
+  check_compat_logits("compat_loss", logits, embeddings, shape);
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);
@@ -82,11 +84,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
 
 Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state,
                             Tensor grad_loss, double scale, double label_smoothing, bool normalize,
-                            int64_t ignore_index) {
+                            int64_t ignore_index, std::optional<Tensor> logits) {
   const CompatLossOptions options{
       scale, 0, false, label_smoothing, normalize, ignore_index, Reduction::kNone};
   const CompatLossShape shape = check_compat_loss_backward(
       "compat_loss_backward", embeddings, prototypes, labels, state, grad_loss, options);
+  check_compat_logits("compat_loss", logits, embeddings, shape);
   const CudaScope scope(embeddings);
   for (Tensor* t : {&embeddings, &prototypes, &labels, &state, &grad_loss}) *t = contiguous(*t);
   Tensor grad = torch::stable::new_empty(prototypes, {shape.num_classes, shape.dim},
