@@ -21,15 +21,22 @@ struct Sm90 {
   using TensorMap = CUtensorMap;
 
   // --- threads
-  // Read anew each time: kept for all the roles of a block, it costs the fullest a spilled
-  // register.
+  // Read anew each time: what is kept for all roles of a block costs the fullest one a register.
   __device__ __forceinline__ static int thread() {
     int index;
     asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(index));
     return index;
   }
-  __device__ __forceinline__ static int64_t block_x() { return blockIdx.x; }
-  __device__ __forceinline__ static int64_t block_y() { return blockIdx.y; }
+  __device__ __forceinline__ static int64_t block_x() {
+    int index;
+    asm volatile("mov.u32 %0, %%ctaid.x;\n" : "=r"(index));
+    return index;
+  }
+  __device__ __forceinline__ static int64_t block_y() {
+    int index;
+    asm volatile("mov.u32 %0, %%ctaid.y;\n" : "=r"(index));
+    return index;
+  }
   // Known to the compiler to be the same in the whole warp.
   __device__ __forceinline__ static int warp() {
     return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
@@ -82,6 +89,12 @@ struct Sm90 {
   __device__ __forceinline__ static uint32_t address(uint32_t offset) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared(offset)));
   }
+  // Ends the launch where the start of shared memory is not a multiple of 1024: tiles would be
+  // swizzled otherwise than descriptors say.
+  __device__ __forceinline__ static void require_alignment() {
+    if (address(0) % 1024 != 0) stop();
+  }
+  __device__ __forceinline__ static void stop() { asm volatile("trap;\n"); }
   template <typename T>
   __device__ __forceinline__ static void store(uint32_t offset, T value) {
     *reinterpret_cast<T*>(shared(offset)) = value;

@@ -181,6 +181,7 @@ struct HostSm90 {
     std::memcpy(&value, memory(cluster->block().ordinary, offset, sizeof(T)), sizeof(T));
     return value;
   }
+  static void require_alignment() {}
   static void publish_stores() {
     for (const auto& [offset, bytes] : self->unpublished) {
       std::memcpy(memory(cluster->block().asynchronous, offset, bytes.size()), bytes.data(),

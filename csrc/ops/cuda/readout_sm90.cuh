@@ -25,18 +25,19 @@ struct ReadoutBlock {
   BlockWork<Hw, Tile> work;
 
   FCL_DEVICE ReadoutBlock(const Map* rows_map, const Map* classes_map, const Sm90Readout& p)
-      : rows_map(rows_map), classes_map(classes_map), p(p), work(p) {}
+      : rows_map(rows_map), classes_map(classes_map), p(p) {}
 
   FCL_DEVICE void run() {
     const int warp = Hw::warp();
     if (warp == 0 && Hw::thread() == 0) {
+      Hw::require_alignment();
       Hw::prefetch(rows_map);
       Hw::prefetch(classes_map);
       Hw::init_barrier(Tile::rows_barrier(), 1);
       for (int s = 0; s < Tile::kStages; ++s) {
         Hw::init_barrier(Tile::full_barrier(s), 1);
         // Every consumer warp of every block that gets the tile says that it is done with it.
-        Hw::init_barrier(Tile::empty_barrier(s), Tile::kConsumers * 4 * work.cluster);
+        Hw::init_barrier(Tile::empty_barrier(s), Tile::kConsumers * 4 * Hw::cluster_size());
       }
       Hw::publish_barriers();
     }
@@ -44,11 +45,13 @@ struct ReadoutBlock {
     // In the end, no block leaves while others arrive at its barriers.
     if (warp < 4) {
       Hw::template fewer_registers<24>();
+      work.start(p);
       if (warp == 0) produce();
       Hw::sync_warp();
       Hw::sync_cluster();
     } else {
       Hw::template more_registers<240>();
+      work.start(p);
       consume(warp / 4 - 1);
       Hw::sync_cluster();
     }

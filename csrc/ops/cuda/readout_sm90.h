@@ -87,8 +87,8 @@ struct Sm90WideTile {
   static constexpr int kStages = kRingStages;
   static constexpr bool kSharedRows = kHalfDim > 192;
   static constexpr int kProducerRegisters = 24;
-  static constexpr int kLogitsRegisters = kSharedRows ? 168 : 232;
-  static constexpr int kSumsRegisters = kSharedRows ? 160 : 128;
+  static constexpr int kLogitsRegisters = kSharedRows ? 168 : 216;
+  static constexpr int kSumsRegisters = kSharedRows ? 160 : 136;
   static_assert(kProducerRegisters + kLogitsRegisters + 2 * kSumsRegisters <= 512);
 
   static constexpr uint32_t kHalfBytes = kClasses * kHalfDim * 2;

@@ -21,7 +21,7 @@ struct RingPlace {
   }
 };
 
-// Rows and classes of a block.
+// Rows and classes of a block. Each role finds them for itself (see Sm90::thread).
 template <class Hw, class Tile>
 struct BlockWork {
   int64_t row;          // first
@@ -31,7 +31,7 @@ struct BlockWork {
   int tiles;
   int cluster;  // blocks that get every tile of classes
 
-  FCL_DEVICE explicit BlockWork(const Sm90Readout& p) {
+  FCL_DEVICE void start(const Sm90Readout& p) {
     const int64_t per_split = static_cast<int64_t>(p.tiles_per_split) * Tile::kClasses;
     row = Hw::block_x() * Tile::kRows;
     split = Hw::block_y();
@@ -83,6 +83,7 @@ FCL_DEVICE void load_classes(const typename Hw::TensorMap* map, int64_t first, i
 template <class Hw, int kCount>
 FCL_DEVICE void flush_sums(const Sm90Readout& p, int64_t split, int64_t first_row, int first_column,
                            float (&sums)[kCount], const float (&carried)[2], bool adds) {
+  constexpr int kBatch = 8;  // loads under way at a time
   const int column =
       first_column + fcl::sm90::accumulator_column(Hw::thread() % fcl::sm90::kWarpgroup, 0);
 #pragma unroll
@@ -91,16 +92,23 @@ FCL_DEVICE void flush_sums(const Sm90Readout& p, int64_t split, int64_t first_ro
     if (at >= p.num_rows) continue;
     float* to = p.mean + (split * p.num_rows + at) * p.dim + column;
 #pragma unroll
-    for (int j = 0; j < kCount / 4; ++j) {
-      if (first_column + 8 * j >= p.dim) break;  // dim is a multiple of 8
-      FloatPair* pair = reinterpret_cast<FloatPair*>(to + 8 * j);
-      FloatPair value{sums[4 * j + 2 * r], sums[4 * j + 2 * r + 1]};
-      if (adds) {
-        const FloatPair old = *pair;
-        value.x = Hw::multiply_add(old.x, carried[r], value.x);
-        value.y = Hw::multiply_add(old.y, carried[r], value.y);
+    for (int begin = 0; begin < kCount / 4; begin += kBatch) {
+      FloatPair old[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        // dim is a multiple of 8: eight columns are inside or outside together.
+        const bool inside = first_column + 8 * (begin + b) < p.dim;
+        old[b] = FloatPair{0, 0};
+        if (adds && inside) old[b] = *reinterpret_cast<const FloatPair*>(to + 8 * (begin + b));
       }
-      *pair = value;
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int i = 4 * (begin + b) + 2 * r;
+        const FloatPair value{Hw::multiply_add(old[b].x, carried[r], sums[i]),
+                              Hw::multiply_add(old[b].y, carried[r], sums[i + 1])};
+        const bool inside = first_column + 8 * (begin + b) < p.dim;
+        if (inside) *reinterpret_cast<FloatPair*>(to + 8 * (begin + b)) = value;
+      }
     }
   }
 }

@@ -19,10 +19,10 @@ bool readout_sm90_supported(const ReadoutProblem& p);
 // differ in rounding between devices of different size (never between runs).
 int64_t readout_sm90_forward_scratch(const ReadoutProblem& p, bool need_mean, int multiprocessors);
 
-// logsumexp [N] and mean [N, D] (or null), float. A `fixed_shift` m, in natural units, takes the
-// place of the running maximum: weights are exp(logit - m). Safe for bfloat16 where
-// m - 87 < logit < m + 60 for some logit of every row and for all of them; with unit rows on both
-// sides, m = scale - 60 is for scales up to 73.
+// logsumexp [N] and mean [N, D] (or null), float. For bfloat16 a `fixed_shift` m, in natural units,
+// may take the place of the running maximum (float16 ignores it): weights are exp(logit - m), which
+// must neither overflow nor all vanish. With unit rows on both sides and scale <= 73, m = scale -
+// 60 is safe: logits lie in [-scale, scale], so exponents in [60 - 2 scale, 60] = [-86, 60].
 void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* logsumexp,
                                  void* mean, int multiprocessors, cudaStream_t stream,
                                  std::optional<double> fixed_shift = std::nullopt);

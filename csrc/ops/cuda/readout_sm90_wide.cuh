@@ -28,11 +28,12 @@ struct ReadoutWideBlock {
   BlockWork<Hw, Tile> work;
 
   FCL_DEVICE ReadoutWideBlock(const Map* rows_map, const Map* classes_map, const Sm90Readout& p)
-      : rows_map(rows_map), classes_map(classes_map), p(p), work(p) {}
+      : rows_map(rows_map), classes_map(classes_map), p(p) {}
 
   FCL_DEVICE void run() {
     const int warp = Hw::warp();
     if (warp == 0 && Hw::thread() == 0) {
+      Hw::require_alignment();
       Hw::prefetch(rows_map);
       Hw::prefetch(classes_map);
       Hw::init_barrier(Tile::rows_barrier(), 1);
@@ -41,7 +42,7 @@ struct ReadoutWideBlock {
       for (int s = 0; s < Tile::kStages; ++s) {
         for (int half = 0; half < 2; ++half) {
           Hw::init_barrier(Tile::full_barrier(half, s), 1);
-          Hw::init_barrier(Tile::empty_barrier(half, s), readers * work.cluster);
+          Hw::init_barrier(Tile::empty_barrier(half, s), readers * Hw::cluster_size());
         }
       }
       for (int b = 0; b < 2; ++b) {
@@ -54,15 +55,18 @@ struct ReadoutWideBlock {
     // In the end, no block leaves while others arrive at its barriers.
     if (warp < 4) {
       Hw::template fewer_registers<Tile::kProducerRegisters>();
+      work.start(p);
       if (warp == 0) produce();
       Hw::sync_warp();
       Hw::sync_cluster();
     } else if (warp < 8) {
       Hw::template more_registers<Tile::kLogitsRegisters>();
+      work.start(p);
       make_weights();
       Hw::sync_cluster();
     } else {
       Hw::template more_registers<Tile::kSumsRegisters>();
+      work.start(p);
       if constexpr (Tile::kMean) add_up(warp / 4 - 2);
       Hw::sync_cluster();
     }

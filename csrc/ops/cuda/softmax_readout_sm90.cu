@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // softmax_readout forward on Hopper: choice of tile, launch and combination of the class splits.
-// readout_sm90.cuh has the kernel's body. FCL_CUDA_SM90 is defined where the build has sm_90a; the
-// other architectures of such a build get an empty kernel.
+// readout_sm90.cuh and readout_sm90_wide.cuh have the kernels' bodies. FCL_CUDA_SM90 is defined
+// where the build has sm_90a; for its other architectures the kernels only stop.
 #include "ops/cuda/readout_path.h"
 #include "ops/cuda/readout_sm90_kernels.h"
 
@@ -45,6 +45,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   using Block = std::conditional_t<Tile::kWide, ReadoutWideBlock<Sm90, Tile, kFactors>,
                                    ReadoutBlock<Sm90, Tile, kFactors> >;
   Block(&rows, &classes, p).run();
+#else
+  Sm90::stop();
 #endif
 }
 
@@ -123,9 +125,11 @@ void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* l
     task.num_classes = p.num_classes;
     task.dim = static_cast<int>(p.dim);
     task.tiles_per_split = split.tiles_per_split;
-    task.flush_tiles = std::max(static_cast<int>(kFlush / Tile::kClasses), 1);
+    // Twice as many classes as elsewhere: all warps of a block wait while their sums move.
+    task.flush_tiles = std::max(static_cast<int>(2 * kFlush / Tile::kClasses), 1);
     task.scale = static_cast<float>(p.scale * kLog2E);
-    task.fixed_shift = fixed_shift.has_value();
+    // Weights of float16 have not the range for it.
+    task.fixed_shift = fixed_shift.has_value() && p.dtype == Dtype::kBfloat16;
     task.shift = static_cast<float>(fixed_shift.value_or(0) * kLog2E);
     task.sum = static_cast<double*>(scratch);
     task.max = reinterpret_cast<float*>(task.sum + partials);
