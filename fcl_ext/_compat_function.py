@@ -76,7 +76,7 @@ class CompatLoss(torch.autograd.Function):
         if need_prototypes:
             rows, prototypes, labels, state, logits = rest
             grad_prototypes = ops.compat_loss_backward(
-                rows, prototypes, labels, state, grad_loss, *ctx.options, logits
+                rows, prototypes, labels, state, grad_loss, *ctx.options, logits=logits
             ).to(prototypes.dtype)
         return grad_embeddings, grad_prototypes, *(None,) * 9
 
