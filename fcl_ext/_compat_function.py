@@ -75,8 +75,18 @@ class CompatLoss(torch.autograd.Function):
         grad_prototypes: Tensor | None = None
         if need_prototypes:
             rows, prototypes, labels, state, logits = rest
+            scale, label_smoothing, normalize, ignore_index = ctx.options
             grad_prototypes = ops.compat_loss_backward(
-                rows, prototypes, labels, state, grad_loss, *ctx.options, logits=logits
+                rows,
+                prototypes,
+                labels,
+                state,
+                grad_loss,
+                scale,
+                label_smoothing,
+                normalize,
+                ignore_index,
+                logits,
             ).to(prototypes.dtype)
         return grad_embeddings, grad_prototypes, *(None,) * 9
 
