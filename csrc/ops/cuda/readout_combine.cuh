@@ -25,39 +25,68 @@ int64_t partials_bytes(const ReadoutProblem& p, int64_t splits, bool need_mean) 
 }
 
 constexpr int kCombineThreads = 128;
+constexpr int kCombineSplits = 512;  // weights of splits that are at hand at a time
+
+// In every thread, in one order.
+template <typename T, typename F>
+__device__ __forceinline__ T block_reduce(T value, const F& f) {
+  __shared__ T parts[kCombineThreads / kWarp];
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value = f(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();  // parts are written
+  value = parts[0];
+#pragma unroll
+  for (int i = 1; i < kCombineThreads / kWarp; ++i) value = f(value, parts[i]);
+  return value;
+}
 
 // Partial readouts -> lse and mean, one block per row. With a single split mean is normalised in
 // place. `exclude` (or null) is only checked: kernels of warpgroup products cannot, as a call in
 // them would make each product wait for the one before.
 template <typename T>
-__global__ void __launch_bounds__(kCombineThreads)
+__global__ void __launch_bounds__(kCombineThreads, 8)
     combine_kernel(int64_t num_rows, int64_t value_dim, int64_t splits, const T* max,
                    const double* sum, const T* partial, T* logsumexp, T* mean,
                    const int64_t* exclude, int64_t num_classes) {
-  for (int64_t i = blockIdx.x; i < num_rows; i += gridDim.x) {
-    assert((exclude == nullptr || exclude[i] < num_classes) &&
-           "softmax_readout: exclude is not below C");
-    T top = -infinity<T>();
-    for (int64_t s = 0; s < splits; ++s) {
-      const T m = max[s * num_rows + i];
-      top = m > top ? m : top;
+  __shared__ T weights[kCombineSplits];
+  const int thread = threadIdx.x;
+  const int64_t i = blockIdx.x;
+  assert((exclude == nullptr || exclude[i] < num_classes) &&
+         "softmax_readout: exclude is not below C");
+  T top = -infinity<T>();
+  for (int64_t s = thread; s < splits; s += kCombineThreads) {
+    const T m = max[s * num_rows + i];
+    top = m > top ? m : top;
+  }
+  top = block_reduce(top, [](T a, T b) { return b > a ? b : a; });
+  const double base = static_cast<double>(finite_base(top));
+  double total = 0;
+  for (int64_t s = thread; s < splits; s += kCombineThreads) {
+    total += sum[s * num_rows + i] * exp2(static_cast<double>(max[s * num_rows + i]) - base);
+  }
+  total = block_reduce(total, [](double a, double b) { return a + b; });
+  const double lse = base + log2(total);  // of base-2 logits
+  if (thread == 0) logsumexp[i] = static_cast<T>(lse * kLn2);
+  if (mean == nullptr) return;
+  for (int64_t begin = 0; begin < splits; begin += kCombineSplits) {
+    const int count = static_cast<int>(min(splits - begin, int64_t{kCombineSplits}));
+    for (int s = thread; s < count; s += kCombineThreads) {
+      const double m = static_cast<double>(max[(begin + s) * num_rows + i]);
+      weights[s] = total == 0 ? T(0) : static_cast<T>(exp2(m - lse));
     }
-    const double base = static_cast<double>(finite_base(top));
-    double total = 0;
-    for (int64_t s = 0; s < splits; ++s) {
-      total += sum[s * num_rows + i] * exp2(static_cast<double>(max[s * num_rows + i]) - base);
-    }
-    if (threadIdx.x == 0) logsumexp[i] = static_cast<T>((base + log2(total)) * kLn2);
-    if (mean == nullptr) continue;
-    for (int64_t d = threadIdx.x; d < value_dim; d += kCombineThreads) {
-      T value = 0;
-      for (int64_t s = 0; s < splits; ++s) {
-        const double weight = exp2(static_cast<double>(max[s * num_rows + i]) - base) / total;
-        value += partial[(s * num_rows + i) * value_dim + d] *
-                 (total == 0 ? T(0) : static_cast<T>(weight));
+    __syncthreads();  // weights are written
+    for (int64_t d = thread; d < value_dim; d += kCombineThreads) {
+      T value = begin == 0 ? T(0) : mean[i * value_dim + d];
+#pragma unroll 4
+      for (int s = 0; s < count; ++s) {
+        value += partial[((begin + s) * num_rows + i) * value_dim + d] * weights[s];
       }
       mean[i * value_dim + d] = value;
     }
+    __syncthreads();  // they have been read
   }
 }
 
@@ -66,8 +95,8 @@ void combine_splits(const char* op, int64_t num_rows, int64_t value_dim, int64_t
                     const T* max, const double* sum, const T* partial, T* logsumexp, T* mean,
                     cudaStream_t stream, const int64_t* exclude = nullptr,
                     int64_t num_classes = 0) {
-  launch(op, combine_kernel<T>, {std::min<int64_t>(num_rows, 1 << 20)}, kCombineThreads, stream,
-         num_rows, value_dim, splits, max, sum, partial, logsumexp, mean, exclude, num_classes);
+  launch(op, combine_kernel<T>, {num_rows}, kCombineThreads, stream, num_rows, value_dim, splits,
+         max, sum, partial, logsumexp, mean, exclude, num_classes);
 }
 
 constexpr int kSumThreads = 256;
