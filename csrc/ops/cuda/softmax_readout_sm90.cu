@@ -90,6 +90,8 @@ void launch_tile(const char* op, const Sm90Split& split, const CUtensorMap& rows
 
 }  // namespace
 
+bool readout_sm90_built() { return true; }
+
 bool readout_sm90_supported(const ReadoutProblem& p) {
   const bool is_half = p.dtype == Dtype::kBfloat16 || p.dtype == Dtype::kFloat16;
   // Coordinates of the copy engine are 32-bit.
