@@ -67,5 +67,7 @@ endif()
 # torch's CUDA part of the stable ABI is declared only under USE_CUDA.
 target_compile_definitions(fcl_ops_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:USE_CUDA>)
 target_include_directories(fcl_ops_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+# A symbol that nobody has is an error of the link, not of the import on some machine with a GPU.
+target_link_options(fcl_ops_cuda PRIVATE LINKER:-z,defs)
 target_link_libraries(fcl_ops_cuda PRIVATE fcl_flags fcl_torch fcl_torch_cuda_stub)
 install(TARGETS fcl_ops_cuda DESTINATION fcl_ext)
