@@ -93,6 +93,7 @@ def test_readout(readout, dim, luck):
         {"mean": 0},
         {"mean": 0, "factors": 1},
         {"shift": 10},
+        {"nan": 1, "factors": 1},
         {"n": 50, "multiprocessors": 1, "scale": 60},
         {"n": 300, "multiprocessors": 9},
         {"n": 1, "c": 7},
