@@ -7,7 +7,6 @@ import pytest
 import test_compat_loss
 import test_softmax_readout
 import torch
-from test_cuda_emulated_readout import PATHS
 
 from support import DTYPES, error
 
@@ -22,7 +21,7 @@ def operators(request, emulation, monkeypatch):
     return operators
 
 
-@pytest.fixture(params=PATHS)
+@pytest.fixture(params=["simt", "mma"])
 def path(request, monkeypatch):
     """Which kernels the readout in the middle takes."""
     monkeypatch.setenv("FCL_CUDA_PATH", request.param)
