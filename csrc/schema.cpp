@@ -24,8 +24,8 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "compat_loss(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor? mean_prototype, "
       "float scale, float margin, bool arcface, float label_smoothing, bool normalize, "
-      "int ignore_index, str reduction, bool need_embeddings, bool need_prototypes, "
-      "Tensor(a!)? logits=None) "
+      "int ignore_index, str reduction, bool need_embeddings, "
+      "bool need_prototypes, Tensor(a!)? logits=None) "
       "-> (Tensor loss, Tensor grad_embeddings, Tensor unit_embeddings, Tensor state)");
   // Gradient to prototypes; embeddings are the unit rows where normalize was set. grad_loss has the
   // shape of the loss.
