@@ -40,10 +40,12 @@ READOUTS = [
     (33, 96, 400, None, 30.0),
     (130, 136, 200, None, 12.0),
 ]
-BACKWARDS = [*READOUTS, (0, 3, 4, 2, 1.0), (30, 270, 80, None, 9.0)]
+# More columns than a block sums: weights are stored.
+WIDE = [(30, 270, 80, None, 9.0), (300, 260, 140, None, 9.0), (20, 16, 840, 260, 9.0)]
+BACKWARDS = [*READOUTS, (0, 3, 4, 2, 1.0), *WIDE]
 
 
-@pytest.mark.parametrize("sample", READOUTS, ids=str)
+@pytest.mark.parametrize("sample", [*READOUTS, *WIDE], ids=str)
 def test_readout(sample, case):
     test_softmax_readout.test_matches_definition(sample, case[1], "cpu")
 

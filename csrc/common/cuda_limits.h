@@ -16,5 +16,9 @@ inline constexpr int64_t kFlush = 8192;
 inline constexpr int64_t kBlocks = 264;
 // Fewest terms worth a split of their own.
 inline constexpr int64_t kFewestPerSplit = 512;
+// Memory for weights between two kernels: what stays in the second-level cache of most devices.
+inline constexpr int64_t kWeightBytes = 16 << 20;
+// Fewest columns of such weights that are worth a launch.
+inline constexpr int64_t kFewestStored = 512;
 
 }  // namespace fcl::cuda

@@ -14,6 +14,15 @@ __device__ __forceinline__ int warp_lane() { return static_cast<int>(threadIdx.x
 __device__ __forceinline__ int accumulator_row(int i) { return warp_lane() / 4 + i / 2 * 8; }
 __device__ __forceinline__ int accumulator_column(int i) { return warp_lane() % 4 * 2 + i % 2; }
 
+template <int kTiles>
+__device__ __forceinline__ void clear(float (&sums)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+  }
+}
+
 // Products of panels in S = BFloat16 or Float16.
 template <typename S>
 struct PanelProduct {
@@ -31,6 +40,14 @@ struct PanelProduct {
           at[k][i] = pack_pair<S>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
         }
       }
+    }
+
+    // From a panel, whose columns they are.
+    __device__ __forceinline__ void load(uint32_t panel) {
+      const int lane = opaque(warp_lane());
+      panel += chunk_offset(lane % 16, lane / 16);
+#pragma unroll
+      for (int k = 0; k < kTiles / 2; ++k) load_matrices(at[k], panel ^ (k * 2 * kChunkBytes));
     }
   };
 
@@ -99,6 +116,19 @@ struct PanelProduct<float> {
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) at[n][i] = w[n][i];
+      }
+    }
+
+    __device__ __forceinline__ void load(uint32_t panel) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = n * 8 + accumulator_column(i);
+          at[n][i] =
+              __uint_as_float(load_shared(panel + chunk_offset(accumulator_row(i), column / 4) +
+                                          static_cast<uint32_t>(column % 4 * 4)));
+        }
       }
     }
   };

@@ -16,15 +16,6 @@ namespace {
 
 using namespace fcl::cuda;
 
-template <int kTiles>
-__device__ __forceinline__ void clear(float (&sums)[kTiles][4]) {
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[n][i] = 0;
-  }
-}
-
 // Work has
 //   kSums, kSlopes: whether there is a sum, and a second product,
 //   has_terms(), load_term(row, words): what it wants to have at hand of each right row,

@@ -43,16 +43,21 @@ struct MmaTask {
   int per_split;
   int products;
   bool sums;
+  // Launches that take parts: left rows from left_begin, right rows of each split from chunk_begin.
+  int64_t left_begin;
+  int chunk_begin, chunk;
 
-  // Right rows of this block: from first() on, count().
+  // Right rows of this block: from first() on, count(), none if not positive.
   __device__ __forceinline__ int64_t first() const {
-    return static_cast<int64_t>(blockIdx.y) * per_split;
+    return static_cast<int64_t>(blockIdx.y) * per_split + chunk_begin;
   }
   __device__ __forceinline__ int count() const {
-    return static_cast<int>(min(num_right - first(), static_cast<int64_t>(per_split)));
+    const int64_t left_over = num_right - static_cast<int64_t>(blockIdx.y) * per_split;
+    const int of_split = static_cast<int>(min(left_over, static_cast<int64_t>(per_split)));
+    return min(of_split - chunk_begin, chunk);
   }
   __device__ __forceinline__ int64_t left_row() const {
-    return static_cast<int64_t>(blockIdx.x) * kMmaRows;
+    return left_begin + static_cast<int64_t>(blockIdx.x) * kMmaRows;
   }
   // Panels of each product, then of this block's part of the sum.
   template <int kWidth>

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "ops/cuda/readout_mma.cuh"
+#include "ops/cuda/readout_mma_stored.cuh"
 #include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {
@@ -80,15 +81,17 @@ struct WeightScale<Float16> {
   __device__ __forceinline__ float undo(int h) const { return power(-exponent[h]); }
 };
 
-template <class WorkShape, ReadoutGradient kWhich, bool kThroughMean>
+// Weights are summed with rows at once, or stored.
+template <class WorkShape, ReadoutGradient kWhich, bool kThroughMean, bool kStored>
 struct GradientWork {
   using Shape = WorkShape;
   using S = typename Shape::S;
   static constexpr bool kByRow = kWhich == ReadoutGradient::kEmbeddings;
   static constexpr bool kValues = kWhich == ReadoutGradient::kValues;
-  static constexpr bool kSums = true;
+  static constexpr bool kSums = !kStored;
   static constexpr bool kSlopes = kThroughMean;
   static constexpr int kTiles = Shape::kTiles;
+  static_assert(!(kStored && std::is_same_v<S, Float16>), "their scale is not stored");
 
   // What the weights of an embedding need.
   struct Terms {
@@ -99,13 +102,15 @@ struct GradientWork {
   };
 
   const MmaGradient& g;
+  const StoredWeights<S>& stored;
   WeightScale<S> range;
   Terms own[2];    // of this lane's rows, where they are embeddings
   float norms[2];  // else of its classes
   int64_t row;     // the warp's first
   int count;       // of right rows
 
-  __device__ __forceinline__ explicit GradientWork(const MmaGradient& g) : g(g) {}
+  __device__ __forceinline__ GradientWork(const MmaGradient& g, const StoredWeights<S>& stored)
+      : g(g), stored(stored) {}
 
   // The block's classes are `classes` from `first`.
   __device__ __forceinline__ Terms load(int64_t i, int64_t first, int classes) const {
@@ -137,7 +142,8 @@ struct GradientWork {
     if constexpr (kByRow) {
       term[0] = __float_as_uint(norm(right));
     } else {
-      const Terms t = load(right, static_cast<int64_t>(blockIdx.x) * kMmaRows, kMmaRows);
+      const int in_block = static_cast<int>(threadIdx.x) / kWarp * 16;
+      const Terms t = load(right, row - in_block, kMmaRows);
       term[0] = __float_as_uint(t.base);
       term[1] = __float_as_uint(t.coefficient);
       term[2] = __float_as_uint(t.mean_scale);
@@ -195,11 +201,16 @@ struct GradientWork {
         }
       }
     }
-    range.fit(z, sums);
+    if constexpr (kStored) {
+      stored.store(z, first);
+    } else {
+      range.fit(z, sums);
+    }
   }
 
   template <int kSumTiles>
   __device__ __forceinline__ void flush(float (&sums)[kSumTiles][4], bool is_first) {
+    if constexpr (kStored) return;
     const bool adds = !is_first || g.accumulate;
     const int64_t num_left = kByRow ? g.num_rows : g.num_classes;
     const int64_t first_column = static_cast<int64_t>(blockIdx.z) * Shape::kWidth;

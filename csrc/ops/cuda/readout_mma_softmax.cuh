@@ -102,6 +102,18 @@ struct OnlineSoftmax {
     return __any_sync(kAllLanes, moved);
   }
 
+  // Goes on where store() left off.
+  __device__ __forceinline__ void resume(int64_t row, int64_t num_rows, const float* max_in,
+                                         const double* sum_in) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t at = row + accumulator_row(2 * h);
+      if (at >= num_rows) continue;
+      base[h] = max_in[at];
+      sum[h] = warp_lane() % 4 == 0 ? sum_in[at] : 0;
+    }
+  }
+
   // Partial maximum and sum of the rows, indexed [row] of this split.
   __device__ __forceinline__ void store(int64_t row, int64_t num_rows, float* max_out,
                                         double* sum_out) {

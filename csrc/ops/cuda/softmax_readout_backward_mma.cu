@@ -39,85 +39,153 @@ __global__ void __launch_bounds__(kRoundThreads)
   }
 }
 
-template <class Shape, template <class> class Feed, ReadoutGradient kWhich, bool kThroughMean>
+template <class Shape, template <class> class Feed, ReadoutGradient kWhich, bool kThroughMean,
+          bool kStored>
 __global__ void __launch_bounds__(kMmaThreads, 1)
-    mma_gradient_kernel(MmaTask<typename Shape::S> task, MmaGradient gradient) {
-  GradientWork<Shape, kWhich, kThroughMean> work(gradient);
+    mma_gradient_kernel(MmaTask<typename Shape::S> task, MmaGradient gradient,
+                        StoredWeights<typename Shape::S> stored) {
+  GradientWork<Shape, kWhich, kThroughMean, kStored> work(gradient, stored);
   mma_tile_loop<decltype(work), Feed>(task, work);
 }
 
 // One way to run a kernel.
 template <typename S>
 struct Variant {
-  void (*kernel)(MmaTask<S>, MmaGradient);
+  void (*kernel)(MmaTask<S>, MmaGradient, StoredWeights<S>);
   int rights, width, shared_bytes;
+  bool stores;
 };
 
+// Split floats need more registers and shared memory.
+template <typename S>
+constexpr bool kSplits = sizeof(S) == 4;
+template <typename S>
+using Wide = MmaShape<S, kSplits<S> ? 32 : 64, 256>;
+
+// Of a sum of `width` columns, by a kernel that streams its operands.
 template <class Shape, ReadoutGradient kWhich, bool kThroughMean>
-Variant<typename Shape::S> streaming() {
-  return {mma_gradient_kernel<Shape, StreamFeed, kWhich, kThroughMean>, Shape::kRights,
-          Shape::kWidth, StreamFeed<Shape>::kSharedBytes};
+Variant<typename Shape::S> streaming(int64_t width) {
+  using S = typename Shape::S;
+  if constexpr (!std::is_same_v<S, Float16>) {
+    if (width > Shape::kWidth) {
+      return {mma_gradient_kernel<Wide<S>, StreamFeed, kWhich, kThroughMean, true>,
+              Wide<S>::kRights, Wide<S>::kWidth, StreamFeed<Wide<S>>::kSharedBytes, true};
+    }
+  }
+  return {mma_gradient_kernel<Shape, StreamFeed, kWhich, kThroughMean, false>, Shape::kRights,
+          Shape::kWidth, StreamFeed<Shape>::kSharedBytes, false};
 }
 template <class Shape, ReadoutGradient kWhich, bool kThroughMean>
 Variant<typename Shape::S> resident() {
   constexpr int kBytes = ResidentFeed<Shape>::shared_bytes(kThroughMean ? 2 : 1);
   static_assert(kBytes <= kMmaMostShared);
-  return {mma_gradient_kernel<Shape, ResidentFeed, kWhich, kThroughMean>, Shape::kRights,
-          Shape::kWidth, kBytes};
+  return {mma_gradient_kernel<Shape, ResidentFeed, kWhich, kThroughMean, false>, Shape::kRights,
+          Shape::kWidth, kBytes, false};
 }
 
 template <typename S>
 Variant<S> variant(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient which) {
   using enum ReadoutGradient;
-  constexpr bool kSplit = sizeof(S) == 4;  // split floats need more registers and shared memory
-  constexpr int kRights = kSplit ? 32 : 64;
-  using Wide = MmaShape<S, kRights, 256>;
-  using Narrow = MmaShape<S, kRights, 128>;
-  using TwoProducts = MmaShape<S, 32, kSplit ? 128 : 256>;
+  using TwoProducts = MmaShape<S, 32, kSplits<S> ? 128 : 256>;
   const bool through_mean = b.grad_mean != nullptr;
-  if (which == kValues) return streaming<Wide, kValues, false>();
+  if (which == kValues) return streaming<Wide<S>, kValues, false>(p.value_dim);
   if (which == kEmbeddings) {
-    if (!through_mean) return streaming<Wide, kEmbeddings, false>();
-    if constexpr (!kSplit) {
+    if (!through_mean) return streaming<Wide<S>, kEmbeddings, false>(p.dim);
+    if constexpr (!kSplits<S>) {
       if (p.values == p.prototypes && p.dim <= 128) {
         return resident<MmaShape<S, 32, 128>, kEmbeddings, true>();
       }
     }
-    return streaming<TwoProducts, kEmbeddings, true>();
+    return streaming<TwoProducts, kEmbeddings, true>(p.dim);
   }
-  if (through_mean) return streaming<TwoProducts, kPrototypes, true>();
-  if (p.dim <= 128) return resident<Narrow, kPrototypes, false>();
-  if constexpr (!kSplit) {
+  if (through_mean) return streaming<TwoProducts, kPrototypes, true>(p.dim);
+  if (p.dim <= 128) return resident<MmaShape<S, Wide<S>::kRights, 128>, kPrototypes, false>();
+  if constexpr (!kSplits<S>) {
     if (p.dim <= 256) return resident<MmaShape<S, 32, 256>, kPrototypes, false>();
   }
-  return streaming<Wide, kPrototypes, false>();
+  return streaming<Wide<S>, kPrototypes, false>(p.dim);
 }
 
-// How a launch is cut, and what its scratch holds: grad_mean as an operand (half types), the scales
-// of its rows, partial gradients.
+// How a launch is cut, and where its scratch holds what: grad_mean as an operand (half types), the
+// scales of its rows, partial gradients, stored weights.
 template <typename S>
 struct Plan {
   Variant<S> variant;
+  int64_t left, width;
   ReadoutSplit split;
-  int64_t elements;  // of the gradient
-  int64_t operand_bytes, scale_bytes, partial_bytes;
+  ChunkPlan chunks;  // of stored weights
+  int64_t scale_at, partial_at, weights_at, bytes;
 
   Plan(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient which,
        const CudaDevice& device)
-      : variant(cuda::variant<S>(p, b, which)) {
-    const bool by_row = which == ReadoutGradient::kEmbeddings;
-    const int64_t left = by_row ? p.num_rows : p.num_classes;
-    const int64_t width = which == ReadoutGradient::kValues ? p.value_dim : p.dim;
-    split = split_waves(left, kMmaRows, by_row ? p.num_classes : p.num_rows, variant.rights,
-                        divide_up(width, variant.width), device.multiprocessors);
-    elements = left * width;
-    const auto aligned = [](int64_t bytes) { return divide_up(bytes, 16) * 16; };
+      : variant(cuda::variant<S>(p, b, which)),
+        left(which == ReadoutGradient::kEmbeddings ? p.num_rows : p.num_classes),
+        width(which == ReadoutGradient::kValues ? p.value_dim : p.dim),
+        split(split_waves(left, kMmaRows, num_right(p, which), variant.rights,
+                          divide_up(width, variant.width), device.multiprocessors)),
+        chunks(left, num_right(p, which), variant.rights, sizeof(S), device.multiprocessors) {
+    if (variant.stores) split = chunks.split;
     const bool rounds = sizeof(S) == 2 && b.grad_mean != nullptr;
-    operand_bytes = rounds ? aligned(p.num_rows * p.value_dim * 2) : 0;
-    scale_bytes = rounds ? aligned(p.num_rows * 4) : 0;
-    partial_bytes = split.splits > 1 ? split.splits * elements * 4 : 0;
+    scale_at = rounds ? round_up(p.num_rows * p.value_dim * 2, 16) : 0;
+    partial_at = scale_at + (rounds ? round_up(p.num_rows * 4, 16) : 0);
+    weights_at =
+        round_up(partial_at + (split.splits > 1 ? split.splits * left * width * 4 : 0), 16);
+    bytes = weights_at + (variant.stores ? chunks.weights() * static_cast<int64_t>(sizeof(S)) : 0);
+  }
+
+ private:
+  static int64_t num_right(const ReadoutProblem& p, ReadoutGradient which) {
+    return which == ReadoutGradient::kEmbeddings ? p.num_classes : p.num_rows;
   }
 };
+
+template <typename S>
+MmaTask<S> make_task(const ReadoutProblem& p, const void* grad_mean, ReadoutGradient which,
+                     const Plan<S>& plan) {
+  const bool by_row = which == ReadoutGradient::kEmbeddings;
+  const bool is_values = which == ReadoutGradient::kValues;
+  const Matrix<S> rows = matrix<S>(p.embeddings, p.num_rows, p.dim);
+  const Matrix<S> classes = matrix<S>(p.prototypes, p.num_classes, p.dim);
+  const Matrix<S> values = matrix<S>(p.values, p.num_classes, p.value_dim);
+  const Matrix<S> means = matrix<S>(grad_mean, p.num_rows, p.value_dim);
+  MmaTask<S> task = {};
+  task.left[0] = by_row ? rows : classes;
+  task.right[0] = by_row ? classes : rows;
+  task.left[1] = by_row ? means : values;
+  task.right[1] = by_row ? values : means;
+  task.summed = is_values ? means : task.right[0];
+  task.num_right = task.right[0].rows;
+  task.per_split = task.chunk = static_cast<int>(plan.split.per_split);
+  task.products = !is_values && grad_mean != nullptr ? 2 : 1;
+  task.sums = !plan.variant.stores;
+  return task;
+}
+
+// The gradient by stored weights.
+template <typename S>
+void sum_stored(const char* op, const Plan<S>& plan, MmaTask<S> task, const MmaGradient& gradient,
+                S* memory, cudaStream_t stream) {
+  const ChunkPlan& chunks = plan.chunks;
+  const StoredWeights<S> stored = {memory, nullptr, static_cast<int>(chunks.left_rows),
+                                   chunks.chunk, chunks.tiles};
+  MmaTask<S> second = task;
+  second.left[0] = matrix<S>(memory, chunks.split.splits * stored.rows, stored.columns);
+  second.sums = true;
+  StoredSum sum = {gradient.out, plan.left, plan.width, gradient.out_factor, false};
+  chunks.run(plan.left, [&](Grid grid, int64_t left_begin, int chunk_begin) {
+    for (MmaTask<S>* part : {&task, &second}) {
+      part->left_begin = left_begin;
+      part->chunk_begin = chunk_begin;
+      part->chunk = chunks.chunk;
+    }
+    sum.adds = chunk_begin > 0 || gradient.accumulate;
+    launch(op, plan.variant.kernel, grid, Block(kMmaThreads, plan.variant.shared_bytes), stream,
+           task, gradient, stored);
+    grid.z = divide_up(plan.width, Wide<S>::kWidth);
+    launch(op, mma_stored_sum_kernel<Wide<S>>, grid,
+           Block(kMmaThreads, WeightFeed<Wide<S>>::kSharedBytes), stream, second, stored, sum);
+  });
+}
 
 template <typename S>
 void backward_typed(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient which,
@@ -125,43 +193,28 @@ void backward_typed(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGr
                     cudaStream_t stream) {
   const char* op = "softmax_readout_backward";
   const Plan<S> plan(p, b, which, device);
-  const bool by_row = which == ReadoutGradient::kEmbeddings;
+  const int64_t elements = plan.left * plan.width;
   const bool splits = plan.split.splits > 1;
-  if (!by_row && p.num_rows == 0) {
-    if (!accumulate) check_cuda(cudaMemsetAsync(out, 0, plan.elements * sizeof(float), stream), op);
+  if (which != ReadoutGradient::kEmbeddings && p.num_rows == 0) {
+    if (!accumulate) check_cuda(cudaMemsetAsync(out, 0, elements * sizeof(float), stream), op);
     return;
   }
   char* memory = static_cast<char*>(scratch);
-  const void* operand = b.grad_mean;
-  float* scale = nullptr;
+  const void* grad_mean = b.grad_mean;
+  MmaGradient gradient = {};
   if constexpr (sizeof(S) == 2) {
-    if (b.grad_mean != nullptr) {
-      operand = memory;
-      scale = reinterpret_cast<float*>(memory + plan.operand_bytes);
+    if (grad_mean != nullptr) {
+      float* scale = reinterpret_cast<float*>(memory + plan.scale_at);
       launch(op, round_rows_kernel<S>, {stride_blocks(p.num_rows, kRoundThreads / kWarp)},
              kRoundThreads, stream, static_cast<const float*>(b.grad_mean), p.num_rows, p.value_dim,
              reinterpret_cast<S*>(memory), scale);
+      gradient.mean_scale = scale;
+      grad_mean = memory;
     }
   }
-  float* partial = reinterpret_cast<float*>(memory + plan.operand_bytes + plan.scale_bytes);
-  const Matrix<S> rows = matrix<S>(p.embeddings, p.num_rows, p.dim);
-  const Matrix<S> classes = matrix<S>(p.prototypes, p.num_classes, p.dim);
-  const Matrix<S> values = matrix<S>(p.values, p.num_classes, p.value_dim);
-  const Matrix<S> grad_mean = matrix<S>(operand, p.num_rows, p.value_dim);
-  MmaTask<S> task = {};
-  task.left[0] = by_row ? rows : classes;
-  task.right[0] = by_row ? classes : rows;
-  task.left[1] = by_row ? grad_mean : values;
-  task.right[1] = by_row ? values : grad_mean;
-  task.summed = which == ReadoutGradient::kValues ? grad_mean : task.right[0];
-  task.num_right = task.right[0].rows;
-  task.per_split = static_cast<int>(plan.split.per_split);
-  task.products = which != ReadoutGradient::kValues && b.grad_mean != nullptr ? 2 : 1;
-  task.sums = true;
-  MmaGradient gradient = {};
+  float* partial = reinterpret_cast<float*>(memory + plan.partial_at);
   gradient.logsumexp = static_cast<const float*>(b.logsumexp);
   gradient.coefficient = static_cast<const float*>(b.coefficient);
-  gradient.mean_scale = scale;
   gradient.exclude = p.exclude;
   gradient.inverse_norms = static_cast<const float*>(p.inverse_norms);
   gradient.num_rows = p.num_rows;
@@ -171,11 +224,17 @@ void backward_typed(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGr
   gradient.scale = static_cast<float>(p.scale * kLog2E);
   gradient.out_factor = which == ReadoutGradient::kValues ? 1.0f : static_cast<float>(p.scale);
   gradient.out = splits ? partial : static_cast<float*>(out);
-  gradient.width = task.summed.columns;
-  launch(op, plan.variant.kernel, plan.split.grid(), Block(kMmaThreads, plan.variant.shared_bytes),
-         stream, task, gradient);
+  gradient.width = plan.width;
+  const MmaTask<S> task = make_task<S>(p, grad_mean, which, plan);
+  if (plan.variant.stores) {
+    sum_stored(op, plan, task, gradient, reinterpret_cast<S*>(memory + plan.weights_at), stream);
+  } else {
+    launch(op, plan.variant.kernel, plan.split.grid(),
+           Block(kMmaThreads, plan.variant.shared_bytes), stream, task, gradient,
+           StoredWeights<S>{});
+  }
   if (!splits) return;
-  sum_splits(op, partial, plan.split.splits, plan.elements, accumulate, static_cast<float*>(out),
+  sum_splits(op, partial, plan.split.splits, elements, accumulate, static_cast<float*>(out),
              stream);
 }
 
@@ -183,8 +242,7 @@ int64_t backward_scratch(const ReadoutProblem& p, const ReadoutBackward& b, Read
                          const CudaDevice& device) {
   int64_t bytes = 0;
   dispatch_mma(p.dtype, [&](auto tag) {
-    const Plan<typename decltype(tag)::type> plan(p, b, which, device);
-    bytes = plan.operand_bytes + plan.scale_bytes + plan.partial_bytes;
+    bytes = Plan<typename decltype(tag)::type>(p, b, which, device).bytes;
   });
   return bytes;
 }
@@ -203,7 +261,7 @@ void backward(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient
 const ReadoutBackwardPath kReadoutBackwardMma = {
     "mma", [](const CudaDevice& device) { return device.capability >= 80; },
     [](const ReadoutProblem& p, const ReadoutBackward&, ReadoutGradient) {
-      return p.dtype != Dtype::kFloat64;
+      return has_mma_kernels(p);
     },
     backward_scratch, backward};
 

@@ -4,9 +4,8 @@
 // are rounded to the operands' type. float64 has no such path.
 #include "common/cuda_launch.cuh"
 #include "ops/cuda/readout_combine.cuh"
-#include "ops/cuda/readout_mma.cuh"
+#include "ops/cuda/readout_mma_forward.cuh"
 #include "ops/cuda/readout_mma_operands.cuh"
-#include "ops/cuda/readout_mma_softmax.cuh"
 #include "ops/cuda/readout_path.h"
 
 namespace fcl::ops::cuda {
@@ -14,146 +13,100 @@ namespace {
 
 using namespace fcl::cuda;
 
-// Partial readouts, indexed [split][row]: base of the exponents, sum of the weights, and the
-// weighted sum of values, unnormalised.
-struct ForwardPartials {
-  double* sum;
-  float* mean;
-  float* max;
-  float scale;  // to base-2 logits
-  float headroom;
-};
-
-template <class WorkShape, bool kMean>
-struct ForwardWork {
-  using Shape = WorkShape;
-  using S = typename Shape::S;
-  static constexpr bool kSums = kMean;
-  static constexpr bool kSlopes = false;
-  static constexpr int kTiles = Shape::kTiles;
-
-  const ReadoutProblem& p;
-  const ForwardPartials& out;
-  OnlineSoftmax<S, kTiles> softmax;
-  float carried[2];  // from the bases of the last flush to today's
-  int64_t row;
-  int classes;  // of the split
-
-  __device__ __forceinline__ ForwardWork(const ReadoutProblem& p, const ForwardPartials& out)
-      : p(p), out(out) {}
-
-  __device__ __forceinline__ void start(int64_t first_row, int64_t begin, int count) {
-    row = first_row;
-    classes = count;
-    softmax.start(p, row, begin, count);
-    carried[0] = carried[1] = 1;
-  }
-
-  __device__ __forceinline__ bool has_terms() const { return p.inverse_norms != nullptr; }
-  __device__ __forceinline__ void load_term(int64_t label, uint32_t (&term)[4]) const {
-    const float* norms = static_cast<const float*>(p.inverse_norms);
-    if (label < p.num_classes) term[0] = __float_as_uint(norms[label]);
-  }
-
-  template <int kSlopeTiles, int kSumTiles>
-  __device__ __forceinline__ void weigh(float (&z)[kTiles][4], float (&)[kSlopeTiles][4],
-                                        float (&sums)[kSumTiles][4], int first, uint32_t terms) {
-    if (p.inverse_norms != nullptr) multiply_columns<S>(z, terms, false);
-    softmax.mask(z, first, classes);
-    const bool moved = softmax.step(z, out.scale, out.headroom);
-    if constexpr (kMean) {
-      if (moved) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          carried[h] *= softmax.keep[h];
-#pragma unroll
-          for (int n = 0; n < kSumTiles; ++n) {
-            sums[n][2 * h] *= softmax.keep[h];
-            sums[n][2 * h + 1] *= softmax.keep[h];
-          }
-        }
-      }
-      if (p.inverse_norms != nullptr && p.values == p.prototypes) {
-        multiply_columns<S>(z, terms, true);
-      }
-    }
-  }
-
-  template <int kSumTiles>
-  __device__ __forceinline__ void flush(float (&sums)[kSumTiles][4], bool is_first) {
-    if constexpr (kMean) {
-      const int64_t first_column = static_cast<int64_t>(blockIdx.z) * Shape::kWidth;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t at = row + accumulator_row(2 * h);
-        float* to = out.mean + (blockIdx.y * p.num_rows + at) * p.value_dim;
-        if (at < p.num_rows) {
-#pragma unroll
-          for (int n = 0; n < kSumTiles; ++n) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const int64_t column = first_column + n * 8 + accumulator_column(i);
-              if (column >= p.value_dim) continue;
-              const float added = sums[n][2 * h + i];
-              to[column] = is_first ? added : fmaf(to[column], carried[h], added);
-            }
-          }
-        }
-        carried[h] = 1;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void finish() {
-    if (blockIdx.z != 0) return;
-    const int64_t at = blockIdx.y * p.num_rows;
-    softmax.store(row, p.num_rows, out.max + at, out.sum + at);
-  }
-};
-
-template <class Shape, template <class> class Feed, bool kMean>
+template <class Shape, template <class> class Feed, MmaMean kMean>
 __global__ void __launch_bounds__(kMmaThreads, 1)
-    mma_forward_kernel(MmaTask<typename Shape::S> task, ReadoutProblem p, ForwardPartials out) {
-  ForwardWork<Shape, kMean> work(p, out);
+    mma_forward_kernel(MmaTask<typename Shape::S> task, ReadoutProblem p, ForwardPartials out,
+                       StoredWeights<typename Shape::S> stored) {
+  ForwardWork<Shape, kMean> work(p, out, stored);
   mma_tile_loop<decltype(work), Feed>(task, work);
 }
 
 // One way to run the kernel.
 template <typename S>
 struct Variant {
-  void (*kernel)(MmaTask<S>, ReadoutProblem, ForwardPartials);
-  int rights, width, shared_bytes;
+  void (*kernel)(MmaTask<S>, ReadoutProblem, ForwardPartials, StoredWeights<S>);
+  int rights, shared_bytes;
+  MmaMean mean;
 };
 
-template <class Shape, bool kMean>
+template <class Shape, MmaMean kMean>
 Variant<typename Shape::S> streaming() {
-  return {mma_forward_kernel<Shape, StreamFeed, kMean>, Shape::kRights, Shape::kWidth,
-          StreamFeed<Shape>::kSharedBytes};
+  return {mma_forward_kernel<Shape, StreamFeed, kMean>, Shape::kRights,
+          StreamFeed<Shape>::kSharedBytes, kMean};
 }
 template <class Shape>
 Variant<typename Shape::S> resident() {
   static_assert(ResidentFeed<Shape>::shared_bytes(1) <= kMmaMostShared);
-  return {mma_forward_kernel<Shape, ResidentFeed, true>, Shape::kRights, Shape::kWidth,
-          ResidentFeed<Shape>::shared_bytes(1)};
+  return {mma_forward_kernel<Shape, ResidentFeed, MmaMean::kSummed>, Shape::kRights,
+          ResidentFeed<Shape>::shared_bytes(1), MmaMean::kSummed};
 }
+
+// Split floats need more registers and shared memory.
+template <typename S>
+constexpr bool kSplits = sizeof(S) == 4;
+template <typename S>
+using Wide = MmaShape<S, kSplits<S> ? 32 : 64, 256>;
 
 template <typename S>
 Variant<S> variant(const ReadoutProblem& p, bool need_mean) {
-  constexpr bool kSplit = sizeof(S) == 4;  // split floats need more registers and shared memory
-  constexpr int kRights = kSplit ? 32 : 64;
-  if (!need_mean) return streaming<MmaShape<S, kRights, 256>, false>();
-  if (p.values == p.prototypes && p.dim <= 128) return resident<MmaShape<S, kRights, 128>>();
-  if constexpr (!kSplit) {
-    if (p.values == p.prototypes && p.dim <= 256) return resident<MmaShape<S, 32, 256>>();
+  if (!need_mean) return streaming<Wide<S>, MmaMean::kNone>();
+  if (p.value_dim > Wide<S>::kWidth) return streaming<Wide<S>, MmaMean::kStored>();
+  const bool is_shared = p.values == p.prototypes;
+  if (is_shared && p.dim <= 128) return resident<MmaShape<S, Wide<S>::kRights, 128>>();
+  if constexpr (!kSplits<S>) {
+    if (is_shared) return resident<MmaShape<S, 32, 256>>();
   }
-  return streaming<MmaShape<S, kRights, 256>, true>();
+  return streaming<Wide<S>, MmaMean::kSummed>();
 }
 
+// How a launch is cut, and where its scratch holds what.
 template <typename S>
-ReadoutSplit split(const ReadoutProblem& p, bool need_mean, const CudaDevice& device) {
-  const Variant<S> v = variant<S>(p, need_mean);
-  return split_waves(p.num_rows, kMmaRows, p.num_classes, v.rights,
-                     need_mean ? divide_up(p.value_dim, v.width) : 1, device.multiprocessors);
+struct Plan {
+  Variant<S> variant;
+  ReadoutSplit split;
+  ChunkPlan chunks;  // of stored weights
+  int64_t mean_at, max_at, weights_at, keep_at, bytes;
+
+  Plan(const ReadoutProblem& p, bool need_mean, const CudaDevice& device)
+      : variant(cuda::variant<S>(p, need_mean)),
+        split(split_waves(p.num_rows, kMmaRows, p.num_classes, variant.rights, 1,
+                          device.multiprocessors)),
+        chunks(p.num_rows, p.num_classes, variant.rights, sizeof(S), device.multiprocessors) {
+    const bool stores = variant.mean == MmaMean::kStored;
+    if (stores) split = chunks.split;
+    const int64_t partials = split.splits * p.num_rows;
+    mean_at = partials * 8;
+    max_at = mean_at + (need_mean && split.splits > 1 ? partials * p.value_dim * 4 : 0);
+    weights_at = round_up(max_at + partials * 4, 16);
+    keep_at = weights_at + (stores ? chunks.weights() * static_cast<int64_t>(sizeof(S)) : 0);
+    bytes = keep_at + (stores ? chunks.keeps() * 4 : 0);
+  }
+};
+
+template <typename S>
+void sum_stored(const char* op, const Plan<S>& plan, const ReadoutProblem& p, MmaTask<S> task,
+                ForwardPartials out, StoredWeights<S> stored, cudaStream_t stream) {
+  const ChunkPlan& chunks = plan.chunks;
+  stored.rows = static_cast<int>(chunks.left_rows);
+  stored.columns = chunks.chunk;
+  stored.tiles = chunks.tiles;
+  MmaTask<S> second = task;
+  second.left[0] = matrix<S>(stored.at, chunks.split.splits * stored.rows, stored.columns);
+  second.sums = true;
+  StoredSum sum = {out.mean, p.num_rows, p.value_dim, 1, false};
+  chunks.run(p.num_rows, [&](Grid grid, int64_t left_begin, int chunk_begin) {
+    for (MmaTask<S>* part : {&task, &second}) {
+      part->left_begin = left_begin;
+      part->chunk_begin = chunk_begin;
+      part->chunk = chunks.chunk;
+    }
+    out.resumes = sum.adds = chunk_begin > 0;
+    launch(op, plan.variant.kernel, grid, Block(kMmaThreads, plan.variant.shared_bytes), stream,
+           task, p, out, stored);
+    grid.z = divide_up(p.value_dim, Wide<S>::kWidth);
+    launch(op, mma_stored_sum_kernel<Wide<S>>, grid,
+           Block(kMmaThreads, WeightFeed<Wide<S>>::kSharedBytes), stream, second, stored, sum);
+  });
 }
 
 template <typename S>
@@ -161,13 +114,13 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
                    const CudaDevice& device, cudaStream_t stream) {
   const char* op = "softmax_readout";
   const bool need_mean = mean != nullptr;
-  const Variant<S> v = variant<S>(p, need_mean);
-  const ReadoutSplit cut = split<S>(p, need_mean, device);
-  const int64_t partials = cut.splits * p.num_rows;
-  ForwardPartials out;
-  out.sum = static_cast<double*>(scratch);
-  out.max = reinterpret_cast<float*>(out.sum + partials);
-  out.mean = need_mean && cut.splits > 1 ? out.max + partials : static_cast<float*>(mean);
+  const Plan<S> plan(p, need_mean, device);
+  char* memory = static_cast<char*>(scratch);
+  ForwardPartials out = {};
+  out.sum = reinterpret_cast<double*>(memory);
+  out.max = reinterpret_cast<float*>(memory + plan.max_at);
+  out.mean = need_mean && plan.split.splits > 1 ? reinterpret_cast<float*>(memory + plan.mean_at)
+                                                : static_cast<float*>(mean);
   out.scale = static_cast<float>(p.scale * kLog2E);
   out.headroom = p.inverse_norms == nullptr ? WeightRange<S>::kHeadroom : 0;
   MmaTask<S> task = {};
@@ -175,20 +128,28 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
   task.right[0] = matrix<S>(p.prototypes, p.num_classes, p.dim);
   task.summed = matrix<S>(p.values, p.num_classes, p.value_dim);
   task.num_right = p.num_classes;
-  task.per_split = static_cast<int>(cut.per_split);
+  task.per_split = task.chunk = static_cast<int>(plan.split.per_split);
   task.products = 1;
-  task.sums = need_mean;
-  launch(op, v.kernel, cut.grid(), Block(kMmaThreads, v.shared_bytes), stream, task, p, out);
-  combine_splits<float>(op, p.num_rows, p.value_dim, cut.splits, out.max, out.sum, out.mean,
+  task.sums = plan.variant.mean == MmaMean::kSummed;
+  StoredWeights<S> stored = {};
+  if (plan.variant.mean == MmaMean::kStored) {
+    stored.at = reinterpret_cast<S*>(memory + plan.weights_at);
+    stored.keep = reinterpret_cast<float*>(memory + plan.keep_at);
+    sum_stored(op, plan, p, task, out, stored, stream);
+  } else {
+    launch(op, plan.variant.kernel, plan.split.grid(),
+           Block(kMmaThreads, plan.variant.shared_bytes), stream, task, p, out, stored);
+  }
+  combine_splits<float>(op, p.num_rows, p.value_dim, plan.split.splits, out.max, out.sum, out.mean,
                         static_cast<float*>(logsumexp), static_cast<float*>(mean), stream);
 }
 
 int64_t forward_scratch(const ReadoutProblem& p, bool need_mean, const CudaDevice& device) {
-  int64_t splits = 0;
+  int64_t bytes = 0;
   dispatch_mma(p.dtype, [&](auto tag) {
-    splits = split<typename decltype(tag)::type>(p, need_mean, device).splits;
+    bytes = Plan<typename decltype(tag)::type>(p, need_mean, device).bytes;
   });
-  return partials_bytes<float>(p, splits, need_mean);
+  return bytes;
 }
 
 void forward(const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean,
@@ -203,6 +164,6 @@ void forward(const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean
 
 const ReadoutForwardPath kReadoutForwardMma = {
     "mma", [](const CudaDevice& device) { return device.capability >= 80; },
-    [](const ReadoutProblem& p) { return p.dtype != Dtype::kFloat64; }, forward_scratch, forward};
+    [](const ReadoutProblem& p) { return has_mma_kernels(p); }, forward_scratch, forward};
 
 }  // namespace fcl::ops::cuda

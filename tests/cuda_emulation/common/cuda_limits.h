@@ -9,5 +9,7 @@ namespace fcl::cuda {
 inline constexpr int64_t kFlush = 128;
 inline constexpr int64_t kBlocks = 6;
 inline constexpr int64_t kFewestPerSplit = 64;
+inline constexpr int64_t kWeightBytes = 256 << 10;
+inline constexpr int64_t kFewestStored = 256;
 
 }  // namespace fcl::cuda
