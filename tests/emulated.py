@@ -47,7 +47,6 @@ def build(folder: Path) -> ctypes.CDLL:
         *((path, BINDING_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cpp"))),
         (ROOT / "csrc/schema.cpp", BINDING_FLAGS),
         (EMULATION / "fibers.cpp", ["-O2"]),
-        (EMULATION / "readout.cpp", []),
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _compile(*source, folder), sources))

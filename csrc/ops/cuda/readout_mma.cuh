@@ -7,6 +7,8 @@
 // the sum. A `Feed` brings the operands, a `Work` makes the weights and keeps the results.
 #pragma once
 
+#include <type_traits>
+
 #include "common/cuda_limits.h"
 #include "common/mma_product.cuh"
 #include "ops/cuda/readout_mma_feed.cuh"
@@ -15,6 +17,13 @@ namespace fcl::ops::cuda {
 namespace {
 
 using namespace fcl::cuda;
+
+// Factor of a class in a sum of its rows, from its inverse norm. No float16 row but zero has one
+// above 2^25; zero rows add nothing, and their factor of 1e12 leaves float16's range.
+template <typename S>
+__device__ __forceinline__ float factor_in_sum(float inverse_norm) {
+  return std::is_same_v<S, Float16> && inverse_norm > 33554432.0f ? 0.0f : inverse_norm;
+}
 
 // Work has
 //   kSums, kSlopes: whether there is a sum, and a second product,

@@ -195,7 +195,7 @@ struct GradientWork {
             }
             weight *= slope;
           }
-          if constexpr (kByRow) weight *= factor;
+          if constexpr (kByRow) weight *= factor_in_sum<S>(factor);
           const bool counts = label != x.excluded && (!kByRow || label < count);
           z[n][j] = counts ? weight : 0.0f;
         }

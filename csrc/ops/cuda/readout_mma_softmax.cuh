@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "common/mma_product.cuh"
+#include "ops/cuda/readout_mma.cuh"
 #include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {
@@ -139,11 +139,12 @@ __device__ __forceinline__ void multiply_columns(float (&z)[kTiles][4], uint32_t
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t at = terms + static_cast<uint32_t>(16 * (n * 8 + accumulator_column(i)));
-      const float factor = __uint_as_float(load_shared(at));
+      float factor = __uint_as_float(load_shared(at));
+      if (are_weights) factor = factor_in_sum<S>(factor);
 #pragma unroll
       for (int j = i; j < 4; j += 2) {
         z[n][j] *= factor;
-        // A zero row has a huge factor; times its zeros the weight must stay finite.
+        // Tiny rows have huge factors: a weight must stay finite.
         if (are_weights && WeightRange<S>::kNarrow && z[n][j] > WeightRange<S>::kLargest) {
           z[n][j] = WeightRange<S>::kLargest;
         }
