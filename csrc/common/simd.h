@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -70,6 +72,31 @@ inline bool any(Mask mask) {
   const Words words = (Words)mask;
   return (words[0] | words[1]) != 0;
 #endif
+}
+
+// Transposes a square of lanes: v[i][j] <-> v[j][i]. Each stage swaps the off-diagonal halves of
+// blocks twice as large as the stage before.
+template <typename T, int... kLane>
+inline void transpose_stage(Vec<T>* v, int half, std::integer_sequence<int, kLane...>) {
+  constexpr int L = kLanes<T>;
+  using Index = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;
+  const Index first = {((kLane & half) == 0 ? kLane : L + kLane - half)...};
+  const Index second = {((kLane & half) == 0 ? kLane + half : L + kLane)...};
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if ((i & half) != 0) continue;
+    const Vec<T> a = v[i];
+    const Vec<T> b = v[i + half];
+    v[i] = __builtin_shuffle(a, b, first);
+    v[i + half] = __builtin_shuffle(a, b, second);
+  }
+}
+template <typename T>
+inline void transpose(Vec<T>* v) {
+#pragma GCC unroll 4
+  for (int half = 1; half < kLanes<T>; half *= 2) {
+    transpose_stage<T>(v, half, std::make_integer_sequence<int, kLanes<T>>{});
+  }
 }
 
 // The polynomial of exp2 below: 2^f for |f| <= 1/2.

@@ -25,14 +25,35 @@ struct Multiply {
   static void add(Vec<Sum>& sum, T a, Operand b) { sum += a * b; }
 };
 
+// Memory that a later step will read, brought into the L2 cache a little at a time while a product
+// keeps the arithmetic units busy: reading it only then would leave them idle.
+struct Prefetch {
+  static constexpr int64_t kLine = 64;
+  const char* at;
+  const char* end;
+  int64_t bytes_per_step;
+
+  // All of [data, data + bytes) in `steps` calls of step().
+  Prefetch(const void* data, int64_t bytes, int64_t steps)
+      : at(static_cast<const char*>(data)),
+        end(at + bytes),
+        bytes_per_step(round_up(ceil_div(bytes, steps), kLine)) {}
+
+  void step() {
+    const char* last = end - at < bytes_per_step ? end : at + bytes_per_step;
+    for (; at < last; at += kLine) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // k runs over outer x inner, so that A may itself be a matrix packed in panels.
 template <typename T>
 struct TileA {
   const T* data;
-  int64_t outer;         // number of panels of k
-  int64_t inner;         // k per panel
-  int64_t outer_stride;  // elements between panels
-  int64_t inner_stride;  // elements between consecutive k
+  int64_t outer;              // number of panels of k
+  int64_t inner;              // k per panel
+  int64_t outer_stride;       // elements between panels
+  int64_t inner_stride;       // elements between consecutive k
+  Prefetch* ahead = nullptr;  // a step per outer panel, if there is one
 };
 
 // kRowStride is the distance between rows of A: a constant, so that each row is an address offset.
@@ -43,6 +64,7 @@ inline void tile(const TileA<T>& a, const T* b, Sum* c, int64_t c_stride, bool a
   for (int m = 0; m < kRows; ++m) sum[m][0] = sum[m][1] = Vec<Sum>{};
   for (int64_t outer = 0; outer < a.outer; ++outer) {
     const T* a_k = a.data + outer * a.outer_stride;
+    if (a.ahead != nullptr) a.ahead->step();
     for (int64_t inner = 0; inner < a.inner; ++inner) {
       const auto b0 = Multiply<T>::load_b(b);
       const auto b1 = Multiply<T>::load_b(b + L);
@@ -106,21 +128,39 @@ inline void pack_rows(const S* source, int64_t rows, int64_t dim, int64_t panel_
   }
 }
 
+// Part of a row, [begin, begin + kLanes), times a factor; zeros past its end.
+template <typename T, typename S>
+inline Vec<T> load_scaled(const S* row, int64_t begin, int64_t dim, double factor) {
+  alignas(kVectorBytes) T part[kLanes<T>];
+  if (begin + kLanes<T> <= dim) {
+    for (int j = 0; j < kLanes<T>; ++j) {
+      part[j] = static_cast<T>(load_as<double>(row + begin + j) * factor);
+    }
+  } else {
+    for (int j = 0; j < kLanes<T>; ++j) {
+      part[j] = begin + j < dim ? static_cast<T>(load_as<double>(row + begin + j) * factor) : T(0);
+    }
+  }
+  return load(part);
+}
+
 // Rows [0, rows) -> transposed panels [rows/kPanel][padded_dim][kPanel] times a factor, padded with
 // zeros: the B operand whose columns are rows of the source. The factor is a double, because its
 // own rounding would be an error that all products share.
 template <typename T, typename S>
 inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t padded_dim,
                          double factor, T* packed) {
-  for (int64_t begin = 0; begin < rows; begin += kPanel<T>) {
-    T* to = packed + begin * padded_dim;
-    for (int64_t j = 0; j < kPanel<T>; ++j) {
-      const bool real = begin + j < rows;
-      const S* from = source + (begin + j) * dim;
-      for (int64_t d = 0; d < padded_dim; ++d) {
-        to[d * kPanel<T> + j] =
-            real && d < dim ? static_cast<T>(load_as<double>(from + d) * factor) : T(0);
+  constexpr int L = kLanes<T>;
+  for (int64_t begin = 0; begin < round_up(rows, kPanel<T>); begin += L) {
+    T* to = packed + begin / kPanel<T> * kPanel<T> * padded_dim + begin % kPanel<T>;
+    for (int64_t d = 0; d < padded_dim; d += L) {
+      Vec<T> square[L];
+      for (int64_t i = 0; i < L; ++i) {
+        const bool real = begin + i < rows;
+        square[i] = real ? load_scaled<T>(source + (begin + i) * dim, d, dim, factor) : Vec<T>{};
       }
+      transpose<T>(square);
+      for (int64_t j = 0; j < L; ++j) store(to + (d + j) * kPanel<T>, square[j]);
     }
   }
 }

@@ -64,7 +64,9 @@ void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int6
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
       pack_classes<S>(p, w, c, count, through_mean);
-      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits);
+      Prefetch ahead =
+          prefetch_block<S>(p, c + count, w.block, end, count, rows, kPanel<T>, w.dim / kPanel<T>);
+      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits, &ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       if (through_mean) {
         product_logits(w, w.values, w.value_dim, w.grad_columns, rows, count, w.value_logits);

@@ -57,14 +57,23 @@ inline float squared_norm(const BFloat16* row, int64_t dim) {
 inline float pack_columns_bf16(const BFloat16* embeddings, int64_t rows, int64_t dim,
                                const Bf16Workspace& w) {
   float largest = 0;
-  for (int64_t i = 0; i < round_up(rows, kPairPanel); ++i) {
-    Bf16Pair* to = w.columns + i / kPairPanel * kPairPanel * w.dim / 2 + i % kPairPanel;
+  for (int64_t begin = 0; begin < round_up(rows, kPairPanel); begin += kLanes<float>) {
+    Bf16Pair* to = w.columns + begin / kPairPanel * kPairPanel * w.dim / 2 + begin % kPairPanel;
     for (int64_t d = 0; d < w.dim; d += kPairPanel) {
-      alignas(64) Bf16Pair part[kPairPanel / 2] = {};
-      if (i < rows) _mm512_store_si512(part, load_row_part(embeddings + i * dim, d, dim));
-      for (int64_t j = 0; j < kPairPanel / 2; ++j) to[(d / 2 + j) * kPairPanel] = part[j];
+      Vec<uint32_t> square[kLanes<float>];
+      for (int64_t i = 0; i < kLanes<float>; ++i) {
+        square[i] = begin + i < rows
+                        ? (Vec<uint32_t>)load_row_part(embeddings + (begin + i) * dim, d, dim)
+                        : Vec<uint32_t>{};
+      }
+      transpose<uint32_t>(square);
+      for (int64_t j = 0; j < kLanes<float>; ++j) {
+        _mm512_storeu_si512(to + (d / 2 + j) * kPairPanel, (__m512i)square[j]);
+      }
     }
-    const float squared = i < rows ? squared_norm(embeddings + i * dim, dim) : 0;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const float squared = squared_norm(embeddings + i * dim, dim);
     largest = squared > largest || squared != squared ? squared : largest;
   }
   return __builtin_sqrtf(largest);
@@ -169,8 +178,8 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
       static_cast<float>(p.scale * kLog2E);
   start_totals(p, rows, base_total, sum_out, mean);
   const int64_t pair_dim = w.dim / 2;
-  const TileA<Bf16Pair> classes{w.prototypes, w.dim / kPairPanel, kPairPanel / 2,
-                                w.block * kPairPanel / 2, 1};
+  TileA<Bf16Pair> classes{w.prototypes, w.dim / kPairPanel, kPairPanel / 2,
+                          w.block * kPairPanel / 2, 1};
   RunningSums<float> running;
   RoundingSums rounding;
   for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
@@ -180,6 +189,9 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
       const float class_bound = pack_classes_bf16(p, w, c, count);
+      Prefetch ahead = prefetch_block<BFloat16>(p, c + count, w.block, end, count, rows, kPairPanel,
+                                                w.dim / kPairPanel);
+      classes.ahead = &ahead;
       for (int64_t i = 0; i < rows; i += kPairPanel) {
         tile_all_rows<Bf16Pair, kPairPanel / 2>(count, classes, w.columns + i * pair_dim,
                                                 w.logits + i, kRows, false);

@@ -155,11 +155,23 @@ T pack_classes(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, in
   return __builtin_sqrt(largest);
 }
 
+// The prototypes of the block at `next` of a task that ends at `end`, to be fetched while the
+// logits of `count` classes are computed, `dim_panels` steps per tile of kTileRows classes and
+// row_panel rows.
+template <typename S>
+Prefetch prefetch_block(const ReadoutProblem& p, int64_t next, int64_t block, int64_t end,
+                        int64_t count, int64_t rows, int64_t row_panel, int64_t dim_panels) {
+  const int64_t classes = next + block < end ? block : end - next;
+  return Prefetch(static_cast<const S*>(p.prototypes) + next * p.dim,
+                  classes * p.dim * static_cast<int64_t>(sizeof(S)),
+                  ceil_div(rows, row_panel) * ceil_div(count, kTileRows) * dim_panels);
+}
+
 // out[class][row] = classes . columns, for packed classes and packed columns.
 template <typename T>
 void product_logits(const Workspace<T>& w, const T* classes, int64_t padded_dim, const T* columns,
-                    int64_t rows, int64_t count, T* out) {
-  const TileA<T> a{classes, padded_dim / kPanel<T>, kPanel<T>, w.block * kPanel<T>, 1};
+                    int64_t rows, int64_t count, T* out, Prefetch* ahead = nullptr) {
+  const TileA<T> a{classes, padded_dim / kPanel<T>, kPanel<T>, w.block * kPanel<T>, 1, ahead};
   for (int64_t begin = 0; begin < rows; begin += kPanel<T>) {
     tile_all_rows<T, kPanel<T>>(count, a, columns + begin * padded_dim, out + begin, kRows, false);
   }

@@ -14,9 +14,15 @@ namespace {
 constexpr double kLn2 = 0.6931471805599453;
 // Enough tasks for many cores; more would only add partial sums to combine.
 constexpr int64_t kTasks = 64;
-constexpr int64_t kFewestClasses = 112;
+// A split this wide does not feel what it costs to pack its rows and to combine its sums. Narrower
+// ones are made only until there are some tasks, and none below kFewestClasses.
+constexpr int64_t kWideSplit = 512;
+constexpr int64_t kFewTasks = 8;
+constexpr int64_t kFewestClasses = 48;
 // The gradient to classes needs no partial sums, so its tasks may be smaller.
 constexpr int64_t kFewestGradientClasses = 56;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const SoftmaxReadoutKernels& kernels() {
 #ifdef FCL_X86
@@ -27,16 +33,22 @@ const SoftmaxReadoutKernels& kernels() {
 #endif
 }
 
-// Row blocks x class splits.
+// Of the two products every pass makes at least.
+double flops(const ReadoutProblem& p) {
+  return 2.0 * static_cast<double>(p.num_rows) * static_cast<double>(p.num_classes) *
+         static_cast<double>(p.dim + p.value_dim);
+}
+
+// Row blocks x class splits. Threads have no say in it: results do not depend on their number.
 struct Split {
   int64_t row_blocks, class_splits, classes_per_split;
 
-  explicit Split(const ReadoutProblem& p)
-      : row_blocks((p.num_rows + kReadoutRows - 1) / kReadoutRows) {
-    const int64_t wanted = row_blocks == 0 ? 1 : (kTasks + row_blocks - 1) / row_blocks;
-    const int64_t possible = (p.num_classes + kFewestClasses - 1) / kFewestClasses;
-    class_splits = std::min(wanted, possible);
-    classes_per_split = (p.num_classes + class_splits - 1) / class_splits;
+  explicit Split(const ReadoutProblem& p) : row_blocks(ceil_div(p.num_rows, kReadoutRows)) {
+    const int64_t blocks = std::max<int64_t>(row_blocks, 1);
+    const int64_t narrow = std::min(ceil_div(kFewTasks, blocks), p.num_classes / kFewestClasses);
+    class_splits = std::min(ceil_div(kTasks, blocks), std::max(narrow, p.num_classes / kWideSplit));
+    class_splits = std::max<int64_t>(class_splits, 1);
+    classes_per_split = ceil_div(p.num_classes, class_splits);
   }
   int64_t tasks() const { return row_blocks * class_splits; }
 };
@@ -84,9 +96,10 @@ void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
   const Scratch partial(direct ? 0 : partial_rows * p.value_dim * sizeof(T));
   T* sums = mean == nullptr || direct ? mean : partial.as<T>();
   const size_t scratch_bytes = k.scratch_bytes(p, false);
-  parallel_tasks(split.tasks(), scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t s = task % split.class_splits;
-    const int64_t row = task / split.class_splits * kReadoutRows;
+  parallel_tasks(split.tasks(), flops(p), scratch_bytes, [&](int64_t task, void* scratch) {
+    // All blocks of rows read a split before the next one comes: it may stay in a cache they share.
+    const int64_t s = task / split.row_blocks;
+    const int64_t row = task % split.row_blocks * kReadoutRows;
     const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
     const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
     const int64_t at = s * n + row;
@@ -105,9 +118,10 @@ void readout_backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, T*
   const int64_t elements = n * p.dim;
   const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
   const size_t scratch_bytes = k.scratch_bytes(p, false);
-  parallel_tasks(split.tasks(), scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t s = task % split.class_splits;
-    const int64_t row = task / split.class_splits * kReadoutRows;
+  parallel_tasks(split.tasks(), flops(p), scratch_bytes, [&](int64_t task, void* scratch) {
+    // All blocks of rows read a split before the next one comes: it may stay in a cache they share.
+    const int64_t s = task / split.row_blocks;
+    const int64_t row = task % split.row_blocks * kReadoutRows;
     const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
     const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
     T* to = s == 0 ? grad : partial.as<T>() + (s - 1) * elements;
@@ -126,7 +140,7 @@ template <typename T>
 void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b, T* grad_prototypes,
                               T* grad_values) {
   const SoftmaxReadoutKernels& k = kernels();
-  const int64_t blocks = (p.num_rows + kReadoutRows - 1) / kReadoutRows;
+  const int64_t blocks = ceil_div(p.num_rows, kReadoutRows);
   const size_t dim_bytes = blocks * k.packed_block_elements(p.dim) * sizeof(T);
   const size_t value_bytes =
       b.grad_mean == nullptr ? 0 : blocks * k.packed_block_elements(p.value_dim) * sizeof(T);
@@ -139,11 +153,11 @@ void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
       k.pack_block(p, b, row, std::min(kReadoutRows, p.num_rows - row), packed);
     }
   });
-  const int64_t fair = (p.num_classes + kTasks - 1) / kTasks;
+  const int64_t fair = ceil_div(p.num_classes, kTasks);
   const int64_t per_task = std::min(k.classes_per_task(p), std::max(fair, kFewestGradientClasses));
-  const int64_t tasks = (p.num_classes + per_task - 1) / per_task;
+  const int64_t tasks = ceil_div(p.num_classes, per_task);
   const size_t scratch_bytes = k.scratch_bytes(p, true);
-  parallel_tasks(tasks, scratch_bytes, [&](int64_t task, void* scratch) {
+  parallel_tasks(tasks, flops(p), scratch_bytes, [&](int64_t task, void* scratch) {
     k.backward_classes(p, b, packed, task * per_task,
                        std::min((task + 1) * per_task, p.num_classes), scratch, grad_prototypes,
                        grad_values);

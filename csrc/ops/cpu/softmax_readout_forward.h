@@ -234,7 +234,9 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
       const T class_bound = pack_classes<S>(p, w, c, count, mean != nullptr);
-      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits);
+      Prefetch ahead =
+          prefetch_block<S>(p, c + count, w.block, end, count, rows, kPanel<T>, w.dim / kPanel<T>);
+      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits, &ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       if constexpr (kIsFloat<S>) {
         if (p.logits != nullptr) {
