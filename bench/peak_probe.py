@@ -29,6 +29,7 @@ _PROBES = {
     ("avx512_bf16", torch.bfloat16): "probe_avx512_bf16",
 }
 _MILLISECONDS = 25
+_PAUSE = 0.02
 
 
 @functools.cache
@@ -53,6 +54,8 @@ def peak_gflops(dtype: torch.dtype = torch.float32) -> float | None:
     probe = getattr(library, name)
     probe.argtypes, probe.restype = [ctypes.c_int64], ctypes.c_double
     rounds = _rounds(name)
+    # Workers of a parallel loop that just ended may spin for some milliseconds yet.
+    time.sleep(_PAUSE)
     flops: list[float] = []
     threads = [
         threading.Thread(target=lambda: flops.append(probe(rounds)))

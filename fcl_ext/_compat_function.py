@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fcl_ext import ops
+from fcl_ext._logits import room_for_logits
 
 
 class CompatLoss(torch.autograd.Function):
@@ -37,7 +38,7 @@ class CompatLoss(torch.autograd.Function):
         reduction: str,
     ) -> Tensor:
         need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
-        logits = _room_for_logits(embeddings, prototypes) if need_prototypes else None
+        logits = room_for_logits(embeddings, prototypes) if need_prototypes else None
         loss, grad, unit, state = ops.compat_loss(
             embeddings,
             prototypes,
@@ -89,22 +90,6 @@ class CompatLoss(torch.autograd.Function):
                 logits,
             ).to(prototypes.dtype)
         return grad_embeddings, grad_prototypes, *(None,) * 9
-
-
-# Bytes of logits a loss may keep from its forward pass for the gradient to the prototypes. Above
-# that they are computed again: half as much work once more, but no memory.
-LOGITS_CAP = 512 * 2**20
-_LOGIT_ROWS = 128
-
-
-def _room_for_logits(embeddings: Tensor, prototypes: Tensor) -> Tensor | None:
-    fits = embeddings.dtype == torch.float32 and embeddings.device.type == "cpu"
-    if not fits or torch.compiler.is_compiling():
-        return None
-    blocks = -(-len(embeddings) // _LOGIT_ROWS)
-    if 4 * blocks * _LOGIT_ROWS * len(prototypes) > LOGITS_CAP:
-        return None
-    return embeddings.new_empty((blocks, len(prototypes), _LOGIT_ROWS))
 
 
 def mean_prototype(prototypes: Tensor, normalize: bool) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import fcl_ext
 import reference
-from fcl_ext import _compat_function
+from fcl_ext import _compat_function, _logits
 from support import DEVICES, DTYPES, error, error_budget
 
 OP = torch.ops.fcl.compat_loss.default
@@ -221,8 +221,8 @@ def test_kept_logits_change_nothing(options, monkeypatch):
     x, w, labels = _inputs((150, 21, 500), torch.float32, "cpu")
     margin, arcface, smoothing, normalize = options
     results = []
-    for cap in (_compat_function.LOGITS_CAP, 0):
-        monkeypatch.setattr(_compat_function, "LOGITS_CAP", cap)
+    for cap in (_logits.LOGITS_CAP, 0):
+        monkeypatch.setattr(_logits, "LOGITS_CAP", cap)
         leaf = w.clone().requires_grad_()
         loss = fcl_ext.compat_loss(
             *(x, leaf, labels),
@@ -236,6 +236,42 @@ def test_kept_logits_change_nothing(options, monkeypatch):
         results.append((loss.detach(), leaf.grad))
     for kept, again in zip(*results, strict=True):
         assert torch.equal(kept, again)
+
+
+def test_room_for_logits_is_kept_between_steps_but_never_shared():
+    x, w = torch.zeros(128, 4), torch.zeros(_logits._SMALLEST_KEPT // 512, 4)
+    first = _logits.room_for_logits(x, w)
+    again = _logits.room_for_logits(x, w)
+    assert first.shape == (1, len(w), 128)
+    assert first.data_ptr() != again.data_ptr()
+    place, view = first.data_ptr(), first[0]
+    del first
+    assert _logits.room_for_logits(x, w).data_ptr() not in (place, again.data_ptr())
+    del view, again
+    gc.collect()
+    assert _logits.room_for_logits(x, w[1:]) is not None  # below the size that is kept
+    kept = _logits._kept._block
+    reused = _logits.room_for_logits(x, w)
+    assert reused.data_ptr() == kept.ctypes.data
+
+
+def test_graphs_kept_for_a_second_backward_keep_their_logits():
+    generator = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(128, 8, generator=generator), dim=1)
+    labels = torch.arange(128)
+    prototypes = [
+        torch.randn(_logits._SMALLEST_KEPT // 512, 8, generator=generator).requires_grad_()
+        for _ in range(3)
+    ]
+    losses = [fcl_ext.compat_loss(x, w, labels, scale=5.0) for w in prototypes]
+    first = [
+        torch.autograd.grad(loss, w, retain_graph=True)[0]
+        for loss, w in zip(losses, prototypes, strict=True)
+    ]
+    for loss, w, expected in zip(losses, prototypes, first, strict=True):
+        assert torch.equal(torch.autograd.grad(loss, w)[0], expected)
+        alone = fcl_ext.compat_loss(x, w, labels, scale=5.0)
+        assert torch.equal(torch.autograd.grad(alone, w)[0], expected)
 
 
 def test_logits_of_another_shape_or_dtype_are_refused():
