@@ -114,7 +114,7 @@ def main() -> None:
     results = []
     for classes in CLASSES:
         results += measure(classes)
-        print(*results[-len(_LOGITS) :], sep="\n", flush=True)
+        print(*(row for row in results if row["classes"] == classes), sep="\n", flush=True)
     target.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot(results, target.with_suffix(".png"))
 

@@ -287,22 +287,24 @@ void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss,
       grad[d] += static_cast<T>(norm * (value[d] - along * load_double(prototype + d)));
     }
   };
-  std::vector<double> smooth(dim);
   std::vector<double> value(dim);
   for (int64_t i = 0; i < n; ++i) {
     if (p.labels[i] == p.options.ignore_index) continue;
     const double g = p.options.scale * static_cast<double>(grad_loss[per_row ? i : 0]);
     const double target = g * static_cast<double>(state[kStateTarget * n + i]);
-    const double even = p.options.label_smoothing * g *
-                        static_cast<double>(state[kStateWeight * n + i]) /
-                        static_cast<double>(p.shape.num_classes);
-    for (int64_t d = 0; d < dim; ++d) {
-      value[d] = target * load_double(rows + i * dim + d);
-      smooth[d] -= even * load_double(rows + i * dim + d);
-    }
+    for (int64_t d = 0; d < dim; ++d) value[d] = target * load_double(rows + i * dim + d);
     add(p.labels[i], value);
   }
   if (p.options.label_smoothing == 0) return;
+  std::vector<double> smooth(dim);
+  for (int64_t i = 0; i < n; ++i) {
+    if (p.labels[i] == p.options.ignore_index) continue;
+    const double even = p.options.label_smoothing * p.options.scale *
+                        static_cast<double>(grad_loss[per_row ? i : 0]) *
+                        static_cast<double>(state[kStateWeight * n + i]) /
+                        static_cast<double>(p.shape.num_classes);
+    for (int64_t d = 0; d < dim; ++d) smooth[d] -= even * load_double(rows + i * dim + d);
+  }
   parallel_over(p.shape.num_classes, row_grain(dim), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) add(c, smooth);
   });

@@ -84,14 +84,25 @@ void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int6
   }
 }
 
+// Those the forward pass left for this block of rows, from `first_class` on; or null.
+template <typename S, typename T>
+const T* stored_logits(const ReadoutProblem& p, int64_t row, int64_t first_class) {
+  if constexpr (kIsFloat<S>) {
+    if (p.logits != nullptr) return p.logits + (row / kRows * p.num_classes + first_class) * kRows;
+  }
+  return nullptr;
+}
+
 template <typename S>
 void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, int64_t rows,
                       const ReadoutPackedRows& packed) {
   using T = AccumulateOf<S>;
   const S* embeddings = static_cast<const S*>(p.embeddings) + row * p.dim;
   const int64_t dim = round_up(p.dim, kPanel<T>);
-  pack_columns<T>(embeddings, rows, p.dim, dim, p.scale * kLog2E,
-                  static_cast<T*>(packed.columns) + row * dim);
+  if (stored_logits<S, T>(p, row, 0) == nullptr) {
+    pack_columns<T>(embeddings, rows, p.dim, dim, p.scale * kLog2E,
+                    static_cast<T*>(packed.columns) + row * dim);
+  }
   pack_rows<T>(embeddings, rows, p.dim, kRows, static_cast<T*>(packed.rows) + row * dim);
   if (b.grad_mean == nullptr) return;
   const T* grad_mean = static_cast<const T*>(b.grad_mean) + row * p.value_dim;
@@ -100,15 +111,6 @@ void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t
                   static_cast<T*>(packed.grad_columns) + row * value_dim);
   pack_rows<T>(grad_mean, rows, p.value_dim, kRows,
                static_cast<T*>(packed.grad_rows) + row * value_dim);
-}
-
-// Those the forward pass left for this block of rows, from `first_class` on; or null.
-template <typename S, typename T>
-const T* stored_logits(const ReadoutProblem& p, int64_t row, int64_t first_class) {
-  if constexpr (kIsFloat<S>) {
-    if (p.logits != nullptr) return p.logits + (row / kRows * p.num_classes + first_class) * kRows;
-  }
-  return nullptr;
 }
 
 template <typename T>
@@ -145,7 +147,10 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
   alignas(64) T coefficient[kRows];
   for (int64_t c = begin; c < end; c += w.block) {
     const int64_t count = c + w.block < end ? w.block : end - c;
-    pack_classes<S>(p, w, c, count, through_mean);
+    // With stored logits, only the norms are still of use.
+    if (stored_logits<S, T>(p, 0, c) == nullptr || p.normalize || through_mean) {
+      pack_classes<S>(p, w, c, count, through_mean);
+    }
     if (flushes) {
       clear(w.total_classes, count * w.dim);
       clear(w.total_values, count * w.value_dim);
