@@ -14,124 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from gpu_clock import ROUNDS, Clock, Row, assert_close, unit_rows
+from gpu_readout import readouts
 from torch import Tensor
 
 import fcl_ext
 
-ROUNDS = 9
-SCALE = 30.0
-
-# rows, dim, classes
-READOUTS = {
-    "smoke": [(8, 16, 50)],
-    "full": [
-        (1024, 256, 100_000),
-        (4096, 256, 100_000),
-        (1024, 512, 100_000),
-        (64, 256, 1_000_000),
-    ],
-}
 # nodes, neighbours, dim, steps
 WALKS = {"smoke": [(50, 4, 8, 2)], "full": [(200_000, 32, 128, 10), (1_000_000, 32, 64, 10)]}
 # rows, dim, k
 NEIGHBOURS = {"smoke": [(60, 8, 3)], "full": [(50_000, 128, 32), (100_000, 256, 32)]}
-
-
-@dataclass
-class Row:
-    """One measurement: median time, and memory beyond the inputs at its highest."""
-
-    op: str
-    shape: str
-    dtype: str
-    who: str
-    milliseconds: float
-    megabytes: float
-    rate: float  # useful 1e12 operations per second, or 1e12 bytes for the walk
-    unit: str
-
-
-class Clock:
-    """Times a function on a device, and the memory it takes there."""
-
-    def __init__(self, device: str) -> None:
-        """Choose events on CUDA, the wall clock elsewhere."""
-        self.cuda = device == "cuda"
-
-    def run(self, function: Callable[[], object]) -> tuple[float, float]:
-        """Median milliseconds of ROUNDS calls, and the highest extra megabytes of one."""
-        megabytes = 0.0
-        if self.cuda:
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        function()
-        if self.cuda:
-            megabytes = (torch.cuda.max_memory_allocated() - before) / 2**20
-        return statistics.median(self._once(function) for _ in range(ROUNDS)), megabytes
-
-    def _once(self, function: Callable[[], object]) -> float:
-        if not self.cuda:
-            start = time.perf_counter()
-            function()
-            return (time.perf_counter() - start) * 1e3
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
-
-
-def _unit_rows(rows: int, dim: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator), dim=1).to(device, dtype)
-
-
-def _close(got: Tensor, expected: Tensor, tolerance: float) -> None:
-    error = float((got.double() - expected.double()).norm() / expected.double().norm())
-    if not error <= tolerance:
-        raise AssertionError(f"wrong result: relative error {error:.2e} > {tolerance:.0e}")
-
-
-def readouts(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
-    """Loss and gradient to the embeddings with frozen prototypes."""
-    for rows, dim, classes in READOUTS[shapes]:
-        for dtype in (torch.float32, torch.bfloat16):
-            x = _unit_rows(rows, dim, dtype, device, 0).requires_grad_()
-            w = _unit_rows(classes, dim, dtype, device, 1)
-            y = torch.arange(rows, device=device) % classes
-
-            def ours(x=x, w=w, y=y) -> Tensor:
-                loss = fcl_ext.compat_loss(x, w, y, scale=SCALE, normalize=False)
-                return torch.autograd.grad(loss, x)[0]
-
-            def naive(x=x, w=w, y=y) -> Tensor:
-                return torch.autograd.grad(F.cross_entropy(SCALE * F.linear(x, w), y), x)[0]
-
-            def attention(x=x, w=w, y=y) -> Tensor:
-                # The gradient alone: softmax(x W^T) W is attention with K = V = W.
-                mean = F.scaled_dot_product_attention(
-                    x[None, None], w[None, None], w[None, None], scale=SCALE
-                )
-                return SCALE * (mean[0, 0] - w[y]) / len(x)
-
-            _close(ours(), naive(), 1e-4 if dtype == torch.float32 else 5e-2)
-            for who in (ours, naive, attention):
-                ms, mb = clock.run(who)
-                rate = 4 * rows * dim * classes / ms / 1e9
-                shape = f"{rows}x{dim}x{classes}"
-                yield Row(
-                    "compat_loss+grad", shape, str(dtype)[6:], who.__name__, ms, mb, rate, "TFLOP/s"
-                )
 
 
 def walks(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
@@ -141,7 +40,7 @@ def walks(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
         col = torch.randint(0, nodes, (nodes * neighbours,), generator=generator).to(device)
         crow = torch.arange(0, nodes * neighbours + 1, neighbours, device=device)
         values = torch.full((len(col),), 1 / neighbours, device=device)
-        features = _unit_rows(nodes, dim, torch.float32, device, 3)
+        features = unit_rows(nodes, dim, torch.float32, device, 3)
         ids = col.to(torch.int32)
         matrix = torch.sparse_csr_tensor(crow, col, values, (nodes, nodes), check_invariants=False)
         bags = col.reshape(nodes, neighbours)
@@ -164,7 +63,7 @@ def walks(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
                 lambda state: F.embedding_bag(bags, state, mode="sum", per_sample_weights=weights)
             )
 
-        _close(ours(), torch_csr(), 1e-5)
+        assert_close(ours(), torch_csr(), 1e-5)
         for who in (ours, torch_csr, embedding_bag):
             ms, mb = clock.run(who)
             moved = steps * nodes * (neighbours * (4 * dim + 8) + 12 * dim)
@@ -177,7 +76,7 @@ def walks(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
 def neighbours(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
     """Exact nearest neighbours among the rows themselves."""
     for rows, dim, k in NEIGHBOURS[shapes]:
-        features = _unit_rows(rows, dim, torch.float32, device, 4)
+        features = unit_rows(rows, dim, torch.float32, device, 4)
 
         def ours(features=features, k=k) -> Tensor:
             return fcl_ext.knn_graph(features, k)[1]
@@ -190,7 +89,7 @@ def neighbours(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
                 best.append(block.topk(k).values)
             return torch.cat(best)
 
-        _close(ours(), torch_topk(), 1e-4)
+        assert_close(ours(), torch_topk(), 1e-4)
         for who in (ours, torch_topk):
             ms, mb = clock.run(who)
             rate = 2 * rows * rows * dim / ms / 1e9
@@ -252,10 +151,10 @@ def main() -> None:
             options.json.write_text(json.dumps(full, indent=1) + "\n")
     for name, value in report.items():
         print(f"{name}: {value if not isinstance(value, float) else round(value, 3)}")
-    print(f"{'op':17} {'shape':26} {'dtype':9} {'who':14} {'ms':>10} {'extra MB':>9} {'rate':>8}")
+    print(f"{'op':21} {'shape':26} {'dtype':9} {'who':14} {'ms':>10} {'extra MB':>9} {'rate':>8}")
     for r in rows:
         print(
-            f"{r.op:17} {r.shape:26} {r.dtype:9} {r.who:14} {r.milliseconds:10.3f} "
+            f"{r.op:21} {r.shape:26} {r.dtype:9} {r.who:14} {r.milliseconds:10.3f} "
             f"{r.megabytes:9.1f} {r.rate:8.3f} {r.unit}"
         )
 
