@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters that are trained: a head on frozen features, by regression or by compatibility."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fclearn.adapters.base import Adapter
+from fclearn.adapters.maps import procrustes, ridge
+from fclearn.classifiers import PseudoClassifier
+from fclearn.losses import InstanceCompatLoss, L2CompatLoss, PseudoClassifierLoss
+
+#: (mapped rows, their row numbers) -> loss
+_Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Residual(nn.Module):
+    """An affine map and a hidden layer beside it, which starts at zero."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(*weight.shape)
+        self.down = nn.Linear(weight.shape[0], hidden)
+        self.up = nn.Linear(hidden, weight.shape[1], bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight.T)
+            self.linear.bias.copy_(bias)
+            self.up.weight.zero_()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out: Tensor = self.linear(rows) + self.up(F.gelu(self.down(rows)))
+        return out
+
+
+class _TrainedHead(Adapter):
+    """A residual head, trained by AdamW from a map in closed form on."""
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 256,
+        epochs: int = 10,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        dropout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("hidden", hidden), ("epochs", epochs), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate: expected a number > 0, got {learning_rate}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+        self.hidden, self.epochs, self.batch_size = hidden, epochs, batch_size
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.dropout, self.seed = dropout, seed
+
+    @property
+    def source_dim(self) -> int:
+        """D_source."""
+        return self._state["linear.weight"].shape[1]
+
+    def _train(
+        self, source: Tensor, start: tuple[Tensor, Tensor], loss: _Loss
+    ) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(self.seed)
+            head = _Residual(*start, self.hidden)
+            optimizer = torch.optim.AdamW(
+                head.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+            steps = self.epochs * -(-len(source) // self.batch_size)
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+            )
+            for _ in range(self.epochs):
+                for rows in torch.randperm(len(source)).split(self.batch_size):
+                    value = loss(head(F.dropout(source[rows], self.dropout)), rows)
+                    optimizer.zero_grad()
+                    value.backward()
+                    optimizer.step()
+                    schedule.step()
+        return {name: tensor.detach() for name, tensor in head.state_dict().items()}
+
+    def _transform(self, rows: Tensor) -> Tensor:
+        s = self._state
+        hidden = F.gelu(F.linear(rows, s["down.weight"], s["down.bias"]))
+        return F.linear(rows, s["linear.weight"], s["linear.bias"]) + hidden @ s["up.weight"].T
+
+
+class MlpMap(_TrainedHead):
+    """Regression by a residual MLP on top of ridge: mean squared distance to the unit target.
+
+    Args:
+        hidden: Width of the hidden layer.
+        epochs: Passes over the pairs.
+        batch_size: Pairs per step.
+        learning_rate: Peak of AdamW's, decayed to zero along a cosine.
+        weight_decay: Of AdamW.
+        dropout: Of the inputs.
+        seed: Order of the pairs, dropout, initial weights.
+
+    References:
+        *Drift-Adapter*, EMNLP 2025 (a 256-wide MLP on pairs).
+
+    Example:
+        >>> x = torch.nn.functional.normalize(torch.randn(20, 3), dim=1)
+        >>> MlpMap(hidden=4, epochs=1).fit(source=x, target=x).transform(x).shape
+        torch.Size([20, 3])
+    """
+
+    name = "mlp"
+
+    def _fit(self, source: Tensor, target: Tensor, labels: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG002
+        own = L2CompatLoss(target)
+        return self._train(
+            source, ridge(source, target), lambda mapped, rows: own(mapped, rows, rows)
+        )
+
+
+class CompatHead(_TrainedHead):
+    """The compatibility loss on a head over frozen features: for black-box new models.
+
+    The terms of the ``ni-fcl`` method: all target features as rows of a classifier whose positives
+    are summed inside the logarithm, a cosine head learned on the target features, and the item's
+    own target feature by squared distance. Labels are classes, or clusters where there are none.
+
+    Args:
+        scale: Inverse temperature of both classifiers.
+        instance_weight: Of the instance rows.
+        head_weight: Of the learned head.
+        own_weight: Of the item's own target feature.
+        hidden: As the other options in `MlpMap`.
+        epochs: As there.
+        batch_size: As there.
+        learning_rate: As there.
+        weight_decay: As there.
+        dropout: As there.
+        seed: As there.
+
+    Example:
+        >>> x = torch.nn.functional.normalize(torch.randn(20, 3), dim=1)
+        >>> labels = torch.arange(20) % 4
+        >>> CompatHead(hidden=4, epochs=1).fit(source=x, target=x, labels=labels).source_dim
+        3
+    """
+
+    name = "compat-head"
+    needs_labels = True
+
+    def __init__(
+        self,
+        *,
+        scale: float = 10.0,
+        instance_weight: float = 1.0,
+        head_weight: float = 1.0,
+        own_weight: float = 3.0,
+        hidden: int = 256,
+        epochs: int = 10,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        dropout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        """Refuse options out of range."""
+        super().__init__(
+            hidden=hidden,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            dropout=dropout,
+            seed=seed,
+        )
+        if not scale > 0:
+            raise ValueError(f"scale: expected a number > 0, got {scale}")
+        self.scale = scale
+        self.weights = (instance_weight, head_weight, own_weight)
+
+    def _fit(self, source: Tensor, target: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        assert labels is not None
+        classes = torch.unique(labels, return_inverse=True)[1]
+        terms = (
+            InstanceCompatLoss(target, classes, scale=self.scale),
+            PseudoClassifierLoss(
+                PseudoClassifier.fit(target, classes, seed=self.seed).prototypes, scale=self.scale
+            ),
+            L2CompatLoss(target),
+        )
+
+        def loss(mapped: Tensor, rows: Tensor) -> Tensor:
+            values = [
+                weight * term(mapped, classes[rows], rows)
+                for weight, term in zip(self.weights, terms, strict=True)
+                if weight
+            ]
+            return torch.stack(values).sum()
+
+        # Least squares shrinks what tells classes apart; a rotation keeps it.
+        return self._train(source, procrustes(source, target), loss)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fclearn.adapters import (
+    CompatHead,
+    LowRank,
+    MeanShift,
+    MlpMap,
+    Procrustes,
+    Ridge,
+    load_adapter,
+)
+from fclearn.features import Fingerprint
+
+QUICK = {"hidden": 8, "epochs": 2}
+ADAPTERS = [
+    Procrustes,
+    Ridge,
+    LowRank,
+    MeanShift,
+    lambda: MlpMap(**QUICK),
+    lambda: CompatHead(**QUICK),
+]
+
+
+def _pairs(rows=120, source_dim=12, target_dim=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % 10
+    centres = torch.randn(10, source_dim, generator=generator)
+    source = centres[labels] + 0.5 * torch.randn(rows, source_dim, generator=generator)
+    turn = torch.linalg.qr(torch.randn(source_dim, source_dim, generator=generator))[0]
+    target = source @ turn[:, :target_dim] + 0.2 * torch.randn(
+        rows, target_dim, generator=generator
+    )
+    return F.normalize(source, dim=1), F.normalize(target, dim=1), labels
+
+
+@pytest.mark.parametrize("make", ADAPTERS)
+def test_maps_pairs_closer_and_to_unit_rows(make):
+    source, target, labels = _pairs()
+    adapter = make().fit(source=source, target=target, labels=labels)
+    mapped = adapter.transform(source)
+    assert mapped.dtype == torch.float32
+    torch.testing.assert_close(mapped.norm(dim=1), torch.ones(len(source)))
+    before, after = ((a * target).sum(1).mean() for a in (source, mapped))
+    assert after > before
+    assert adapter.source_dim == 12
+
+
+@pytest.mark.parametrize("make", [m for m in ADAPTERS if m is not MeanShift])
+@pytest.mark.parametrize("target_dim", [5, 12])
+def test_saved_adapters_are_the_same(make, target_dim, tmp_path):
+    source, target, labels = _pairs(target_dim=target_dim)
+    old, new = Fingerprint("old", target_dim), Fingerprint("new", 12)
+    adapter = make().fit(
+        source=source,
+        target=target,
+        labels=labels,
+        source_fingerprint=new,
+        target_fingerprint=old,
+    )
+    adapter.save(tmp_path / "adapter.safetensors")
+    again = load_adapter(tmp_path / "adapter.safetensors")
+    assert type(again) is type(adapter)
+    assert (again.source, again.target) == (new, old)
+    assert torch.equal(again.transform(source), adapter.transform(source))
+    with pytest.raises(ValueError, match="refusing to mix features: model 'new' and 'old'"):
+        again.transform(source, fingerprint=Fingerprint("old", 12))
+
+
+def test_procrustes_finds_a_rotation_and_an_offset():
+    source, _, _ = _pairs()
+    turn = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))[0]
+    adapter = Procrustes().fit(source=source, target=source.double() @ turn)
+    torch.testing.assert_close(adapter._state["weight"].double(), turn, atol=1e-5, rtol=0)
+    narrow = Procrustes().fit(source=source, target=source[:, :5])
+    weight = narrow._state["weight"]
+    torch.testing.assert_close(weight.T @ weight, torch.eye(5), atol=1e-5, rtol=0)
+
+
+def test_ridge_is_the_minimum_at_its_penalty_and_its_penalty_generalises():
+    source, target, _ = _pairs(rows=30)
+    weight = Ridge().fit(source=source, target=target)._state["weight"].double()
+    x = source.double() - source.double().mean(0)
+    y = target.double() - target.double().mean(0)
+    # Normal equations hold for one penalty: X'(Y - XW) = penalty W.
+    residual = x.T @ (y - x @ weight)
+    penalty = float((residual * weight).sum() / weight.square().sum())
+    torch.testing.assert_close(residual, penalty * weight, atol=1e-4, rtol=0)
+    assert penalty > 0
+    fresh_source, fresh_target, _ = _pairs(rows=400)
+    errors = []
+    for a in (penalty, 1e-9):
+        fit = torch.linalg.solve(x.T @ x + a * torch.eye(12), x.T @ y)
+        mapped = (fresh_source.double() - source.double().mean(0)) @ fit + target.double().mean(0)
+        errors.append(float((mapped - fresh_target).square().sum()))
+    assert errors[0] < errors[1]
+
+
+def test_low_rank_has_that_rank_and_is_ridge_at_full_rank():
+    source, target, _ = _pairs()
+    full = Ridge().fit(source=source, target=target).transform(source)
+    torch.testing.assert_close(
+        LowRank(rank=12).fit(source=source, target=target).transform(source),
+        full,
+        atol=1e-5,
+        rtol=0,
+    )
+    narrow = LowRank(rank=3).fit(source=source, target=target)
+    weight = narrow._state["down"] @ narrow._state["up"]
+    assert torch.linalg.matrix_rank(weight) == 3
+
+
+def test_mean_shift_undoes_a_drift():
+    source, _, _ = _pairs()
+    drift = 0.1 * torch.randn(12)
+    target = source - drift
+    adapter = MeanShift().fit(source=source, target=target)
+    assert (adapter.transform(source) * F.normalize(target, dim=1)).sum(1).mean() > 0.995
+
+
+def test_compat_head_tells_classes_apart_better_than_regression():
+    source, target, labels = _pairs(rows=400, target_dim=6)
+    scores = {}
+    for adapter in (Ridge(), CompatHead(epochs=5, own_weight=0.3)):
+        mapped = adapter.fit(source=source, target=target, labels=labels).transform(source)
+        products = mapped @ target.T
+        same = labels[:, None] == labels[None]
+        scores[adapter.name] = float(products[same].mean() - products[~same].mean())
+    assert scores["compat-head"] > scores["ridge"]
+
+
+def test_training_is_repeatable_and_leaves_the_generator_alone():
+    source, target, labels = _pairs()
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    results = [
+        CompatHead(**QUICK).fit(source=source, target=target, labels=labels).transform(source)
+        for _ in range(2)
+    ]
+    assert torch.equal(*results)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_takes_files_and_class_numbers_with_gaps(tmp_path):
+    source, target, labels = _pairs()
+    np.save(tmp_path / "source.npy", source.numpy())
+    adapter = CompatHead(**QUICK).fit(
+        source=tmp_path / "source.npy", target=target.numpy(), labels=7 * labels + 3
+    )
+    expected = CompatHead(**QUICK).fit(source=source, target=target, labels=labels)
+    assert torch.equal(adapter.transform(tmp_path / "source.npy"), expected.transform(source))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": torch.ones(3, 2)}, "one row each per item, got 120 and 3"),
+        ({"source": torch.ones(1, 2), "target": torch.ones(1, 2)}, "at least 2 rows, got 1"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels: expected shape \[120\]"),
+        ({"labels": None}, "needs the class of each row"),
+        ({"source": torch.full((120, 12), float("nan"))}, "source: row 0 holds a NaN"),
+    ],
+)
+def test_bad_pairs_are_refused(change, message):
+    source, target, labels = _pairs()
+    with pytest.raises(ValueError, match=message):
+        CompatHead(**QUICK).fit(**{"source": source, "target": target, "labels": labels, **change})
+
+
+def test_wrong_use_is_refused(tmp_path):
+    source, target, _ = _pairs()
+    with pytest.raises(RuntimeError, match=r"call fit\(\) before transform"):
+        Ridge().transform(source)
+    with pytest.raises(RuntimeError, match=r"call fit\(\) before save"):
+        Ridge().save(tmp_path / "x")
+    with pytest.raises(ValueError, match="expected 12 dims as fitted, got 5"):
+        Ridge().fit(source=source, target=target).transform(source[:, :5])
+    with pytest.raises(ValueError, match="one dim, got 12 and 5"):
+        MeanShift().fit(source=source, target=target[:, :5])
+    with pytest.raises(ValueError, match="rank: expected at least 1"):
+        LowRank(rank=0)
+    with pytest.raises(ValueError, match="epochs: expected at least 1"):
+        MlpMap(epochs=0)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    source, target, _ = _pairs()
+    path = tmp_path / "adapter.safetensors"
+    adapter = Ridge().fit(source=source, target=target)
+    adapter.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match="not a valid adapter file"):
+        load_adapter(path)
+    adapter._state["bias"] = torch.zeros(3)
+    adapter.save(path)
+    with pytest.raises(ValueError, match="not a valid adapter file"):
+        load_adapter(path)
+    with pytest.raises(FileNotFoundError):
+        load_adapter(tmp_path / "absent")
