@@ -24,7 +24,7 @@ from fclearn.features import FeatureStore, Fingerprint
 from fclearn.graph import KnnGraph
 from fclearn.training import DivergenceError, Trainer
 
-VERBS = ["demo", "train", "embed", "graph", "eval", "report", "methods"]
+VERBS = ["demo", "train", "embed", "graph", "eval", "probe", "report", "methods"]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 
 

@@ -20,6 +20,7 @@ from fclearn.cli.console import one_line, say, unwrapped
 from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
+from fclearn.cli.probe import probe
 from fclearn.cli.train import methods, train
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "graph": graph,
     "eval": evaluate,
+    "probe": probe,
     "report": report,
     "methods": methods,
 }
