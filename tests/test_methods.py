@@ -100,6 +100,7 @@ def test_specification(name):
     assert spec.name == name
     assert spec.title
     assert spec.source
+    assert len(spec.idea) > 40
     assert Need.LABELS in spec.needs
     terms = build_method(name, _everything(), DIM)
     assert [term.name for term in terms].count("new") == 1
@@ -143,6 +144,20 @@ def test_unknown_names_suggest_the_nearest():
         ValueError, match="method 'ni-fcl' has no setting 'head_wieght'; did you mean 'head_weight'"
     ):
         build_method("ni-fcl", _everything(), DIM, head_wieght=1.0)
+
+
+@pytest.mark.parametrize("value", ["1", True, None])
+def test_settings_of_another_type_are_refused(value):
+    with pytest.raises(TypeError, match="weight: method 'l2' expects a number as its def"):
+        build_method("l2", _everything(), DIM, weight=value)
+
+
+def test_whole_numbers_are_numbers():
+    assert build_method("l2", _everything(), DIM, weight=2)[1].weight == 2.0
+    with pytest.raises(TypeError, match=r"k: .* expects an integer as its default 10, got 2\.5"):
+        build_method("ni-fcl-walk", _everything(), DIM, k=2.5)
+    with pytest.raises(TypeError, match=r"walk: .* expects text as its default 'within-class'"):
+        build_method("ni-fcl-walk", _everything(), DIM, walk=1)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -202,9 +217,15 @@ def test_bct_takes_the_rows_of_known_classes_and_means_of_new_ones():
         ({"old_classes": torch.tensor([-1, 2])}, r"old_classes: expected .* got \[-1, 2\]"),
         ({"old_classes": torch.tensor([2, 2])}, r"old_classes: expected distinct labels"),
         (
-            {"old_classifier": torch.zeros(2, OLD_DIM + 1)},
+            {"old_classifier": torch.ones(2, OLD_DIM + 1)},
             "old_classifier: expected 6 dims as the old features, got 7",
         ),
+        (
+            {"old_classifier": torch.full((2, OLD_DIM), torch.inf)},
+            "old_classifier: row 0 has a NaN or an infinity",
+        ),
+        ({"old_classifier": torch.zeros(2, OLD_DIM)}, "old_classifier: row 0 is zero and has no"),
+        ({"old_classifier": torch.ones(2)}, r"old_classifier: expected floating of shape \(N, D"),
         (
             {"labels": torch.zeros(IMAGES)},
             r"labels: expected int64 of shape \(N,\), got torch\.float32 of \[40\]",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +49,25 @@ class LossTerm:
         name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
             the history adds up terms by this name.
         weight: Factor.
-        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too.
+        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too, and
+            it may be an `EpochHook`.
     """
 
     name: str
     weight: float
     module: nn.Module
+
+
+@runtime_checkable
+class EpochHook(Protocol):
+    """A loss module that changes between epochs: weights that fall, prototypes that follow.
+
+    What such a module remembers belongs into persistent buffers or parameters, for checkpoints to
+    carry it; whatever follows from the two numbers alone may be plain attributes.
+    """
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, ``epoch`` from 1 to ``epochs``; again if it is repeated."""
 
 
 class CosineClassifierLoss(nn.Module):
