@@ -68,12 +68,13 @@ def test_every_method_trains_and_moves_the_encoder(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_pulls_embeddings_to_the_old_features(name):
-    """A few steps on free embeddings: the compatibility terms alone bring classes together."""
+    """A few steps on free embeddings and what a term trains: compatibility alone suffices."""
     assets = _everything()
     torch.manual_seed(1)
     terms = [term for term in build_method(name, assets, DIM) if term.name == "compat"]
     embeddings = torch.randn(IMAGES, DIM, requires_grad=True)
-    optimizer = torch.optim.Adam([embeddings], lr=0.05)
+    trained = [p for term in terms for p in term.module.parameters()]
+    optimizer = torch.optim.Adam([embeddings, *trained], lr=0.05)
 
     def own_class_wins():
         part = F.normalize(embeddings.detach()[:, :OLD_DIM], dim=1)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from fclearn.losses import LossTerm
-from fclearn.methods import bct, independent, l2, ni_fcl, ni_fcl_mean, ni_fcl_walk
+from fclearn.methods import aml, bct, independent, l2, ni_fcl, ni_fcl_mean, ni_fcl_walk
 from fclearn.methods.base import Assets, MethodSpec, Need, Setting
 from fclearn.wording import nearest
 
 METHODS: dict[str, MethodSpec] = {
     module.SPEC.name: module.SPEC
-    for module in (independent, ni_fcl, ni_fcl_mean, ni_fcl_walk, bct, l2)
+    for module in (independent, ni_fcl, ni_fcl_mean, ni_fcl_walk, bct, aml, l2)
 }
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
