@@ -4,13 +4,43 @@
 from __future__ import annotations
 
 from fclearn.losses import LossTerm
-from fclearn.methods import aml, bct, independent, l2, ni_fcl, ni_fcl_mean, ni_fcl_walk
+from fclearn.methods import (
+    adv_bct,
+    aml,
+    bct,
+    hot_refresh,
+    independent,
+    l2,
+    lce,
+    lwf,
+    mix_bct,
+    nccl,
+    ni_fcl,
+    ni_fcl_mean,
+    ni_fcl_walk,
+    uni_bct,
+)
 from fclearn.methods.base import Assets, MethodSpec, Need, Setting
 from fclearn.wording import nearest
 
 METHODS: dict[str, MethodSpec] = {
     module.SPEC.name: module.SPEC
-    for module in (independent, ni_fcl, ni_fcl_mean, ni_fcl_walk, bct, aml, l2)
+    for module in (
+        independent,
+        ni_fcl,
+        ni_fcl_mean,
+        ni_fcl_walk,
+        bct,
+        aml,
+        l2,
+        lwf,
+        lce,
+        nccl,
+        hot_refresh,
+        uni_bct,
+        adv_bct,
+        mix_bct,
+    )
 }
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
