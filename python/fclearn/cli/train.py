@@ -19,6 +19,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as yaml; overrides win.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Short for method.name=NAME.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a model by any method of 'fcl methods'.
@@ -43,16 +46,17 @@ def train(
 
     \b
     Examples:
-      fcl train method.name=independent encoder.dim=64 output=runs/old
+      fcl train --method independent encoder.dim=64 output=runs/old
       fcl train old_features=runs/old-features encoder.dim=128 output=runs/new
-      fcl train method.name=bct old_features=runs/old-features old_classifier=rows.npy \\
-        old_classes=names.txt
+      fcl train --method bct old_features=runs/old-features \\
+        old_classifier=rows.npy old_classes=names.txt
       fcl train --config runs/new/args.yaml train.epochs=80 output=runs/longer
     """
     from fclearn.cli.train_run import run_training
     from fclearn.config import TrainRunConfig, load_config
 
-    run = load_config(TrainRunConfig, config, overrides or [])
+    named = [] if method is None else [f"method.name={method}"]
+    run = load_config(TrainRunConfig, config, [*(overrides or []), *named])
     trained = run_training(run)
     last = trained.history[-1]
     say(f"trained {len(trained.history)} epochs, loss {last['loss']:.3f}; model in {run.output}")
