@@ -162,3 +162,13 @@ def test_settings_choose_loss_and_margin():
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AsymmetricMetricLoss(torch.eye(2), torch.tensor([0, 1]), **options)
+
+
+def test_regression_at_the_default_weight_is_l2_at_its_own():
+    assets = Assets(torch.arange(6) % 2, old_features=torch.randn(6, 4))
+    arguments = torch.randn(6, 5), assets.labels, torch.arange(6)
+    values = []
+    for name, options in (("aml", {"loss": "regression"}), ("l2", {})):
+        term = build_method(name, assets, 5, **options)[1]
+        values.append(term.weight * term.module(*arguments))
+    torch.testing.assert_close(*values)

@@ -15,7 +15,8 @@ Positives are the images of the class in the batch and one more, drawn from all 
 (a batch rarely holds two of a class); negatives are the hardest of the batch. ``symmetric`` lets
 new embeddings meet new embeddings instead: the paper's symmetric training, for comparison, in
 which only the own old feature of ``contrastive+`` still ties the two models. The paper trains
-with this loss alone; here the new classifier that every method has stands beside it.
+with this loss alone; here the new classifier that every method has stands beside it, and the
+default weight is that at which ``regression`` is the method ``l2`` at its default.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ SPEC = MethodSpec(
         "contrastive_margin": 0.7,
         "triplet_margin": 0.1,
         "num_negatives": 5,
-        "weight": 1.0,
+        "weight": 10.0,
     },
     build=_build,
 )
