@@ -310,6 +310,10 @@ def train(photos, output, *more):
         (["train.epochs=few"], ["train.epochs: expected an integer, got 'few' (text)"]),
         (["method.name=ni-fc"], ["method: unknown name 'ni-fc'; did you mean 'ni-fcl'?"]),
         ([], ["old_features: method 'ni-fcl' needs the old model's features", "give a store"]),
+        (
+            ["method.name=bt2", "old_features=OLD"],
+            ["independent_features: method 'bt2' needs the independent", "give a store"],
+        ),
         (["method.name=bct", "old_features=OLD"], ["method 'bct' needs the old classifier"]),
         (
             ["old_features=OLD", "method.settings.scal=3"],
@@ -480,6 +484,7 @@ def old_head(work, tmp_path):
         "method.name=bct",
         "train.epochs=1",
         f"old_features={work}/old-store",
+        f"independent_features={work}/new-store",
         f"old_classifier={tmp_path}/rows.npy",
         f"old_classes={tmp_path}/names.txt",
     ]

@@ -22,7 +22,11 @@ IMAGES, CLASSES, OLD_DIM, DIM = 40, 5, 6, 8
 SHARES = {"damping", "keep"}
 # They follow the old model's mistakes, ask for a boundary only, or meet new embeddings half way.
 LOOSE = {"lwf", "adv-bct", "mix-bct"}
-ASSET_OF = {Need.FEATURE_CACHE: "old_features", Need.OLD_CLASSIFIER: "old_classifier"}
+ASSET_OF = {
+    Need.FEATURE_CACHE: "old_features",
+    Need.OLD_CLASSIFIER: "old_classifier",
+    Need.INDEPENDENT_FEATURES: "independent_features",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +48,7 @@ def _everything(**changes):
         "old_features": features,
         "old_classifier": 3 * torch.randn(2, OLD_DIM, generator=generator),
         "old_classes": torch.tensor([3, 1]),
+        "independent_features": torch.randn(IMAGES, OLD_DIM, generator=generator),
     }
     return Assets(**{**owned, **changes})
 
@@ -130,6 +135,7 @@ STATEFUL = {
     "lce": {},
     "uni-bct": {"refresh_epochs": 1, "k": 3},
     "adv-bct": {"width": 8},
+    "bt2": {},
     "mix-bct": {},
 }
 
@@ -185,7 +191,7 @@ def test_what_is_missing_is_named(name):
             continue
         assets = _everything(**{ASSET_OF[need]: None})
         with pytest.raises(
-            ValueError, match=rf"method '{name}' needs the old .*\({ASSET_OF[need]}\), which is mis"
+            ValueError, match=rf"method '{name}' needs the .*\({ASSET_OF[need]}\), which is mis"
         ):
             build_method(name, assets, DIM)
 
@@ -292,6 +298,10 @@ def test_bct_takes_the_rows_of_known_classes_and_means_of_new_ones():
         (
             {"old_classifier": torch.full((2, OLD_DIM), torch.inf)},
             "old_classifier: row 0 has a NaN or an infinity",
+        ),
+        (
+            {"independent_features": torch.ones(IMAGES + 1, OLD_DIM)},
+            r"independent_features: expected one row per label \(40\), got 41",
         ),
         ({"old_classifier": torch.zeros(2, OLD_DIM)}, "old_classifier: row 0 is zero and has no"),
         ({"old_classifier": torch.ones(2)}, r"old_classifier: expected floating of shape \(N, D"),

@@ -87,6 +87,8 @@ class TrainRunConfig:
         method: What it is trained for.
         train: Hyper-parameters.
         old_features: Feature store with the old model's features of the images; None without.
+        independent_features: Feature store with those of the new architecture trained without
+            compatibility; None without.
         old_classifier: ``.npy`` file with rows of the old model's classifier, shape ``(K, D_old)``,
             without bias; None without.
         old_classes: Text file with the class name of each of these rows, one a line.
@@ -108,6 +110,7 @@ class TrainRunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     old_features: str | None = None
+    independent_features: str | None = None
     old_classifier: str | None = None
     old_classes: str | None = None
     output: str = "runs/train"

@@ -41,7 +41,7 @@ def train(
       method.name (ni-fcl), method.settings.KEY
       train.epochs (40), batch_size, optimizer, learning_rate, weight_decay,
         warmup_epochs, augment, max_grad_norm, precision, seed
-      old_features, old_classifier, old_classes
+      old_features, independent_features, old_classifier, old_classes
       output (runs/train), device (auto)
 
     \b

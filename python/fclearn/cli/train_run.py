@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from fclearn._files import replacing
+from fclearn.cli.assets import check_needs, load_assets
 from fclearn.cli.console import say
 from fclearn.cli.devices import choose_device
 from fclearn.cli.images import load_images
 from fclearn.cli.model_folder import ModelCard, save_model
-from fclearn.cli.old_model import check_needs, load_assets
 from fclearn.config import TrainRunConfig, dump_config, load_config
 from fclearn.encoders import build_encoder
 from fclearn.methods import build_method, get_method

@@ -8,6 +8,7 @@ from fclearn.methods import (
     adv_bct,
     aml,
     bct,
+    bt2,
     hot_refresh,
     independent,
     l2,
@@ -40,6 +41,7 @@ METHODS: dict[str, MethodSpec] = {
         uni_bct,
         adv_bct,
         mix_bct,
+        bt2,
     )
 }
 

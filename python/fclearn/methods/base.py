@@ -24,6 +24,7 @@ class Need(Enum):
     LABELS = "labels of the training images (labels)"
     FEATURE_CACHE = "the old model's features of the training images (old_features)"
     OLD_CLASSIFIER = "the old classifier (old_classifier)"
+    INDEPENDENT_FEATURES = "the independent new model's features of them (independent_features)"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Assets:
         old_classifier: Rows of the old model's classifier for some of the classes, shape
             ``(K, D_old)``, and
         old_classes: which classes these are, shape ``(K,)``, int64.
+        independent_features: Features of the same images by the new architecture, trained without
+            compatibility, shape ``(N, D_independent)``.
 
     Raises:
         ValueError: Tensors that are not aligned, labels that are no class numbers, features that
@@ -46,11 +49,14 @@ class Assets:
     old_features: Tensor | None = None
     old_classifier: Tensor | None = None
     old_classes: Tensor | None = None
+    independent_features: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
         if self.old_features is not None:
             _check_rows("old_features", self.old_features, len(self.labels))
+        if self.independent_features is not None:
+            _check_rows("independent_features", self.independent_features, len(self.labels))
         if self.old_classifier is not None:
             self._check_old_classifier(self.old_classifier)
 
@@ -94,6 +100,8 @@ class Assets:
         """Whether a need is met."""
         if need is Need.FEATURE_CACHE:
             return self.old_features is not None
+        if need is Need.INDEPENDENT_FEATURES:
+            return self.independent_features is not None
         if need is Need.OLD_CLASSIFIER:
             return self.old_classifier is not None
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of the old model, from files into `fclearn.methods.Assets`."""
+"""What a method may need beside the images, from files into `fclearn.methods.Assets`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from fclearn.methods import Assets, MethodSpec, Need
 _SHOWN = 3
 _HOW_TO_GIVE = {
     Need.FEATURE_CACHE: ("old_features", "give a store, as in old_features=runs/old/train"),
+    Need.INDEPENDENT_FEATURES: (
+        "independent_features",
+        "give a store, as in independent_features=runs/independent/train",
+    ),
     Need.OLD_CLASSIFIER: (
         "old_classifier",
         "give its rows and their class names, as in old_classifier=rows.npy old_classes=names.txt",
@@ -49,7 +53,7 @@ def check_needs(config: TrainRunConfig, spec: MethodSpec) -> None:
 
 
 def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
-    """Labels, old features and old classifier, aligned with the images.
+    """Labels, features and old classifier, aligned with the images.
 
     Args:
         config: Says where they are.
@@ -62,13 +66,14 @@ def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
     rows, classes = _old_classifier(config, data)
     return Assets(
         torch.from_numpy(data.labels),
-        old_features=_old_features(config.old_features, data),
+        old_features=_features(config.old_features, data),
         old_classifier=rows,
         old_classes=classes,
+        independent_features=_features(config.independent_features, data),
     )
 
 
-def _old_features(path: str | None, data: ImageDataset) -> Tensor | None:
+def _features(path: str | None, data: ImageDataset) -> Tensor | None:
     if path is None:
         return None
     store = FeatureStore.open(path)
