@@ -417,6 +417,20 @@ def test_mix_bct_never_mixes_in_what_is_not_credible():
     assert embeddings.grad.any(1).all()
 
 
+def test_mix_bct_starts_at_the_class_means_or_at_random():
+    batch = Batch()
+    owned = batch.features, batch.feature_labels
+    rows = MixedClassifierLoss(*owned).classifier.prototypes
+    torch.testing.assert_close(rows.detach(), batch.centres().float())
+    assert rows.requires_grad
+    torch.manual_seed(0)
+    term = MixedClassifierLoss(*owned, start="random")
+    torch.manual_seed(0)
+    assert torch.equal(term.classifier.prototypes, CosineClassifierLoss(CLASSES, DIM).prototypes)
+    with pytest.raises(ValueError, match="start: expected 'means' or 'random', got 'zero'"):
+        MixedClassifierLoss(*owned, start="zero")
+
+
 def test_mix_bct_refuses_shares_out_of_range():
     batch = Batch()
     for name, value, message in (

@@ -20,8 +20,8 @@ from fclearn.training import TrainConfig, Trainer
 IMAGES, CLASSES, OLD_DIM, DIM = 40, 5, 6, 8
 # Settings that end at 1.
 SHARES = {"damping", "keep"}
-# They follow the old model's mistakes, ask for a boundary only, or meet new embeddings half way.
-LOOSE = {"lwf", "adv-bct", "mix-bct"}
+# They follow the old model's mistakes, or ask for a boundary only.
+LOOSE = {"lwf", "adv-bct"}
 ASSET_OF = {
     Need.FEATURE_CACHE: "old_features",
     Need.OLD_CLASSIFIER: "old_classifier",

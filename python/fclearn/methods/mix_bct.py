@@ -10,6 +10,8 @@ In the paper this classifier, an ArcFace of scale 64 and margin 0.5, is the only
 works on the compatible dims, beside the new classifier that every method has, so that a wider
 embedding may use its other dims; ``scale`` and ``margin`` (radians) start from what the other
 methods have. As in the released code, replaced rows train the classifier and not the encoder.
+The paper's classifier starts at random (``start=random``), which takes a long training to feel the
+old features; ``start=means`` starts it at the class means of these.
 """
 
 from __future__ import annotations
@@ -42,9 +44,10 @@ class MixedClassifierLoss(nn.Module):
         keep: Share of the old features that may be mixed in, in (0, 1].
         scale: Inverse temperature.
         margin: ArcFace margin in radians.
+        start: Where the classifier starts: ``"means"`` of the old features, or ``"random"``.
 
     Raises:
-        ValueError: A share out of range, or as `PseudoClassifier.from_means`.
+        ValueError: A share out of range, an unknown start, or as `PseudoClassifier.from_means`.
 
     References:
         Liang et al., *MixBCT: Towards Self-Adapting Backward-Compatible Training*, 2023.
@@ -62,12 +65,15 @@ class MixedClassifierLoss(nn.Module):
         keep: float = 0.9,
         scale: float = 16.0,
         margin: float = 0.0,
+        start: str = "means",
     ) -> None:
         super().__init__()
         if not 0 <= mix < 1:
             raise ValueError(f"mix: expected a share in [0, 1), got {mix}")
         if not 0 < keep <= 1:
             raise ValueError(f"keep: expected a share in (0, 1], got {keep}")
+        if start not in {"means", "random"}:
+            raise ValueError(f"start: expected 'means' or 'random', got {start!r}")
         unit = F.normalize(features.detach(), dim=1)
         means = PseudoClassifier.from_means(unit, labels).prototypes
         cosines = (unit * means[labels]).sum(1)
@@ -77,6 +83,9 @@ class MixedClassifierLoss(nn.Module):
         self.classifier = CosineClassifierLoss(
             len(means), unit.shape[1], scale=scale, margin=margin, margin_type="arcface"
         )
+        if start == "means":
+            with torch.no_grad():
+                self.classifier.prototypes.copy_(means)
         self.scale, self.mix, self.keep = scale, mix, keep
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -105,6 +114,7 @@ def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
         keep=float(settings["keep"]),
         scale=float(settings["scale"]),
         margin=float(settings["margin"]),
+        start=str(settings["start"]),
     )
     return [
         new_classifier(assets, dim, settings),
@@ -123,6 +133,7 @@ SPEC = MethodSpec(
         "keep": 0.9,
         "scale": 16.0,
         "margin": 0.0,
+        "start": "means",
         "weight": 1.0,
     },
     build=_build,
