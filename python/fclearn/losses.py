@@ -4,6 +4,9 @@
 Every term is called as ``term(embeddings, labels, rows)``: embeddings ``(B, D)`` not normalised,
 labels ``(B,)`` int64, rows ``(B,)`` int64 numbers of the images in the training set. Embeddings may
 be wider than the old features: their first dims carry the compatibility.
+
+Old features are no part of a module's state: as large as the training set, they would be written
+with every checkpoint, and whoever resumes has them. What was computed from them is.
 """
 
 from __future__ import annotations
@@ -231,9 +234,9 @@ class InstanceCompatLoss(nn.Module):
             )
         if positives is None:
             positives = fcl_ext.PositiveSets.from_labels(labels)
-        self.register_buffer("features", F.normalize(features.detach(), dim=1))
-        self.register_buffer("crow_indices", positives.crow_indices)
-        self.register_buffer("col_indices", positives.col_indices)
+        self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
+        self.register_buffer("crow_indices", positives.crow_indices, persistent=False)
+        self.register_buffer("col_indices", positives.col_indices, persistent=False)
         self.register_buffer("log_weights", positives.log_weights)
         self.scale = scale
 
@@ -266,7 +269,7 @@ class L2CompatLoss(nn.Module):
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
-        self.register_buffer("features", F.normalize(features.detach(), dim=1))
+        self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
