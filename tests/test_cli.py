@@ -528,6 +528,16 @@ def test_every_method_can_be_trained(photos, fcl, tmp_path, old_head, name):
     assert (run / "model.safetensors").is_file()
 
 
+def test_settings_that_are_true_or_text(photos, fcl, tmp_path, old_head):
+    settings = ["method.settings.symmetric=true", "method.settings.loss=triplet"]
+    command = train(photos, tmp_path / "run", *old_head, *settings, "--method", "aml")
+    assert fcl(*command)[0] == 0
+    assert fcl("train", "--config", tmp_path / "run" / "args.yaml")[0] == 0
+    code, _, error = fcl(*command, "method.settings.symmetric=1", f"output={tmp_path}/other")
+    assert code == 2
+    assert "error: symmetric: method 'aml' expects true or false as its default False" in error
+
+
 def test_refused_old_classifiers(photos, fcl, tmp_path, old_head):
     def result(*more):
         return fcl(*train(photos, tmp_path / "run", *old_head, *more))

@@ -136,8 +136,8 @@ class ForwardMap(nn.Module):
                 and classifier without the other, an option out of range.
 
         Note:
-            FastFill divides its whole loss by the predicted variance, so that hard items count
-            less for the map too; here the map is the same with and without ``uncertainty``.
+            FastFill learns map and variance in one Gaussian loss; here the map is the same with
+            and without ``uncertainty``.
 
         References:
             Ramanujan et al., *Forward Compatible Training for Large-Scale Embedding Retrieval

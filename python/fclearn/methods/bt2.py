@@ -10,8 +10,8 @@ distance, so Q is not needed once training is done.
 
 Give the embedding some dims more than the independent features have (32 in the paper). Weights are
 those of the released code: 10 for the influence loss, 5 (1 - cos) = 2.5 squared distances for the
-own feature, 1 for the independent one. Released code has several such matrices, one per part of
-the embedding; here one turns all of it.
+own feature, 1 for the independent one. One matrix, which starts as the identity, turns all of the
+embedding here.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ Two terms beside the new classifier W, with c_k the unit mean of class k's old f
 moves the rows of W, not the embeddings: the mean of (W_k/|W_k| - c_k)^2 over classes and dims.
 Boundary: max(0, min_{j in k} cos(f_j, c_k) - cos(z, c_k)), an embedding z of class k should be no
 farther from the old centre than its farthest old feature. Weights 100 and 1 are those of the
-released code. Its optional learned transformations between the two spaces are left out: a gallery
-that is not touched cannot pass through them.
+released code. Its optional learned transformations between the two spaces are left out.
 """
 
 from __future__ import annotations
