@@ -22,6 +22,7 @@ from fclearn.cli import main
 from fclearn.datasets import load_icons
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.graph import KnnGraph
+from fclearn.methods import METHODS, build_method
 from fclearn.training import DivergenceError, Trainer
 
 VERBS = ["demo", "train", "embed", "graph", "eval", "probe", "report", "methods"]
@@ -309,6 +310,10 @@ def train(photos, output, *more):
         (["train.epochs=few"], ["train.epochs: expected an integer, got 'few' (text)"]),
         (["method.name=ni-fc"], ["method: unknown name 'ni-fc'; did you mean 'ni-fcl'?"]),
         ([], ["old_features: method 'ni-fcl' needs the old model's features", "give a store"]),
+        (
+            ["method.name=bt2", "old_features=OLD"],
+            ["independent_features: method 'bt2' needs the independent", "give a store"],
+        ),
         (["method.name=bct", "old_features=OLD"], ["method 'bct' needs the old classifier"]),
         (
             ["old_features=OLD", "method.settings.scal=3"],
@@ -442,13 +447,122 @@ def test_help_lists_the_verbs(capsys):
         assert all(verb in text for verb in VERBS)
 
 
-def test_methods(fcl, capsys):
+def test_methods(fcl, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["methods"]) == 0
-    assert "ni-fcl-walk" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert all(f" {name} " in text for name in METHODS)
+    assert "instance_weight=1.0" in text
     _, result, _ = fcl("methods", "--json")
     methods = {method["name"]: method for method in result["methods"]}
+    assert list(methods) == list(METHODS)
     assert methods["ni-fcl"]["needs"] == ["labels", "feature_cache"]
     assert methods["ni-fcl"]["settings"]["scale"] == 10
+
+
+def test_one_method_explained(fcl, capsys):
+    assert main(["methods", "bct"]) == 0
+    text = capsys.readouterr().out
+    for part in (METHODS["bct"].title, METHODS["bct"].source, METHODS["bct"].idea):
+        assert part in text
+    assert "  the old classifier (old_classifier)" in text
+    assert "  scale=10.0" in text
+    _, result, _ = fcl("methods", "bct", "--json")
+    assert result["idea"] == METHODS["bct"].idea
+    assert result["needs"] == ["labels", "feature_cache", "old_classifier"]
+    assert refused(fcl("methods", "bc"), "method: unknown name 'bc'; did you mean 'bct'?")
+
+
+@pytest.fixture
+def old_head(work, tmp_path):
+    """Rows of an old classifier for three of the four classes, in another order, and one more."""
+    names = sorted(set(FeatureStore.open(work / "old-store").manifest["class_name"]))
+    rows = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    (tmp_path / "names.txt").write_text("\n".join([names[2], "extinct", names[0], names[1]]))
+    return [
+        "method.name=bct",
+        "train.epochs=1",
+        f"old_features={work}/old-store",
+        f"independent_features={work}/new-store",
+        f"old_classifier={tmp_path}/rows.npy",
+        f"old_classes={tmp_path}/names.txt",
+    ]
+
+
+def test_an_old_classifier_arrives_by_class_name(photos, fcl, tmp_path, old_head, monkeypatch):
+    seen = []
+
+    def spy(name, assets, dim, **settings):
+        seen.append(assets)
+        return build_method(name, assets, dim, **settings)
+
+    monkeypatch.setattr("fclearn.cli.train_run.build_method", spy)
+    code, _, messages = fcl(*train(photos, tmp_path / "run", *old_head))
+    assert code == 0
+    assert "1 of the 4 rows of the old classifier are of classes without images" in messages
+    (assets,) = seen
+    assert assets.old_classes.tolist() == [2, 0, 1]
+    np.testing.assert_array_equal(assets.old_classifier, np.load(tmp_path / "rows.npy")[[0, 2, 3]])
+
+
+@pytest.fixture
+def one_thread():
+    """Batches this small gain nothing from threads, and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_trained(photos, fcl, tmp_path, old_head, name):
+    # The old model of these tests has hardly been trained: none of its answers is credible.
+    settings = ["method.settings.max_entropy=1"] if name == "nccl" else []
+    run = tmp_path / "run"
+    command = train(photos, run, *old_head, *settings, "--method", name, "--json")
+    code, result, _ = fcl(*command)
+    assert code == 0
+    assert f" {name} " in result["model"]["model"]
+    assert (run / "model.safetensors").is_file()
+
+
+def test_settings_that_are_true_or_text(photos, fcl, tmp_path, old_head):
+    settings = ["method.settings.symmetric=true", "method.settings.loss=triplet"]
+    command = train(photos, tmp_path / "run", *old_head, *settings, "--method", "aml")
+    assert fcl(*command)[0] == 0
+    assert fcl("train", "--config", tmp_path / "run" / "args.yaml")[0] == 0
+    code, _, error = fcl(*command, "method.settings.symmetric=1", f"output={tmp_path}/other")
+    assert code == 2
+    assert "error: symmetric: method 'aml' expects true or false as its default False" in error
+
+
+def test_refused_old_classifiers(photos, fcl, tmp_path, old_head):
+    def result(*more):
+        return fcl(*train(photos, tmp_path / "run", *old_head, *more))
+
+    assert refused(result("old_classes=null"), "old_classes: expected beside old_classifier")
+    assert refused(
+        result("old_classifier=null"),
+        "old_classifier: method 'bct' needs the old classifier",
+        "as in old_classifier=rows.npy old_classes=names.txt",
+    )
+    assert refused(
+        result("old_classifier=null", "method.name=ni-fcl"),
+        "old_classifier: expected beside old_classes",
+    )
+    assert refused(result("old_classifier=/nowhere.npy"), "/nowhere.npy: expected a .npy file")
+    assert refused(result("old_classes=/nowhere.txt"), "/nowhere.txt: No such file")
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    assert refused(result(), "names.txt: expected one class name", "of the 4 rows", "got 3 lines")
+    names.write_text("a\nb\nc\na\n")
+    assert refused(result(), "names.txt: expected distinct class names, got 'a' twice")
+    names.write_text("a\nb\nc\nd\n")
+    assert refused(result(), "names.txt: none of its 4 classes is one of the images', such as '")
+    np.save(tmp_path / "rows.npy", np.full((4, 8), np.nan, np.float32))
+    assert refused(result(), "names.txt: none of its 4 classes")
 
 
 def test_a_diverged_training_is_one_line(photos, fcl, tmp_path, monkeypatch):

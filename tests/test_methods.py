@@ -13,12 +13,29 @@ import torch.nn.functional as F
 from fclearn import KnnGraph, PseudoClassifier
 from fclearn.datasets import ImageDataset
 from fclearn.encoders import SmallCnn
-from fclearn.losses import CosineClassifierLoss, PseudoClassifierLoss
+from fclearn.losses import CosineClassifierLoss, LossTerm, PseudoClassifierLoss
 from fclearn.methods import METHODS, Assets, Need, build_method, get_method
 from fclearn.training import TrainConfig, Trainer
 
 IMAGES, CLASSES, OLD_DIM, DIM = 40, 5, 6, 8
-ASSET_OF = {Need.FEATURE_CACHE: "old_features", Need.OLD_CLASSIFIER: "old_classifier"}
+# Settings that end at 1.
+SHARES = {"damping", "keep"}
+# They follow the old model's mistakes, or ask for a boundary only.
+LOOSE = {"lwf", "adv-bct"}
+ASSET_OF = {
+    Need.FEATURE_CACHE: "old_features",
+    Need.OLD_CLASSIFIER: "old_classifier",
+    Need.INDEPENDENT_FEATURES: "independent_features",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Batches this small gain nothing from threads, and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _everything(**changes):
@@ -31,6 +48,7 @@ def _everything(**changes):
         "old_features": features,
         "old_classifier": 3 * torch.randn(2, OLD_DIM, generator=generator),
         "old_classes": torch.tensor([3, 1]),
+        "independent_features": torch.randn(IMAGES, OLD_DIM, generator=generator),
     }
     return Assets(**{**owned, **changes})
 
@@ -68,12 +86,15 @@ def test_every_method_trains_and_moves_the_encoder(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_pulls_embeddings_to_the_old_features(name):
-    """A few steps on free embeddings: the compatibility terms alone bring classes together."""
+    """A few steps on free embeddings and what a term trains: compatibility alone suffices."""
     assets = _everything()
     torch.manual_seed(1)
-    terms = [term for term in build_method(name, assets, DIM) if term.name == "compat"]
+    # In LCE it is the new classifier that carries the old centres to the embeddings.
+    needed = {"new", "compat"} if name == "lce" else {"compat"}
+    terms = [term for term in build_method(name, assets, DIM) if term.name in needed]
     embeddings = torch.randn(IMAGES, DIM, requires_grad=True)
-    optimizer = torch.optim.Adam([embeddings], lr=0.05)
+    trained = torch.nn.ModuleList(term.module for term in terms)
+    optimizer = torch.optim.Adam([embeddings, *trained.parameters()], lr=0.05)
 
     def own_class_wins():
         part = F.normalize(embeddings.detach()[:, :OLD_DIM], dim=1)
@@ -82,7 +103,7 @@ def test_every_method_pulls_embeddings_to_the_old_features(name):
         return ((part @ means.T).argmax(1) == assets.labels)[known].double().mean()
 
     before = own_class_wins()
-    for _ in range(60):
+    for _ in range(200):
         rows = torch.arange(IMAGES)
         loss = sum(t.weight * t.module(embeddings, assets.labels, rows) for t in terms)
         if not terms:
@@ -91,7 +112,61 @@ def test_every_method_pulls_embeddings_to_the_old_features(name):
         loss.backward()
         optimizer.step()
     assert before < 0.5
-    assert (own_class_wins() > 0.8) == (name != "independent")
+    assert (own_class_wins() > (0.6 if name in LOOSE else 0.8)) == (name != "independent")
+
+
+class _Killed(torch.nn.Module):
+    """A term that ends the training in one step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.seen = step, 0
+
+    def forward(self, embeddings, _labels, _rows):
+        self.seen += 1
+        if self.seen == self.step:
+            raise MemoryError
+        return embeddings.sum() * 0
+
+
+# Those whose losses remember, draw at random, share parameters or change with the epoch.
+STATEFUL = {
+    "aml": {},
+    "lce": {},
+    "uni-bct": {"refresh_epochs": 1, "k": 3},
+    "adv-bct": {"width": 8},
+    "bt2": {},
+    "mix-bct": {},
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_killed_trainings_resume_to_the_same_end(name, tmp_path):
+    def trainer(kill_at, folder):
+        torch.manual_seed(0)
+        encoder = SmallCnn(DIM, width=4)
+        terms = build_method(name, _everything(), DIM, **STATEFUL[name])
+        terms.append(LossTerm("compat", 0.0, _Killed(kill_at)))
+        config = TrainConfig(epochs=4, batch_size=IMAGES // 2)
+        return Trainer(encoder, terms, _images(), config, output_dir=folder, progress=False)
+
+    whole, killed, resumed = (
+        trainer(0, tmp_path / "whole"),
+        trainer(6, tmp_path / "killed"),
+        trainer(0, tmp_path / "killed"),
+    )
+    whole.fit()
+    with pytest.raises(MemoryError):
+        killed.fit()
+    resumed.fit()
+    assert resumed.losses[-1].module.seen == 4
+    expected = whole._modules.state_dict()
+    for key, value in resumed._modules.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    killed.losses[-1].module.step = 0
+    killed.fit()
+    for key, value in killed._modules.state_dict().items():
+        assert torch.equal(value, expected[key]), key
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -100,6 +175,7 @@ def test_specification(name):
     assert spec.name == name
     assert spec.title
     assert spec.source
+    assert len(spec.idea) > 40
     assert Need.LABELS in spec.needs
     terms = build_method(name, _everything(), DIM)
     assert [term.name for term in terms].count("new") == 1
@@ -115,7 +191,7 @@ def test_what_is_missing_is_named(name):
             continue
         assets = _everything(**{ASSET_OF[need]: None})
         with pytest.raises(
-            ValueError, match=rf"method '{name}' needs the old .*\({ASSET_OF[need]}\), which is mis"
+            ValueError, match=rf"method '{name}' needs the .*\({ASSET_OF[need]}\), which is mis"
         ):
             build_method(name, assets, DIM)
 
@@ -145,10 +221,24 @@ def test_unknown_names_suggest_the_nearest():
         build_method("ni-fcl", _everything(), DIM, head_wieght=1.0)
 
 
+@pytest.mark.parametrize("value", ["1", True, None])
+def test_settings_of_another_type_are_refused(value):
+    with pytest.raises(TypeError, match="weight: method 'l2' expects a number as its def"):
+        build_method("l2", _everything(), DIM, weight=value)
+
+
+def test_whole_numbers_are_numbers():
+    assert build_method("l2", _everything(), DIM, weight=2)[1].weight == 2.0
+    with pytest.raises(TypeError, match=r"k: .* expects an integer as its default 10, got 2\.5"):
+        build_method("ni-fcl-walk", _everything(), DIM, k=2.5)
+    with pytest.raises(TypeError, match=r"walk: .* expects text as its default 'within-class'"):
+        build_method("ni-fcl-walk", _everything(), DIM, walk=1)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_arrive(name):
     defaults = METHODS[name].defaults
-    numbers = {k: v * 1.5 for k, v in defaults.items() if isinstance(v, float) and k != "damping"}
+    numbers = {k: v * 1.5 for k, v in defaults.items() if isinstance(v, float) and k not in SHARES}
     numbers["label_smoothing"] = 0.1
     terms = build_method(name, _everything(), DIM, **numbers)
     assert terms[0].module.scale == 24.0
@@ -202,9 +292,19 @@ def test_bct_takes_the_rows_of_known_classes_and_means_of_new_ones():
         ({"old_classes": torch.tensor([-1, 2])}, r"old_classes: expected .* got \[-1, 2\]"),
         ({"old_classes": torch.tensor([2, 2])}, r"old_classes: expected distinct labels"),
         (
-            {"old_classifier": torch.zeros(2, OLD_DIM + 1)},
+            {"old_classifier": torch.ones(2, OLD_DIM + 1)},
             "old_classifier: expected 6 dims as the old features, got 7",
         ),
+        (
+            {"old_classifier": torch.full((2, OLD_DIM), torch.inf)},
+            "old_classifier: row 0 has a NaN or an infinity",
+        ),
+        (
+            {"independent_features": torch.ones(IMAGES + 1, OLD_DIM)},
+            r"independent_features: expected one row per label \(40\), got 41",
+        ),
+        ({"old_classifier": torch.zeros(2, OLD_DIM)}, "old_classifier: row 0 is zero and has no"),
+        ({"old_classifier": torch.ones(2)}, r"old_classifier: expected floating of shape \(N, D"),
         (
             {"labels": torch.zeros(IMAGES)},
             r"labels: expected int64 of shape \(N,\), got torch\.float32 of \[40\]",

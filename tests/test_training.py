@@ -298,6 +298,41 @@ def _losses(data):
     ]
 
 
+class _Counts(nn.Module):
+    """A loss term with state: its weight in an epoch follows from the last batch of the former."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(()))
+        self.calls = []
+
+    def on_epoch(self, epoch, epochs):
+        self.calls.append((epoch, epochs))
+        self.weight = epoch / epochs + self.last
+
+    def forward(self, embeddings, _labels, _rows):
+        loss = embeddings.square().mean()
+        self.last = loss.detach()
+        return self.weight * loss
+
+
+def test_terms_are_told_of_each_epoch_and_their_state_survives_a_kill(data, tmp_path):
+    whole = _trainer(data, losses=_with(_losses(data), _Counts()))
+    whole.fit()
+    assert whole.losses[-1].module.calls == [(1, 3), (2, 3), (3, 3)]
+
+    stop = LossTerm("compat", 0.0, _StopAt(5, MemoryError("out of memory")))
+    killed = [*_with(_losses(data), _Counts()), stop]
+    with pytest.raises(MemoryError):
+        _trainer(data, losses=killed, output_dir=tmp_path).fit()
+    resumed = [*_with(_losses(data), _Counts()), LossTerm("compat", 0.0, _StopAt(0))]
+    second = _trainer(data, losses=resumed, output_dir=tmp_path, weights=3)
+    second.fit()
+    assert second.losses[2].module.calls == [(2, 3), (3, 3)]
+    assert second.history[-1]["loss_new"] == whole.history[-1]["loss_new"]
+    assert torch.equal(second.losses[2].module.last, whole.losses[2].module.last)
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 8, 9])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_interrupted_training_resumes_to_the_same_end(data, undisturbed, tmp_path, step, fresh):

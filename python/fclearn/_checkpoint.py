@@ -113,8 +113,8 @@ def data_key(dataset: ImageDataset) -> str:
 def losses_key(terms: Sequence[LossTerm]) -> dict[str, list[float]]:
     """Tells one list of loss terms from another, by weights, settings and what is frozen in them.
 
-    Loading a checkpoint overwrites frozen rows, such as old features, with those it holds. Were
-    they not compared, a run resumed with new ones would go on with the old ones unnoticed.
+    Frozen rows are either overwritten by those of a checkpoint, such as prototypes, or not in it,
+    such as old features. Were they not compared, a run would go on with mixed ones unnoticed.
 
     Returns:
         Number, weight and text of each term, to two numbers per buffer: its norm, and the cosine

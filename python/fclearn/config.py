@@ -74,7 +74,7 @@ class MethodConfig:
     """Which of `fclearn.methods.METHODS`, and overrides of its settings."""
 
     name: str = "ni-fcl"
-    settings: Mapping[str, int | float | str] = field(default_factory=dict)
+    settings: Mapping[str, int | float | str | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class TrainRunConfig:
         method: What it is trained for.
         train: Hyper-parameters.
         old_features: Feature store with the old model's features of the images; None without.
+        independent_features: Feature store with those of the new architecture trained without
+            compatibility; None without.
+        old_classifier: ``.npy`` file with rows of the old model's classifier, shape ``(K, D_old)``,
+            without bias; None without.
+        old_classes: Text file with the class name of each of these rows, one a line.
         output: Folder of the run.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"``: a GPU if there is one.
 
@@ -105,6 +110,9 @@ class TrainRunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     old_features: str | None = None
+    independent_features: str | None = None
+    old_classifier: str | None = None
+    old_classes: str | None = None
     output: str = "runs/train"
     device: str = "auto"
 

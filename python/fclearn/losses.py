@@ -4,12 +4,16 @@
 Every term is called as ``term(embeddings, labels, rows)``: embeddings ``(B, D)`` not normalised,
 labels ``(B,)`` int64, rows ``(B,)`` int64 numbers of the images in the training set. Embeddings may
 be wider than the old features: their first dims carry the compatibility.
+
+Old features are no part of a module's state: as large as the training set, they would be written
+with every checkpoint, and whoever resumes has them. What was computed from them is.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +52,25 @@ class LossTerm:
         name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
             the history adds up terms by this name.
         weight: Factor.
-        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too.
+        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too, and
+            it may be an `EpochHook`.
     """
 
     name: str
     weight: float
     module: nn.Module
+
+
+@runtime_checkable
+class EpochHook(Protocol):
+    """A loss module that changes between epochs: weights that fall, prototypes that follow.
+
+    What such a module remembers belongs into persistent buffers or parameters, for checkpoints to
+    carry it; whatever follows from the two numbers alone may be plain attributes.
+    """
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, ``epoch`` from 1 to ``epochs``; again if it is repeated."""
 
 
 class CosineClassifierLoss(nn.Module):
@@ -217,9 +234,9 @@ class InstanceCompatLoss(nn.Module):
             )
         if positives is None:
             positives = fcl_ext.PositiveSets.from_labels(labels)
-        self.register_buffer("features", F.normalize(features.detach(), dim=1))
-        self.register_buffer("crow_indices", positives.crow_indices)
-        self.register_buffer("col_indices", positives.col_indices)
+        self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
+        self.register_buffer("crow_indices", positives.crow_indices, persistent=False)
+        self.register_buffer("col_indices", positives.col_indices, persistent=False)
         self.register_buffer("log_weights", positives.log_weights)
         self.scale = scale
 
@@ -252,7 +269,7 @@ class L2CompatLoss(nn.Module):
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
-        self.register_buffer("features", F.normalize(features.detach(), dim=1))
+        self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""

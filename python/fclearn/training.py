@@ -32,7 +32,7 @@ from fclearn._checkpoint import (
 from fclearn._files import replacing
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import ImageDataset
-from fclearn.losses import LossTerm
+from fclearn.losses import EpochHook, LossTerm
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -211,6 +211,9 @@ class Trainer:
     def _run_epoch(self, interrupted: Callable[[], bool]) -> None:
         self._within_epoch = True
         self._modules.train()
+        for term in self.losses:
+            if isinstance(term.module, EpochHook):
+                term.module.on_epoch(self._epoch + 1, self.config.epochs)
         order = torch.randperm(len(self.dataset), generator=self._generator)
         labels = torch.from_numpy(self.dataset.labels)
         sums = {"loss": 0.0, "new": 0.0, "compat": 0.0, "correct": 0.0}

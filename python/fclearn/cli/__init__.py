@@ -20,8 +20,9 @@ from fclearn.cli.console import one_line, say, unwrapped
 from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
+from fclearn.cli.methods import methods
 from fclearn.cli.probe import probe
-from fclearn.cli.train import methods, train
+from fclearn.cli.train import train
 
 app = typer.Typer(
     name="fcl",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs ``train`` and ``methods``."""
+"""Verb ``train``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ def train(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as yaml; overrides win.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Short for method.name=NAME.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a model by any method of 'fcl methods'.
 
     Without old features: method.name=independent. With a store of the old model's features of the
-    same images, the new model becomes compatible with them; rows are matched by id.
+    same images, the new model becomes compatible with them; rows are matched by id. Some methods
+    also take the old model's classifier: its rows as .npy, and a text file with their class names.
 
     Writes checkpoint.pt, history.csv, args.yaml (every setting), model.safetensors and model.json
     into the output folder. Stopped at any instant, the same command resumes.
@@ -37,18 +41,22 @@ def train(
       method.name (ni-fcl), method.settings.KEY
       train.epochs (40), batch_size, optimizer, learning_rate, weight_decay,
         warmup_epochs, augment, max_grad_norm, precision, seed
-      old_features, output (runs/train), device (auto)
+      old_features, independent_features, old_classifier, old_classes
+      output (runs/train), device (auto)
 
     \b
     Examples:
-      fcl train method.name=independent encoder.dim=64 output=runs/old
+      fcl train --method independent encoder.dim=64 output=runs/old
       fcl train old_features=runs/old-features encoder.dim=128 output=runs/new
+      fcl train --method bct old_features=runs/old-features \\
+        old_classifier=rows.npy old_classes=names.txt
       fcl train --config runs/new/args.yaml train.epochs=80 output=runs/longer
     """
     from fclearn.cli.train_run import run_training
     from fclearn.config import TrainRunConfig, load_config
 
-    run = load_config(TrainRunConfig, config, overrides or [])
+    named = [] if method is None else [f"method.name={method}"]
+    run = load_config(TrainRunConfig, config, [*(overrides or []), *named])
     trained = run_training(run)
     last = trained.history[-1]
     say(f"trained {len(trained.history)} epochs, loss {last['loss']:.3f}; model in {run.output}")
@@ -61,39 +69,3 @@ def train(
                 "last_epoch": last,
             }
         )
-
-
-def methods(json: JsonFlag = False) -> None:
-    """List the methods that 'fcl train' knows, and what each needs.
-
-    \b
-    Examples:
-      fcl methods
-      fcl methods --json
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    from fclearn.methods import METHODS
-
-    if json:
-        emit(
-            {
-                "methods": [
-                    {
-                        "name": spec.name,
-                        "title": spec.title,
-                        "source": spec.source,
-                        "needs": [need.name.lower() for need in spec.needs],
-                        "settings": dict(spec.defaults),
-                    }
-                    for spec in METHODS.values()
-                ]
-            }
-        )
-        return
-    table = Table("name", "title", "source", "needs", show_lines=True)
-    for spec in METHODS.values():
-        needs = "\n".join(need.value for need in spec.needs)
-        table.add_row(spec.name, spec.title, spec.source, needs)
-    Console().print(table)

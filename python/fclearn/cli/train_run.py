@@ -8,19 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fclearn._files import replacing
-from fclearn.cli.alignment import check_labels, rows_of_ids
+from fclearn.cli.assets import check_needs, load_assets
 from fclearn.cli.console import say
 from fclearn.cli.devices import choose_device
 from fclearn.cli.images import load_images
 from fclearn.cli.model_folder import ModelCard, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
-from fclearn.datasets import ImageDataset
 from fclearn.encoders import build_encoder
-from fclearn.features import FeatureStore, as_tensor
-from fclearn.methods import Assets, Need, build_method, get_method
+from fclearn.methods import build_method, get_method
 from fclearn.training import Trainer
 
 _ARGUMENTS, _CHECKPOINT = "args.yaml", "checkpoint.pt"
@@ -50,15 +47,11 @@ def run_training(config: TrainRunConfig) -> TrainedRun:
     """
     output = Path(config.output)
     spec = get_method(config.method.name)
-    if Need.FEATURE_CACHE in spec.needs and config.old_features is None:
-        raise ValueError(
-            f"old_features: method {spec.name!r} needs {Need.FEATURE_CACHE.value}: give a store, "
-            "as in old_features=runs/old/train"
-        )
+    check_needs(config, spec)
     device = choose_device(config.device)
     _check_same_run(config, output)
     data = load_images(config.data)
-    assets = Assets(torch.from_numpy(data.labels), _old_features(config.old_features, data))
+    assets = load_assets(config, data)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
     losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
@@ -83,15 +76,6 @@ def run_training(config: TrainRunConfig) -> TrainedRun:
         method=spec.name,
     )
     return TrainedRun(history, card)
-
-
-def _old_features(path: str | None, data: ImageDataset) -> Tensor | None:
-    if path is None:
-        return None
-    store = FeatureStore.open(path)
-    rows = rows_of_ids(store, data.ids, "the images")
-    check_labels(store, rows, data.labels, data.class_names, "the images")
-    return as_tensor(store, rows)
 
 
 def _check_same_run(config: TrainRunConfig, output: Path) -> None:

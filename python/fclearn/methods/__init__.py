@@ -4,16 +4,50 @@
 from __future__ import annotations
 
 from fclearn.losses import LossTerm
-from fclearn.methods import bct, independent, l2, ni_fcl, ni_fcl_mean, ni_fcl_walk
-from fclearn.methods.base import Assets, MethodSpec, Need
+from fclearn.methods import (
+    adv_bct,
+    aml,
+    bct,
+    bt2,
+    hot_refresh,
+    independent,
+    l2,
+    lce,
+    lwf,
+    mix_bct,
+    nccl,
+    ni_fcl,
+    ni_fcl_mean,
+    ni_fcl_walk,
+    uni_bct,
+)
+from fclearn.methods.base import Assets, MethodSpec, Need, Setting
 from fclearn.wording import nearest
 
 METHODS: dict[str, MethodSpec] = {
     module.SPEC.name: module.SPEC
-    for module in (independent, ni_fcl, ni_fcl_mean, ni_fcl_walk, bct, l2)
+    for module in (
+        independent,
+        ni_fcl,
+        ni_fcl_mean,
+        ni_fcl_walk,
+        bct,
+        aml,
+        l2,
+        lwf,
+        lce,
+        nccl,
+        hot_refresh,
+        uni_bct,
+        adv_bct,
+        mix_bct,
+        bt2,
+    )
 }
 
-__all__ = ["METHODS", "Assets", "MethodSpec", "Need", "build_method", "get_method"]
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+
+__all__ = ["METHODS", "Assets", "MethodSpec", "Need", "Setting", "build_method", "get_method"]
 
 
 def get_method(name: str) -> MethodSpec:
@@ -32,7 +66,7 @@ def get_method(name: str) -> MethodSpec:
 
 
 def build_method(
-    name: str, assets: Assets, embedding_dim: int, **settings: float | int | str
+    name: str, assets: Assets, embedding_dim: int, **settings: Setting
 ) -> list[LossTerm]:
     """The loss terms a method trains a new encoder with.
 
@@ -43,6 +77,7 @@ def build_method(
         settings: Overrides of the method's defaults.
 
     Raises:
+        TypeError: A setting of another type than its default.
         ValueError: An unknown method or setting, assets the method needs and does not get (they are
             named), or an embedding narrower than the old features.
 
@@ -60,14 +95,26 @@ def build_method(
     for need in spec.needs:
         if not assets.has(need):
             raise ValueError(f"method {name!r} needs {need.value}, which is missing")
-    for key in settings:
-        if key not in spec.defaults:
-            raise ValueError(
-                f"method {name!r} has no setting {key!r}; {nearest(key, spec.defaults)}"
-            )
+    for key, value in settings.items():
+        _check_setting(spec, key, value)
     if Need.FEATURE_CACHE in spec.needs and embedding_dim < assets.old_dim:
         raise ValueError(
             f"dim: expected at least the {assets.old_dim} dims of the old features, "
             f"got {embedding_dim}"
         )
     return spec.build(assets, embedding_dim, {**spec.defaults, **settings})
+
+
+def _check_setting(spec: MethodSpec, key: str, value: Setting) -> None:
+    if key not in spec.defaults:
+        raise ValueError(
+            f"method {spec.name!r} has no setting {key!r}; {nearest(key, spec.defaults)}"
+        )
+    default = spec.defaults[key]
+    # Any whole number is a float's value, and True is also an int to Python.
+    kinds = (int, float) if isinstance(default, float) else (type(default),)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+        raise TypeError(
+            f"{key}: method {spec.name!r} expects {_KINDS[type(default)]} as its default "
+            f"{default!r}, got {value!r}"
+        )

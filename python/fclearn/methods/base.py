@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from fclearn.losses import CosineClassifierLoss, LossTerm
 
-Settings = Mapping[str, float | int | str]
+Setting = int | float | str | bool
+Settings = Mapping[str, Setting]
 
 
 class Need(Enum):
@@ -22,6 +24,7 @@ class Need(Enum):
     LABELS = "labels of the training images (labels)"
     FEATURE_CACHE = "the old model's features of the training images (old_features)"
     OLD_CLASSIFIER = "the old classifier (old_classifier)"
+    INDEPENDENT_FEATURES = "the independent new model's features of them (independent_features)"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Assets:
         old_classifier: Rows of the old model's classifier for some of the classes, shape
             ``(K, D_old)``, and
         old_classes: which classes these are, shape ``(K,)``, int64.
+        independent_features: Features of the same images by the new architecture, trained without
+            compatibility, shape ``(N, D_independent)``.
 
     Raises:
         ValueError: Tensors that are not aligned, labels that are no class numbers, features that
@@ -44,15 +49,19 @@ class Assets:
     old_features: Tensor | None = None
     old_classifier: Tensor | None = None
     old_classes: Tensor | None = None
+    independent_features: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
         if self.old_features is not None:
-            _check_features(self.old_features, len(self.labels))
+            _check_rows("old_features", self.old_features, len(self.labels))
+        if self.independent_features is not None:
+            _check_rows("independent_features", self.independent_features, len(self.labels))
         if self.old_classifier is not None:
             self._check_old_classifier(self.old_classifier)
 
     def _check_old_classifier(self, rows: Tensor) -> None:
+        _check_rows("old_classifier", rows)
         if self.old_features is not None and rows.shape[1:] != self.old_features.shape[1:]:
             raise ValueError(
                 f"old_classifier: expected {self.old_dim} dims as the old features, "
@@ -91,6 +100,8 @@ class Assets:
         """Whether a need is met."""
         if need is Need.FEATURE_CACHE:
             return self.old_features is not None
+        if need is Need.INDEPENDENT_FEATURES:
+            return self.independent_features is not None
         if need is Need.OLD_CLASSIFIER:
             return self.old_classifier is not None
         return True
@@ -107,6 +118,11 @@ class MethodSpec:
         needs: What it cannot do without.
         defaults: Its settings.
         build: From assets, embedding dim and settings to loss terms.
+
+    Example:
+        >>> from fclearn.methods import get_method
+        >>> get_method("l2").idea
+        "L2: pull each embedding to its image's own old feature (a baseline of the BCT paper)."
     """
 
     name: str
@@ -115,6 +131,12 @@ class MethodSpec:
     needs: tuple[Need, ...]
     defaults: Settings
     build: Callable[[Assets, int, Settings], list[LossTerm]]
+
+    @property
+    def idea(self) -> str:
+        """How it works: the docstring of the module that builds it."""
+        module = inspect.getmodule(self.build)
+        return inspect.cleandoc((module and module.__doc__) or "")
 
 
 def _check_labels(labels: Tensor) -> None:
@@ -128,24 +150,21 @@ def _check_labels(labels: Tensor) -> None:
         raise ValueError(f"labels: expected values >= 0, got {int(labels.min())}")
 
 
-def _check_features(features: Tensor, num_rows: int) -> None:
-    if features.ndim != 2 or not features.is_floating_point():
+def _check_rows(name: str, rows: Tensor, num_labels: int | None = None) -> None:
+    if rows.ndim != 2 or not rows.is_floating_point():
         raise ValueError(
-            "old_features: expected floating of shape (N, D), "
-            f"got {features.dtype} of {list(features.shape)}"
+            f"{name}: expected floating of shape (N, D), got {rows.dtype} of {list(rows.shape)}"
         )
-    if len(features) != num_rows:
-        raise ValueError(
-            f"old_features: expected one row per label ({num_rows}), got {len(features)}"
-        )
-    bad = (~features.isfinite().all(1)).nonzero()
+    if num_labels is not None and len(rows) != num_labels:
+        raise ValueError(f"{name}: expected one row per label ({num_labels}), got {len(rows)}")
+    bad = (~rows.isfinite().all(1)).nonzero()
     if len(bad):
-        raise ValueError(f"old_features: row {int(bad[0])} has a NaN or an infinity")
-    zero = (~features.any(1)).nonzero()
+        raise ValueError(f"{name}: row {int(bad[0])} has a NaN or an infinity")
+    zero = (~rows.any(1)).nonzero()
     if len(zero):
         # As a row of an instance-level classifier it would attract every image a little.
         raise ValueError(
-            f"old_features: row {int(zero[0])} is zero and has no direction ({len(zero)} such "
+            f"{name}: row {int(zero[0])} is zero and has no direction ({len(zero)} such "
             "rows); leave these images out"
         )
 

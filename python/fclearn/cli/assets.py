@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method may need beside the images, from files into `fclearn.methods.Assets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fclearn.cli.alignment import check_labels, rows_of_ids
+from fclearn.cli.console import say
+from fclearn.config import TrainRunConfig
+from fclearn.datasets import ImageDataset
+from fclearn.features import FeatureStore, as_tensor
+from fclearn.methods import Assets, MethodSpec, Need
+
+_SHOWN = 3
+_HOW_TO_GIVE = {
+    Need.FEATURE_CACHE: ("old_features", "give a store, as in old_features=runs/old/train"),
+    Need.INDEPENDENT_FEATURES: (
+        "independent_features",
+        "give a store, as in independent_features=runs/independent/train",
+    ),
+    Need.OLD_CLASSIFIER: (
+        "old_classifier",
+        "give its rows and their class names, as in old_classifier=rows.npy old_classes=names.txt",
+    ),
+}
+
+
+def check_needs(config: TrainRunConfig, spec: MethodSpec) -> None:
+    """Refuse a method whose needs have no key in the configuration, before anything is loaded.
+
+    Raises:
+        ValueError: The key, the need and how to give it.
+    """
+    for need in spec.needs:
+        if need in _HOW_TO_GIVE:
+            key, how = _HOW_TO_GIVE[need]
+            if getattr(config, key) is None:
+                raise ValueError(f"{key}: method {spec.name!r} needs {need.value}: {how}")
+    for given, lacking in (
+        ("old_classifier", "old_classes"),
+        ("old_classes", "old_classifier"),
+    ):
+        if getattr(config, given) is not None and getattr(config, lacking) is None:
+            raise ValueError(
+                f"{lacking}: expected beside {given}: the rows of the old classifier (.npy), and "
+                "a text file with the class name of each"
+            )
+
+
+def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
+    """Labels, features and old classifier, aligned with the images.
+
+    Args:
+        config: Says where they are.
+        data: The training images.
+
+    Raises:
+        ValueError: Files that do not fit the images or each other.
+        OSError: A file that cannot be read.
+    """
+    rows, classes = _old_classifier(config, data)
+    return Assets(
+        torch.from_numpy(data.labels),
+        old_features=_features(config.old_features, data),
+        old_classifier=rows,
+        old_classes=classes,
+        independent_features=_features(config.independent_features, data),
+    )
+
+
+def _features(path: str | None, data: ImageDataset) -> Tensor | None:
+    if path is None:
+        return None
+    store = FeatureStore.open(path)
+    rows = rows_of_ids(store, data.ids, "the images")
+    check_labels(store, rows, data.labels, data.class_names, "the images")
+    return as_tensor(store, rows)
+
+
+def _old_classifier(
+    config: TrainRunConfig, data: ImageDataset
+) -> tuple[Tensor | None, Tensor | None]:
+    if config.old_classifier is None or config.old_classes is None:
+        return None, None
+    rows = as_tensor(config.old_classifier)
+    names = Path(config.old_classes).read_text(encoding="utf-8").splitlines()
+    if len(names) != len(rows):
+        raise ValueError(
+            f"{config.old_classes}: expected one class name a line for each of the {len(rows)} "
+            f"rows of {config.old_classifier}, got {len(names)} lines"
+        )
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(
+            f"{config.old_classes}: expected distinct class names, got {twice!r} twice"
+        )
+    present = np.unique(data.labels)
+    label_of = {data.class_names[label]: int(label) for label in present}
+    kept = [place for place, name in enumerate(names) if name in label_of]
+    if not kept:
+        raise ValueError(
+            f"{config.old_classes}: none of its {len(names)} classes is one of the images', such "
+            f"as {', '.join(repr(name) for name in list(label_of)[:_SHOWN])}"
+        )
+    if len(kept) < len(names):
+        say(
+            f"{len(names) - len(kept)} of the {len(names)} rows of the old classifier are of "
+            "classes without images: left out"
+        )
+    return rows[kept], torch.tensor([label_of[names[place]] for place in kept])

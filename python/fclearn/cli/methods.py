@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verb ``methods``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fclearn.cli.console import JsonFlag, emit
+
+if TYPE_CHECKING:
+    from fclearn.methods import MethodSpec
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One method, explained.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """List the methods that 'fcl train' knows, with what each needs and its settings.
+
+    With a name: that method's idea, where it comes from, its needs and settings.
+
+    \b
+    Examples:
+      fcl methods
+      fcl methods ni-fcl
+      fcl methods --json
+    """
+    from fclearn.methods import METHODS, get_method
+
+    if name is not None:
+        spec = get_method(name)
+        if json:
+            emit(_facts(spec))
+        else:
+            _explain(spec)
+    elif json:
+        emit({"methods": [_facts(spec) for spec in METHODS.values()]})
+    else:
+        _list(METHODS.values())
+
+
+def _facts(spec: MethodSpec) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "source": spec.source,
+        "needs": [need.name.lower() for need in spec.needs],
+        "settings": dict(spec.defaults),
+        "idea": spec.idea,
+    }
+
+
+def _list(specs: Iterable[MethodSpec]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for heading in ("title", "needs", "settings", "source"):
+        table.add_column(heading)
+    for spec in specs:
+        needs = ", ".join(need.name.lower().replace("_", " ") for need in spec.needs)
+        table.add_row(spec.name, spec.title, needs, "\n".join(_settings(spec)), spec.source)
+    Console().print(table)
+
+
+def _explain(spec: MethodSpec) -> None:
+    lines = [f"{spec.name}: {spec.title}", f"source: {spec.source}", "", spec.idea, ""]
+    lines += ["needs", *(f"  {need.value}" for need in spec.needs)]
+    lines += ["settings, as in method.settings.KEY=VALUE", *(f"  {s}" for s in _settings(spec))]
+    print("\n".join(lines))
+
+
+def _settings(spec: MethodSpec) -> list[str]:
+    from fclearn.methods.base import NEW_CLASSIFIER_DEFAULTS
+
+    # Those that every method has come last.
+    own = [key for key in spec.defaults if key not in NEW_CLASSIFIER_DEFAULTS]
+    return [f"{key}={_yaml(spec.defaults[key])}" for key in [*own, *NEW_CLASSIFIER_DEFAULTS]]
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
