@@ -233,6 +233,44 @@ def test_augmentation_gets_the_batch_and_can_be_left_out(data):
     assert len(shapes) == 3
 
 
+def test_a_share_of_the_images_stays_as_it_is(data):
+    seen = []
+
+    class Watching(SmallCnn):
+        def forward(self, images):
+            seen.append(images.flatten(1).any(1))
+            return super().forward(images)
+
+    def blank(images, generator):  # noqa: ARG001
+        return torch.zeros_like(images)
+
+    def share(clean_share):
+        seen.clear()
+        trainer = Trainer(
+            Watching(8, width=4),
+            [LossTerm("new", 1.0, CosineClassifierLoss(4, 8))],
+            data,
+            TrainConfig(epochs=20, batch_size=16, clean_share=clean_share),
+            augment=blank,
+            progress=False,
+        )
+        trainer.fit()
+        return float(torch.cat(seen).float().mean())
+
+    assert share(0.0) == 0
+    assert share(1.0) == 1
+    assert 0.2 < share(0.3) < 0.4
+
+
+def test_augmentation_that_changes_the_size_needs_a_clean_share_of_0(data):
+    def crop(images, generator):  # noqa: ARG001
+        return images[:, :, :8, :8]
+
+    with pytest.raises(ValueError, match=r"set clean_share=0"):
+        _trainer(data, {"epochs": 1}, augment=crop).fit()
+    _trainer(data, {"epochs": 1, "clean_share": 0.0}, augment=crop).fit()
+
+
 def test_each_epoch_shows_each_image_once_with_its_label_and_row(data):
     seen = []
 

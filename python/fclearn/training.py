@@ -66,6 +66,8 @@ class TrainConfig:
         weight_decay: Decoupled for adamw.
         warmup_epochs: Linear warm-up.
         augment: Random shift, rotation, scaling of each image.
+        clean_share: Share of the images, drawn anew for every batch, that augmentation leaves as
+            they are: old features were made of such images, and such images will be searched for.
         max_grad_norm: Gradients are clipped to this norm; 0: not at all.
         precision: ``"float32"``, or ``"bfloat16"``: the encoder under autocast, losses in float32.
         seed: Order of the images and augmentation.
@@ -81,6 +83,7 @@ class TrainConfig:
     weight_decay: float = 1e-2
     warmup_epochs: float = 2.0
     augment: bool = True
+    clean_share: float = 0.3
     max_grad_norm: float = 5.0
     precision: str = "float32"
     seed: int = 0
@@ -94,6 +97,8 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_epochs", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share: expected a number in [0, 1], got {self.clean_share}")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer: expected 'adamw' or 'sgd', got {self.optimizer!r}")
         if self.precision not in ("float32", "bfloat16"):
@@ -111,6 +116,7 @@ class Trainer:
         output_dir: Folder of ``checkpoint.pt`` and ``history.csv``; None: nothing is written.
         device: Where to train.
         augment: Batch of images and a generator to a batch of images; the default suits drawings.
+            One that changes the size of images needs ``clean_share=0``.
         progress: Show a progress bar on stderr, if it is a terminal.
 
     Example:
@@ -248,7 +254,7 @@ class Trainer:
     def _step(self, rows: Tensor, labels: Tensor, sums: dict[str, float]) -> None:
         images = self.dataset.tensor(rows.cpu().numpy())
         if self.config.augment:
-            images = self._augment(images, self._generator)
+            images = self._augmented(images)
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
@@ -271,6 +277,18 @@ class Trainer:
         for term, value in zip(self.losses, values, strict=True):
             sums["new" if term.name == "new" else "compat"] += float(value.detach())
         sums["correct"] += self._num_correct(embeddings.detach(), labels)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        changed = self._augment(images, self._generator)
+        if self.config.clean_share == 0:
+            return changed
+        if changed.shape != images.shape:
+            raise ValueError(
+                f"augment: makes {list(changed.shape)} of images {list(images.shape)}, which cannot "
+                "be mixed with those left as they are; set clean_share=0"
+            )
+        clean = torch.rand(len(images), generator=self._generator) < self.config.clean_share
+        return torch.where(clean[:, None, None, None], images, changed)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
