@@ -714,3 +714,12 @@ def test_reports_are_written_and_rebuilt(work, fcl, tmp_path):
     assert refused(fcl("report", folder), "report.json: not JSON")
     (folder / "report.json").write_text("{}", encoding="utf-8")
     assert refused(fcl("report", folder), "is not that of a report")
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    command = [sys.executable, "-m", "fclearn.cli", "methods", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert errors == b""

@@ -284,8 +284,8 @@ class Trainer:
             return changed
         if changed.shape != images.shape:
             raise ValueError(
-                f"augment: makes {list(changed.shape)} of images {list(images.shape)}, which cannot "
-                "be mixed with those left as they are; set clean_share=0"
+                f"augment: makes {list(changed.shape)} of images {list(images.shape)}, which "
+                "cannot be mixed with those left as they are; set clean_share=0"
             )
         clean = torch.rand(len(images), generator=self._generator) < self.config.clean_share
         return torch.where(clean[:, None, None, None], images, changed)

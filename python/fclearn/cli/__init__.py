@@ -46,7 +46,7 @@ _VERBS: dict[str, Callable[..., None]] = {
 for _name, _verb in _VERBS.items():
     app.command(name=_name, help=unwrapped(_verb.__doc__ or ""))(_verb)
 
-_BAD_INPUT, _BUG, _INTERRUPTED = 2, 70, 130
+_BAD_INPUT, _BUG, _INTERRUPTED, _PIPE_CLOSED = 2, 70, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = str(stop) or "what was finished is kept"
         say(f"fcl: interrupted: {kept}; the same command resumes")
         return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output, head for example, has seen enough. What is still buffered must
+        # not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     except Exception as error:
         return _explain(error)
     return 0
