@@ -221,6 +221,23 @@ def random_walk_backward(
     return out
 
 
+def random_walk_resume(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    state: Tensor,
+    features: Tensor,
+    damping: float,
+    num_steps: int,
+    num_bf16_steps: int = 0,
+) -> Tensor:
+    """``num_steps`` more steps from ``state``, the first ``num_bf16_steps`` stored as bfloat16."""
+    out: Tensor = torch.ops.fcl.random_walk_resume.default(
+        crow_indices, col_indices, values, state, features, damping, num_steps, num_bf16_steps
+    )
+    return out
+
+
 def random_walk_tol(
     crow_indices: Tensor,
     col_indices: Tensor,
