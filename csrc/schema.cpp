@@ -74,6 +74,11 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "csr_transpose(Tensor crow_indices, Tensor col_indices, int num_columns) "
       "-> (Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
+  // Renumbers nodes for locality (by order if given, else by one the kernel finds) and sorts
+  // columns inside rows: new node i was order[i], new edge e was edge_order[e]. CPU only.
+  m.def(
+      "graph_prepare(Tensor crow_indices, Tensor col_indices, Tensor? order=None) "
+      "-> (Tensor order, Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
   // Exact k nearest other rows by "cosine", "ip" or "l2" (negative squared distance), best first.
   m.def("knn_graph(Tensor features, int k, str metric) -> (Tensor indices, Tensor similarities)");
 }

@@ -271,6 +271,16 @@ def csr_transpose(
     return out
 
 
+def graph_prepare(
+    crow_indices: Tensor, col_indices: Tensor, order: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Order of nodes, and CSR in that order with sorted columns and where each edge came from."""
+    out: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.graph_prepare.default(
+        crow_indices, col_indices, order
+    )
+    return out
+
+
 def knn_graph(features: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """Exact nearest other rows: indices (N, k) int32 and similarities (N, k), best first."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.knn_graph.default(features, k, metric)

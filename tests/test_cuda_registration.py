@@ -29,13 +29,13 @@ LIBRARY = next(
     (f / "libfcl_ops_cuda.so" for f in PACKAGE if (f / "libfcl_ops_cuda.so").exists()), None
 )
 # What prepares a graph, or exists to save memory traffic on the CPU, has no CUDA kernel.
-CPU_ONLY = {"fcl::random_walk_resume"}
+CPU_ONLY = {"fcl::graph_prepare", "fcl::random_walk_resume"}
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the CUDA library was not built")
 needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 13
+    assert len(OPERATORS) == 14
 
 
 @needs_cuda_torch
@@ -93,6 +93,7 @@ def _calls():
         "random_walk_tol": ((*graph, 0.5, 1e-3, 50, "max"), [(5, 4), ()]),
         "edge_dot": ((crow, col, x, x), [(9,)]),
         "csr_transpose": ((crow, col, 7), [(8,), (9,), (9,)]),
+        "graph_prepare": ((crow, col), [(5,), (6,), (9,), (9,)]),
         "knn_graph": ((x, 2, "cosine"), [(5, 2), (5, 2)]),
     }
 

@@ -7,6 +7,7 @@ from fcl_ext._registrations import (  # noqa: F401
     compat_loss,
     csr_transpose,
     edge_dot,
+    graph_prepare,
     knn_graph,
     random_walk,
     softmax_readout,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fcl_ext
 from fcl_ext.walk import DEFAULT_TOL
-from fclearn import _csr, _neighbours
+from fclearn import _csr, _neighbours, _prepared
 from fclearn._files import replacing
 from fclearn.features import FeatureSource
 
@@ -43,6 +43,8 @@ class KnnGraph:
             similarities, which cannot be walked on.
         metadata: How the graph was made (``k``, ``metric``, ``backend``, ``recall``,
             ``temperature``); JSON values.
+        prepared: The same graph renumbered for speed by `prepare`, or None. Nothing a caller gives
+            or gets is ever in that order.
 
     Example:
         >>> import torch
@@ -60,6 +62,7 @@ class KnnGraph:
     values: Tensor
     mode: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    prepared: _prepared.PreparedGraph | None = None
 
     @classmethod
     def build(
@@ -191,8 +194,12 @@ class KnnGraph:
         return _csr.row_sums((self.col_indices >= 0).double(), self.crow_indices) == 0
 
     def to(self, device: torch.device | str) -> KnnGraph:
-        """Copy of the graph on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+        """Copy of the graph on another device; the graph itself if it is there."""
+        if self.values.device == torch.device(device):
+            return self
+        arrays = {name: getattr(self, name).to(device) for name in _ARRAYS}
+        prepared = None if self.prepared is None else self.prepared.to(device)
+        return replace(self, **arrays, prepared=prepared)
 
     def normalize(self, temperature: float = 0.05, mode: str = "row") -> KnnGraph:
         r"""Turn similarities into the weights of a walk.
@@ -228,6 +235,44 @@ class KnnGraph:
             crow, col, values = _csr.symmetrize(crow, col, values)
         metadata = {**self.metadata, "temperature": temperature}
         return KnnGraph(crow, col, values.to(self.values.dtype), mode, metadata)
+
+    def prepare(self, labels: Tensor | np.ndarray | None = None) -> KnnGraph:
+        """Renumber nodes so that walks find in the caches what they gather.
+
+        Worth it before walks of some steps on graphs larger than the caches whose nodes come in no
+        useful order. The order is kept only if edges share columns more often with it, measured in
+        windows of 512 rows; results are the same up to rounding either way.
+
+        Args:
+            labels: Class or cluster per node, shape ``(N,)``, integers: the order brings equal ones
+                together. Default: groups of nodes are grown along the edges.
+
+        Returns:
+            The graph with `prepared` set; this graph if no order helps. `save` keeps it.
+
+        Raises:
+            TypeError: Labels that are not integers.
+            ValueError: A graph that is not normalised, labels of another length.
+
+        Example:
+            >>> import torch
+            >>> from fclearn import KnnGraph
+            >>> group = torch.arange(4096) % 64
+            >>> graph = KnnGraph.from_knn(
+            ...     torch.stack([(torch.arange(4096) + 64 * i) % 4096 for i in (1, 2, 3)], 1),
+            ...     torch.ones(4096, 3),
+            ... ).normalize()
+            >>> graph.prepare(group).prepared is not None
+            True
+        """
+        if self.mode is None:
+            raise ValueError("prepare: the graph holds similarities; call normalize() first")
+        order = None if labels is None else _prepared.by_labels(_as_labels(labels, self.num_nodes))
+        arrays = (self.crow_indices, self.col_indices, self.values)
+        prepared = _prepared.prepare(*arrays, order)
+        if not _prepared.is_worthwhile(prepared, self.crow_indices, self.col_indices):
+            return replace(self, prepared=None)
+        return replace(self, prepared=prepared)
 
     def walk(
         self,
@@ -279,16 +324,28 @@ class KnnGraph:
             num_steps, tol = math.ceil(math.log(tol / 2) / math.log(damping)), None
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         graph = self.to(rows.device)
-        return fcl_ext.random_walk(
-            graph.crow_indices,
-            graph.col_indices,
-            graph.values.to(dtype),
-            rows,
-            damping=damping,
-            num_steps=num_steps,
-            tol=tol,
-            transpose=transpose,
-        )
+        arrays = graph.crow_indices, graph.col_indices, graph.values
+        if graph.prepared is not None:
+            prepared = graph.prepared
+            arrays = prepared.crow_indices, prepared.col_indices, prepared.values
+            # The bound of the tol form holds for the rows of P, so that form transposes itself.
+            if transpose and num_steps is not None and not prepared.values.requires_grad:
+                arrays, transpose = prepared.transposed, False
+
+        def run(rows: Tensor) -> Tensor:
+            crow, col, values = arrays
+            return fcl_ext.random_walk(
+                crow,
+                col,
+                values.to(dtype),
+                rows,
+                damping=damping,
+                num_steps=num_steps,
+                tol=tol,
+                transpose=transpose,
+            )
+
+        return run(rows) if graph.prepared is None else graph.prepared.apply(run, rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whole or not at all.
@@ -298,6 +355,8 @@ class KnnGraph:
         """
         header = {"version": _VERSION, "mode": self.mode, "metadata": self.metadata}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _ARRAYS}
+        if self.prepared is not None:
+            tensors["order"] = self.prepared.order.cpu()
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
 
@@ -315,12 +374,18 @@ class KnnGraph:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_FORMAT])
                 tensors = [file.get_tensor(name) for name in _ARRAYS]
+                order = file.get_tensor("order") if "order" in file.keys() else None  # noqa: SIM118
             if header["version"] != _VERSION:
                 raise ValueError(f"format version {header['version']}, expected {_VERSION}")
             mode, metadata = header["mode"], header["metadata"]
             if mode not in {None, "row", "symmetric", "none"} or not isinstance(metadata, dict):
                 raise ValueError(f"unknown mode {mode!r}")
-            return replace(cls.from_csr(*tensors), mode=mode, metadata=metadata)
+            graph = replace(cls.from_csr(*tensors), mode=mode, metadata=metadata)
+            if order is None:
+                return graph
+            _prepared.check_order(order, graph.num_nodes)
+            # The rest of it follows from the order, and so cannot disagree with the graph.
+            return replace(graph, prepared=_prepared.prepare(*tensors, order))
         except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(f"{path}: not a valid KnnGraph file: {error}") from error
 
