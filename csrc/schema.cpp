@@ -74,6 +74,12 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "csr_transpose(Tensor crow_indices, Tensor col_indices, int num_columns) "
       "-> (Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
+  // Where walks from each node end, by class: CSR (N, C) of (1 - damping)(I - damping P)^-1 Y with
+  // one-hot labels Y (negative: none), each row cut by at most drop per step. CPU only.
+  m.def(
+      "class_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor labels, "
+      "int num_classes, float damping, float drop, int num_steps) "
+      "-> (Tensor crow_indices, Tensor col_indices, Tensor values)");
   // Renumbers nodes for locality (by order if given, else by one the kernel finds) and sorts
   // columns inside rows: new node i was order[i], new edge e was edge_order[e]. CPU only.
   m.def(

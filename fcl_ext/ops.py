@@ -271,6 +271,23 @@ def csr_transpose(
     return out
 
 
+def class_walk(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    damping: float,
+    drop: float,
+    num_steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR (N, C) of the probabilities that walks end in each class, rows cut for sparsity."""
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.class_walk.default(
+        crow_indices, col_indices, values, labels, num_classes, damping, drop, num_steps
+    )
+    return out
+
+
 def graph_prepare(
     crow_indices: Tensor, col_indices: Tensor, order: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

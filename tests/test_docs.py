@@ -16,8 +16,8 @@ import fclearn
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-# A graph is prepared once, on the host.
-CPU_ONLY = {"graph_prepare"}
+# Done once per graph, on the host.
+CPU_ONLY = {"class_walk", "graph_prepare"}
 
 
 def _modules():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fcl_ext._registrations import (  # noqa: F401
+    class_walk,
     compat_loss,
     csr_transpose,
     edge_dot,
