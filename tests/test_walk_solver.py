@@ -112,6 +112,7 @@ def test_gradients_still_flow_through_the_symmetric_limit():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_chunks_give_the_same_walk_and_report_it(dtype, monkeypatch):
     monkeypatch.setattr(_solver, "_CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(_solver, "_FIRST_CHUNK", 0.0)
     graph, features = _graph(mode="row"), _features(dtype=torch.float64).to(dtype)
     seen = []
     got = graph.walk(features, num_steps=5, progress=lambda *done: seen.append(done))
@@ -123,9 +124,21 @@ def test_chunks_give_the_same_walk_and_report_it(dtype, monkeypatch):
     assert torch.equal(got, whole)
 
 
+def test_bfloat16_iterates_of_a_graph():
+    graph, features = _graph(mode="row"), _features(dim=40, dtype=torch.float32)
+    half = graph.walk(features, num_steps=10, iterate_dtype=torch.bfloat16)
+    full = graph.walk(features, num_steps=10)
+    assert 0 < (half - full).norm() < 2e-3 * full.norm()
+    with pytest.raises(ValueError, match="progress: expected num_steps on the CPU"):
+        graph.walk(features, num_steps=3, iterate_dtype=torch.bfloat16, progress=print)
+    with pytest.raises(ValueError, match="iterate_dtype goes with num_steps"):
+        _graph().walk(features, iterate_dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize(("mode", "options"), [("row", {"num_steps": 50}), ("symmetric", {})])
 def test_what_progress_raises_ends_the_walk(mode, options, monkeypatch):
     monkeypatch.setattr(_solver, "_CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(_solver, "_FIRST_CHUNK", 0.0)
     calls = []
 
     def stop(done, most):
@@ -144,7 +157,9 @@ def test_bad_arguments_are_named():
     graph, features = _graph(mode="row"), _features()
     with pytest.raises(ValueError, match="solve: expected mode 'symmetric', got 'row'"):
         graph.solve(features)
-    with pytest.raises(ValueError, match="progress: expected num_steps on the CPU, or mode"):
+    with pytest.raises(
+        ValueError, match="progress: expected num_steps on the CPU in full precision, or mode"
+    ):
         graph.walk(features, tol=1e-3, progress=print)
     with pytest.raises(ValueError, match="progress: expected num_steps"):
         graph.walk(features.requires_grad_(), num_steps=3, progress=print)

@@ -21,6 +21,9 @@ Arrays = tuple[Tensor, Tensor, Tensor]
 _BLOCK_COLUMNS = 128
 # Seconds between two looks at signals and calls of `progress`.
 _CHUNK_SECONDS = 0.5
+# Multiplications of a first chunk, before its speed is known: below a second on one core. Every
+# chunk allocates its states anew, so short walks are best left whole.
+_FIRST_CHUNK = 4e9
 # Each round solves for the residual that rounding left of the last one.
 _MOST_ROUNDS = 4
 
@@ -50,7 +53,7 @@ def walk_in_chunks(
     """
     features = rows.double() if rows.dtype == torch.float64 else rows.float()
     state = features
-    done, chunk = 0, 1
+    done, chunk = 0, max(1, int(_FIRST_CHUNK / max(1, len(arrays[1]) * rows.shape[1])))
     while done < num_steps:
         start = time.perf_counter()
         now = min(chunk, num_steps - done)
