@@ -124,6 +124,13 @@ def test_chunks_give_the_same_walk_and_report_it(dtype, monkeypatch):
     assert torch.equal(got, whole)
 
 
+def test_no_steps_give_a_copy():
+    features = _features()
+    walked = _graph(mode="row").walk(features, num_steps=0)
+    assert torch.equal(walked, features)
+    assert walked.data_ptr() != features.data_ptr()
+
+
 def test_bfloat16_iterates_of_a_graph():
     graph, features = _graph(mode="row"), _features(dim=40, dtype=torch.float32)
     half = graph.walk(features, num_steps=10, iterate_dtype=torch.bfloat16)

@@ -51,6 +51,8 @@ def walk_in_chunks(
 
     Chunks go on from each other's state, so the result is the same to the last bit.
     """
+    if num_steps == 0:
+        return rows.clone()  # never the caller's own tensor
     features = rows.double() if rows.dtype == torch.float64 else rows.float()
     state = features
     done, chunk = 0, max(1, int(_FIRST_CHUNK / max(1, len(arrays[1]) * rows.shape[1])))
