@@ -56,6 +56,12 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "random_walk_backward(Tensor crow_indices, Tensor col_indices, Tensor values, "
       "Tensor features, Tensor grad_output, float damping, int num_steps, bool need_features, "
       "bool need_values) -> (Tensor grad_features, Tensor grad_values)");
+  // num_steps more steps from state, the first num_bf16_steps of them with results stored as
+  // bfloat16. state has the dtype of features (float32 or float64), or is bfloat16 beside float32
+  // features; the result is bfloat16 if no other step follows. CPU only, no gradient.
+  m.def(
+      "random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state, "
+      "Tensor features, float damping, int num_steps, int num_bf16_steps) -> Tensor");
   // The walk to convergence: stops when the distance to the limit is provably <= tol relative to
   // the features, or raises at max_steps. norm "max" suits rows of P that sum to at most 1,
   // "sum" columns that do. num_steps comes back as a 0-d int64 tensor on the CPU.
@@ -68,6 +74,17 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "csr_transpose(Tensor crow_indices, Tensor col_indices, int num_columns) "
       "-> (Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
+  // Where walks from each node end, by class: CSR (N, C) of (1 - damping)(I - damping P)^-1 Y with
+  // one-hot labels Y (negative: none), each row cut by at most drop per step. CPU only.
+  m.def(
+      "class_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor labels, "
+      "int num_classes, float damping, float drop, int num_steps) "
+      "-> (Tensor crow_indices, Tensor col_indices, Tensor values)");
+  // Renumbers nodes for locality (by order if given, else by one the kernel finds) and sorts
+  // columns inside rows: new node i was order[i], new edge e was edge_order[e]. CPU only.
+  m.def(
+      "graph_prepare(Tensor crow_indices, Tensor col_indices, Tensor? order=None) "
+      "-> (Tensor order, Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
   // Exact k nearest other rows by "cosine", "ip" or "l2" (negative squared distance), best first.
   m.def("knn_graph(Tensor features, int k, str metric) -> (Tensor indices, Tensor similarities)");
 }

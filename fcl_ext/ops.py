@@ -221,6 +221,23 @@ def random_walk_backward(
     return out
 
 
+def random_walk_resume(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    state: Tensor,
+    features: Tensor,
+    damping: float,
+    num_steps: int,
+    num_bf16_steps: int = 0,
+) -> Tensor:
+    """``num_steps`` more steps from ``state``, the first ``num_bf16_steps`` stored as bfloat16."""
+    out: Tensor = torch.ops.fcl.random_walk_resume.default(
+        crow_indices, col_indices, values, state, features, damping, num_steps, num_bf16_steps
+    )
+    return out
+
+
 def random_walk_tol(
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -250,6 +267,33 @@ def csr_transpose(
     """CSR of the transpose, and for each of its edges the position it had before."""
     out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.csr_transpose.default(
         crow_indices, col_indices, num_columns
+    )
+    return out
+
+
+def class_walk(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    damping: float,
+    drop: float,
+    num_steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR (N, C) of the probabilities that walks end in each class, rows cut for sparsity."""
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.class_walk.default(
+        crow_indices, col_indices, values, labels, num_classes, damping, drop, num_steps
+    )
+    return out
+
+
+def graph_prepare(
+    crow_indices: Tensor, col_indices: Tensor, order: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Order of nodes, and CSR in that order with sorted columns and where each edge came from."""
+    out: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.graph_prepare.default(
+        crow_indices, col_indices, order
     )
     return out
 

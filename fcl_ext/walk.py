@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from fcl_ext import ops
 
 #: Tolerance of a walk for which neither ``num_steps`` nor ``tol`` is given.
 DEFAULT_TOL = 1e-6
+# Last steps of a bfloat16 walk with float32 results: the error of the steps before them is averaged
+# over neighbours twice.
+_FLOAT_STEPS = 2
 
 
 def csr_transpose(
@@ -72,6 +76,7 @@ def random_walk(
     tol: float | None = None,
     transpose: bool = False,
     max_steps: int | None = None,
+    iterate_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Propagate features along the edges of a graph by a random walk with restart.
 
@@ -98,6 +103,11 @@ def random_walk(
         transpose: Walk on the transpose of P. The distance is then measured as the largest sum
             over rows of a column, relative to that of F.
         max_steps: Bound on the steps taken with ``tol``. Default: more than the tolerance needs.
+        iterate_dtype: ``torch.bfloat16`` stores iterates in half the memory, which makes steps on
+            graphs larger than the caches nearly twice as fast. Sums are float32, and the last two
+            steps have float32 results; the relative error stays below 2e-3 at damping up to 0.9,
+            and below 2e-3 of the features above. Only on the CPU, with ``num_steps``, without
+            gradients, and not for float64. Default: full precision.
 
     Returns:
         Z, shape ``(N, D)``, dtype of ``features``. A node without edges gets
@@ -106,7 +116,8 @@ def random_walk(
         walk on the transpose, no stored iterates), with ``num_steps`` they are exact.
 
     Raises:
-        ValueError: Both ``num_steps`` and ``tol`` are given, or ``max_steps`` with ``num_steps``.
+        ValueError: Both ``num_steps`` and ``tol`` are given, or ``max_steps`` with ``num_steps``,
+            or ``iterate_dtype`` where it is not offered.
         RuntimeError: A wrong shape, dtype or device; damping outside (0, 1); offsets that
             decrease; a column out of range (CPU); rows of P whose absolute weights sum to more
             than 1 with ``tol``; no convergence in ``max_steps``.
@@ -139,11 +150,26 @@ def random_walk(
         )
     if num_steps is not None and max_steps is not None:
         raise ValueError("random_walk: max_steps bounds tol; it has no use with num_steps")
+    if iterate_dtype is not None:
+        _check_iterate_dtype(iterate_dtype, num_steps, values, features)
     if transpose:
         crow_indices, col_indices, edge_order = ops.csr_transpose(
             crow_indices, col_indices, features.shape[0]
         )
         values = values[edge_order]
+    if num_steps is not None and iterate_dtype is not None:
+        restart = features.float()
+        walked = ops.random_walk_resume(
+            crow_indices,
+            col_indices,
+            values.float(),
+            restart,
+            restart,
+            float(damping),
+            num_steps,
+            max(0, num_steps - _FLOAT_STEPS),
+        )
+        return walked.to(features.dtype)
     if num_steps is not None:
         return ops.random_walk(
             crow_indices, col_indices, values, features, float(damping), num_steps
@@ -164,3 +190,22 @@ def random_walk(
         "sum" if transpose else "max",
     )
     return state
+
+
+def _check_iterate_dtype(
+    iterate_dtype: torch.dtype, num_steps: int | None, values: Tensor, features: Tensor
+) -> None:
+    if iterate_dtype != torch.bfloat16:
+        raise ValueError(
+            f"random_walk: expected iterate_dtype None or torch.bfloat16, got {iterate_dtype}"
+        )
+    if num_steps is None:
+        raise ValueError("random_walk: iterate_dtype goes with num_steps; tol needs full precision")
+    if features.dtype == torch.float64:
+        raise ValueError("random_walk: iterate_dtype=bfloat16 would waste float64 features")
+    if features.device.type != "cpu":
+        raise ValueError(
+            f"random_walk: expected features on the CPU with iterate_dtype, got {features.device}"
+        )
+    if torch.is_grad_enabled() and (values.requires_grad or features.requires_grad):
+        raise ValueError("random_walk: iterate_dtype has no gradient; detach values and features")

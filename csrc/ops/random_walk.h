@@ -51,6 +51,33 @@ inline void check_num_steps(const char* op, int64_t num_steps) {
   STD_TORCH_CHECK(num_steps >= 0, "fcl::", op, ": expected num_steps >= 0, got ", num_steps);
 }
 
+// state: dtype of features, or bfloat16 beside float32 features.
+inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tensor& col_indices,
+                                          const Tensor& values, const Tensor& state,
+                                          const Tensor& features, double damping, int64_t num_steps,
+                                          int64_t num_bf16_steps) {
+  const char* op = "random_walk_resume";
+  const WalkShape shape =
+      check_random_walk(op, crow_indices, col_indices, values, features, damping);
+  check_num_steps(op, num_steps);
+  const bool is_float = shape.dtype == Dtype::kFloat32;
+  STD_TORCH_CHECK(is_float || shape.dtype == Dtype::kFloat64, "fcl::", op,
+                  ": expected features of dtype float32 or float64, got ",
+                  torch::headeronly::toString(features.scalar_type()));
+  if (!is_float || state.scalar_type() != ScalarType::BFloat16) {
+    check_dtype(op, "state", state, features.scalar_type());
+  }
+  check_shape(op, "state", state, "[N, D]", {shape.csr.num_rows, shape.dim});
+  check_same_device(op, "state", state, crow_indices);
+  STD_TORCH_CHECK(num_bf16_steps >= 0 && num_bf16_steps <= num_steps, "fcl::", op,
+                  ": expected num_bf16_steps in [0, num_steps = ", num_steps, "], got ",
+                  num_bf16_steps);
+  STD_TORCH_CHECK(num_bf16_steps == 0 || is_float, "fcl::", op,
+                  ": expected features of dtype float32 with num_bf16_steps > 0, got ",
+                  torch::headeronly::toString(features.scalar_type()));
+  return shape;
+}
+
 inline WalkShape check_random_walk_backward(const Tensor& crow_indices, const Tensor& col_indices,
                                             const Tensor& values, const Tensor& features,
                                             const Tensor& grad_output, double damping,

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from fcl_ext._registrations import (  # noqa: F401
+    class_walk,
     compat_loss,
     csr_transpose,
     edge_dot,
+    graph_prepare,
     knn_graph,
     random_walk,
     softmax_readout,

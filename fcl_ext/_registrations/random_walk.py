@@ -86,6 +86,48 @@ def _fake_backward(
     )
 
 
+@torch.library.register_fake("fcl::random_walk_resume")
+def _fake_resume(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    values: Tensor,
+    state: Tensor,
+    features: Tensor,
+    damping: float,
+    num_steps: int,
+    num_bf16_steps: int,
+) -> Tensor:
+    op = "random_walk_resume"
+    _check(op, crow_indices, col_indices, values, features, damping)
+    _check_num_steps(op, num_steps)
+    torch._check(
+        features.dtype in (torch.float32, torch.float64),
+        lambda: f"fcl::{op}: expected features of dtype float32 or float64, got {features.dtype}",
+    )
+    if not (state.dtype == torch.bfloat16 and features.dtype == torch.float32):
+        check_dtype(op, "state", state, features.dtype)
+    check_shape(op, "state", state, "[N, D]", tuple(features.shape))
+    torch._check(
+        0 <= num_bf16_steps <= num_steps,
+        lambda: (
+            f"fcl::{op}: expected num_bf16_steps in [0, num_steps = {num_steps}], "
+            f"got {num_bf16_steps}"
+        ),
+    )
+    if num_bf16_steps > 0:
+        torch._check(
+            features.dtype == torch.float32,
+            lambda: (
+                f"fcl::{op}: expected features of dtype float32 with num_bf16_steps > 0, "
+                f"got {features.dtype}"
+            ),
+        )
+    dtype = state.dtype if num_steps == 0 else features.dtype
+    if num_steps == num_bf16_steps > 0:
+        dtype = torch.bfloat16
+    return torch.empty_like(features, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 @torch.library.register_fake("fcl::random_walk_tol")
 def _fake_tol(
     crow_indices: Tensor,
@@ -189,6 +231,13 @@ torch.library.register_autograd("fcl::random_walk", _backward, setup_context=_se
 torch.library.register_autograd(
     "fcl::random_walk_tol", _backward_tol, setup_context=_setup_context_tol
 )
+
+
+def _backward_resume(_ctx: object, _grad: Tensor) -> None:
+    raise RuntimeError("fcl::random_walk_resume: it has no gradient; use random_walk")
+
+
+torch.library.register_autograd("fcl::random_walk_resume", _backward_resume)
 refuse_double_backward("random_walk_backward")
 register_float32_autocast("random_walk")
 register_float32_autocast("random_walk_tol")

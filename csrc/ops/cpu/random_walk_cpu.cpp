@@ -107,6 +107,16 @@ struct CpuBackend {
     over_ranges(graph, [&](int64_t, int64_t begin, int64_t end) { kernels().step(p, begin, end); });
   }
 
+  // state: bfloat16; out: bfloat16 or float32.
+  void step_bf16(const WalkGraph& graph, const Tensor& state, const Tensor& restart, double damping,
+                 const Tensor& out) const {
+    const WalkStep p = problem(graph, state, &restart, damping, out);
+    const bool float_out = out.scalar_type() == ScalarType::Float;
+    over_ranges(graph, [&](int64_t, int64_t begin, int64_t end) {
+      kernels().step_bf16(p, float_out, begin, end);
+    });
+  }
+
   double step_difference(const WalkGraph& graph, const Tensor& state, const Tensor& restart,
                          double damping, const Tensor& out, WalkNorm norm) const {
     const WalkStep p = problem(graph, state, &restart, damping, out);
@@ -205,6 +215,36 @@ Tensor random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tenso
                            features.scalar_type());
 }
 
+// Steps of which the first `num_bf16_steps` store their result as bfloat16, the others as float.
+Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state,
+                          Tensor features, double damping, int64_t num_steps,
+                          int64_t num_bf16_steps) {
+  const WalkShape shape = check_random_walk_resume(crow_indices, col_indices, values, state,
+                                                   features, damping, num_steps, num_bf16_steps);
+  const WalkGraph graph = prepare("random_walk_resume", shape, crow_indices, col_indices, values);
+  const Tensor restart = contiguous(features);
+  // An operator's output must not be its input.
+  if (num_steps == 0) return torch::stable::clone(contiguous(state));
+  const CpuBackend backend;
+  Tensor now =
+      contiguous(num_bf16_steps > 0 ? torch::stable::to(state, ScalarType::BFloat16) : state);
+  Tensor buffers[2];
+  for (int64_t t = 0; t < num_bf16_steps; ++t) {
+    Tensor& out = buffers[t % 2];
+    if (t < 2) out = torch::stable::empty_like(now);
+    backend.step_bf16(graph, now, restart, damping, out);
+    now = out;
+  }
+  int64_t left = num_steps - num_bf16_steps;
+  if (left > 0 && now.scalar_type() == ScalarType::BFloat16) {
+    const Tensor out = torch::stable::empty_like(restart);
+    backend.step_bf16(graph, now, restart, damping, out);
+    now = out;
+    --left;
+  }
+  return walk_steps(backend, graph, now, restart, damping, left);
+}
+
 std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_indices,
                                                 Tensor values, Tensor features, Tensor grad_output,
                                                 double damping, int64_t num_steps,
@@ -253,6 +293,7 @@ std::tuple<Tensor, Tensor> random_walk_tol(Tensor crow_indices, Tensor col_indic
 STABLE_TORCH_LIBRARY_IMPL(fcl, CPU, m) {
   m.impl("random_walk", TORCH_BOX(&random_walk));
   m.impl("random_walk_backward", TORCH_BOX(&random_walk_backward));
+  m.impl("random_walk_resume", TORCH_BOX(&random_walk_resume));
   m.impl("random_walk_tol", TORCH_BOX(&random_walk_tol));
 }
 

@@ -7,17 +7,12 @@
 #pragma once
 
 #include "common/simd.h"
+#include "ops/cpu/random_walk_bf16.h"
 #include "ops/cpu/random_walk_kernels.h"
+#include "ops/cpu/random_walk_tuning.h"
 
 namespace fcl::ops::cpu {
 namespace {
-
-constexpr int kPanelVectors = 8;
-// Bytes to prefetch ahead: enough misses in flight, measured at rows of 256 and 512 bytes.
-constexpr int64_t kBytesAhead = 12288;
-// A hub's sum moves to a second accumulator this often: one running float sum over a million edges
-// would lose three digits.
-constexpr int64_t kFlush = 512;
 
 template <typename T, typename Index>
 struct TypedStep {
@@ -207,6 +202,6 @@ void add_columns(Dtype dtype, const void* a, const void* b, int64_t rows, int64_
 
 }  // namespace
 
-const RandomWalkKernels FCL_RANDOM_WALK_KERNELS = {step, largest, add_columns};
+const RandomWalkKernels FCL_RANDOM_WALK_KERNELS = {step, step_bf16, largest, add_columns};
 
 }  // namespace fcl::ops::cpu

@@ -25,6 +25,8 @@ struct WalkStep {
 struct RandomWalkKernels {
   // Rows [begin, end) of out.
   void (*step)(const WalkStep&, int64_t begin, int64_t end);
+  // The same with a state of bfloat16 and an out of bfloat16 or float32; the rest is float32.
+  void (*step_bf16)(const WalkStep&, bool float_out, int64_t begin, int64_t end);
   // Largest |a - b| over `count` elements (|a| if b is null); NaN if there is one.
   double (*largest)(Dtype dtype, const void* a, const void* b, int64_t count);
   // sums[d] += |a - b| over rows of `dim` (|a| if b is null).
