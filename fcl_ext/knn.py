@@ -30,8 +30,9 @@ def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tens
         Not differentiable: to train through similarities, gather rows by ``indices``. Products are
         accumulated in float32 (float64 for float64 features). ``"l2"`` is computed as
         ``2 x.y - (|x|^2 + |y|^2)``, so its absolute error is about 1e-7 of the squared norms (not
-        of the distance): centre features that lie far from the origin. Memory: one packed copy of
-        the features.
+        of the distance): centre features that lie far from the origin. On the CPU every pair is
+        computed once (N·N·D operations, see docs/knn.md). Memory there: one packed copy of the
+        features, and up to 2k candidates of 8 bytes a row (16 for float64).
 
     Example:
         >>> import torch
