@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact k-nearest-neighbour graph of a set of features."""
+"""Exact k-nearest-neighbour graphs: of a set of features, and within segments of it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,37 @@ def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tens
         ([[1], [0], [0]], [[1.0], [1.0], [0.0]])
     """
     return ops.knn_graph(features.detach(), k, metric)
+
+
+def knn_graph_segments(
+    features: Tensor, offsets: Tensor, k: int, *, metric: str = "cosine"
+) -> tuple[Tensor, Tensor]:
+    r"""Find the k most similar other rows of each row within its own segment, in one call.
+
+    Segments are consecutive rows: sort rows by class for within-class graphs.
+
+    Args:
+        features: Shape ``(N, D)``, as in `knn_graph`.
+        offsets: Segment s is rows ``offsets[s]`` to ``offsets[s + 1] - 1``; shape ``(S + 1,)``,
+            int64, from 0 to N, never decreasing, on the device of the features.
+        k: Neighbours per row, at least 1; segments may have fewer rows than that.
+        metric: ``"cosine"``, ``"ip"`` or ``"l2"``, as in `knn_graph`.
+
+    Returns:
+        ``indices`` ``(N, k)`` int32, rows of ``features``, and ``similarities`` ``(N, k)``, as in
+        `knn_graph`. A row of a segment with n rows has ``min(k, n - 1)`` neighbours, then -1 and 0.
+
+    Raises:
+        RuntimeError: As `knn_graph`; offsets that are not as above.
+
+    Note:
+        On CUDA this is one search per segment.
+
+    Example:
+        >>> import torch
+        >>> from fcl_ext import knn_graph_segments
+        >>> features = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+        >>> knn_graph_segments(features, torch.tensor([0, 3, 4]), 2)[0].tolist()
+        [[1, 2], [0, 2], [1, 0], [-1, -1]]
+    """
+    return ops.knn_graph_segments(features.detach(), offsets, k, metric)

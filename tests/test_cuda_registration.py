@@ -33,7 +33,7 @@ needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this t
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 12
+    assert len(OPERATORS) == 13
 
 
 @needs_cuda_torch
@@ -90,6 +90,7 @@ def _calls():
         "edge_dot": ((crow, col, x, x), [(9,)]),
         "csr_transpose": ((crow, col, 7), [(8,), (9,), (9,)]),
         "knn_graph": ((x, 2, "cosine"), [(5, 2), (5, 2)]),
+        "knn_graph_segments": ((x, crow, 2, "cosine"), [(5, 2), (5, 2)]),
     }
 
 

@@ -71,11 +71,22 @@ def test_within_class_graph_of_all_sizes(device):
     assert repr(graph).startswith(f"KnnGraph(num_nodes=60, num_edges={int(degree.sum())}, mode=No")
 
 
-def test_within_class_graph_of_singletons_only():
+@pytest.mark.parametrize("labels", [np.arange(4), np.full(4, -1)])
+def test_within_class_graph_without_edges(labels):
     features = _features(4, 3)
-    graph = KnnGraph.build(features, 2, labels=np.arange(4)).normalize()
+    graph = KnnGraph.build(features, 2, labels=labels).normalize()
     assert graph.num_edges == 4
     torch.testing.assert_close(graph.walk(features), features)
+
+
+def test_within_class_graph_of_no_rows_and_of_rows_without_a_class():
+    assert KnnGraph.build(_features(0, 3), 2, labels=np.zeros(0, np.int64)).num_nodes == 0
+    features = _features(5, 3)
+    features[2] = torch.nan  # has no class, so nothing reads it
+    graph = KnnGraph.build(features, 9, labels=np.array([8, 8, -5, 8, -1]))
+    assert graph.crow_indices.tolist() == [0, 2, 4, 4, 6, 6]
+    assert sorted(graph.col_indices.tolist()) == [0, 0, 1, 1, 3, 3]
+    assert graph.col_indices.dtype == torch.int32
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fcl_ext
+from fclearn import _csr
 from fclearn.features import FeatureSource, as_features
 
 #: ``"auto"`` searches exactly up to this many rows: about a minute on two cores at 128 dims.
@@ -69,6 +70,31 @@ def search(
         return indices, similarities, None
     indices, similarities = _search_faiss(features, k, metric)
     return indices, similarities, _recall(features, indices, k, metric)
+
+
+def search_within(
+    rows: Tensor, k: int, labels: Tensor, metric: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbours of every row among the rows of its class, as CSR with int32 columns.
+
+    A negative label (labels are on the CPU) is no class. Classes of at most k rows give
+    ``size - 1`` neighbours.
+    """
+    order = torch.argsort(labels, stable=True)
+    order = order[labels[order] >= 0]
+    sizes = torch.unique_consecutive(labels[order], return_counts=True)[1]
+    width = min(k, max(int(sizes.max()) - 1, 1)) if len(sizes) > 0 else 1
+    order = order.to(rows.device)
+    bounds = _csr.offsets(sizes).to(rows.device)
+    found, similarities = fcl_ext.knn_graph_segments(rows[order], bounds, width, metric=metric)
+    # From places in the order of classes back to rows. Within a class they keep their order, so
+    # that ties still go to the lower row.
+    columns = found.new_full((len(rows), width), -1)
+    columns[order] = torch.where(found >= 0, order.to(torch.int32)[found.long().clamp(min=0)], -1)
+    values = similarities.new_zeros((len(rows), width))
+    values[order] = similarities
+    is_edge = columns >= 0
+    return _csr.offsets(is_edge.sum(1)), columns[is_edge], values[is_edge]
 
 
 def _search_faiss(features: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,44 +99,20 @@ class KnnGraph:
         metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": backend}
         if labels is not None:
             metadata["within_class"] = True
-            return cls._within_classes(rows, k, _as_labels(labels, num_rows), metric, metadata)
+            classes = _as_labels(labels, num_rows)
+            _check_finite(rows, classes >= 0)
+            crow, col, values = _neighbours.search_within(rows, k, classes, metric)
+            return cls(crow, col, values, None, metadata)
         if k >= num_rows:
             raise ValueError(
                 f"k: expected fewer neighbours than rows (no row is its own neighbour), got k={k} "
                 f"for {num_rows} rows"
             )
-        indices, similarities, recall = _search(rows, k, metric, backend)
+        _check_finite(rows)
+        indices, similarities, recall = _neighbours.search(rows, k, metric, backend)
         if recall is not None:
             metadata["recall"] = recall
         return replace(cls.from_knn(indices, similarities), metadata=metadata)
-
-    @classmethod
-    def _within_classes(
-        cls, rows: Tensor, k: int, labels: Tensor, metric: str, metadata: dict[str, Any]
-    ) -> KnnGraph:
-        order = torch.argsort(labels, stable=True)
-        sizes = torch.unique_consecutive(labels[order], return_counts=True)[1]
-        bounds = _csr.offsets(sizes).tolist()
-        degree = torch.zeros(len(labels), dtype=torch.int64)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for begin, end in pairwise(bounds):
-            members = order[begin:end]
-            if end - begin == 1 or labels[members[0]] < 0:
-                continue
-            place = members.to(rows.device)
-            wanted = min(k, end - begin - 1)
-            local, similarities, _ = _search(rows[place], wanted, metric, "exact", members)
-            degree[members] = wanted
-            found.append((members, members[local.cpu().long()], similarities.cpu()))
-        crow = _csr.offsets(degree)
-        col = torch.empty(int(crow[-1]), dtype=torch.int32)
-        values = torch.empty(len(col), dtype=found[0][2].dtype if found else torch.float32)
-        for members, others, similarities in found:
-            at = crow[members][:, None] + torch.arange(others.shape[1])
-            col[at] = others.to(torch.int32)
-            values[at] = similarities
-        device = rows.device
-        return cls(crow.to(device), col.to(device), values.to(device), None, metadata)
 
     @classmethod
     def from_knn(cls, indices: Tensor, similarities: Tensor) -> KnnGraph:
@@ -331,15 +306,14 @@ class KnnGraph:
         return f"KnnGraph({text})"
 
 
-def _search(
-    rows: Tensor, k: int, metric: str, backend: str, members: Tensor | None = None
-) -> tuple[Tensor, Tensor, float | None]:
-    """Search, with what the kernel refuses as a ValueError that names the caller's row."""
-    bad = (~rows.isfinite()).any(1).nonzero()
-    if len(bad) > 0:
-        row = int(bad[0] if members is None else members[bad[0]])
+def _check_finite(rows: Tensor, wanted: Tensor | None = None) -> None:
+    """What the kernels refuse, as a ValueError that names the caller's row."""
+    bad = (~rows.isfinite()).any(1)
+    if wanted is not None:
+        bad &= wanted.to(bad.device)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
         raise ValueError(f"features: expected finite numbers, got a NaN or infinity in row {row}")
-    return _neighbours.search(rows, k, metric, backend)
 
 
 def _as_labels(labels: Tensor | np.ndarray, num_rows: int) -> Tensor:
