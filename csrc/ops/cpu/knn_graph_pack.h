@@ -47,26 +47,48 @@ inline T* packed_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock b
   return static_cast<T*>(tables.rows) + block.begin * w.dim;
 }
 
+// Largest absolute value, NaN if there is one, and the sum of (x / unit)^2. Eight chains at a time:
+// a single one would wait for its own latency.
+template <typename T, typename S>
+double largest_size(const S* row, int64_t dim) {
+  double largest[8] = {};
+  for (int64_t begin = 0; begin < dim; begin += 8) {
+    const int64_t count = dim - begin < 8 ? dim - begin : 8;
+    for (int64_t j = 0; j < count; ++j) {
+      const double size = __builtin_fabs(static_cast<double>(load_as<T>(row + begin + j)));
+      largest[j] = size > largest[j] || size != size ? size : largest[j];
+    }
+  }
+  double all = 0;
+  for (double one : largest) all = one > all || one != one ? one : all;
+  return all;
+}
+template <typename T, typename S>
+double sum_of_squares(const S* row, int64_t dim, double unit) {
+  double sum[8] = {};
+  for (int64_t begin = 0; begin < dim; begin += 8) {
+    const int64_t count = dim - begin < 8 ? dim - begin : 8;
+    for (int64_t j = 0; j < count; ++j) {
+      const double x = static_cast<double>(load_as<T>(row + begin + j)) / unit;
+      sum[j] += x * x;
+    }
+  }
+  double all = 0;
+  for (double one : sum) all += one;
+  return all;
+}
+
 // Converts one row to T, normalised for cosine. The norm is taken relative to the largest entry, in
 // double, so neither tiny nor huge rows lose it.
 template <typename T, typename S>
 KnnRefusal convert_row(const KnnProblem& p, const S* from, T* to, T* square) {
-  double largest = 0;
-  for (int64_t d = 0; d < p.dim; ++d) {
-    const double x = static_cast<double>(load_as<T>(from + d));
-    const double size = x < 0 ? -x : x;
-    largest = size > largest || x != x ? size : largest;
-  }
+  const double largest = largest_size<T>(from, p.dim);
   if (!(largest <= __DBL_MAX__)) return KnnRefusal::kNotFinite;
   if (p.metric == KnnMetric::kCosine) {
-    double sum = 0;
-    for (int64_t d = 0; d < p.dim && largest > 0; ++d) {
-      const double x = static_cast<double>(load_as<T>(from + d)) / largest;
-      sum += x * x;
-    }
     // A zero row stays zero: similarity 0 to everything.
-    const double inverse = largest > 0 ? 1.0 / __builtin_sqrt(sum) : 1.0;
     const double unit = largest > 0 ? largest : 1.0;
+    const double inverse =
+        largest > 0 ? 1.0 / __builtin_sqrt(sum_of_squares<T>(from, p.dim, unit)) : 1.0;
     for (int64_t d = 0; d < p.dim; ++d) {
       to[d] = static_cast<T>(static_cast<double>(load_as<T>(from + d)) / unit * inverse);
     }
