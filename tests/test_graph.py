@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from fclearn import KnnGraph, _neighbours
+from fclearn import KnnGraph, _approximate, _neighbours
 from support import DEVICES
 
 
@@ -105,19 +105,52 @@ def test_arrays_and_memory_maps(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-@pytest.mark.parametrize("rows", [50, 8000])
-def test_faiss_backend(rows, metric):
+@pytest.mark.parametrize(
+    ("backend", "rows", "index"),
+    [("faiss", 50, "flat"), ("faiss", 4000, "ivf"), ("hnsw", 50, "hnsw"), ("hnsw", 2000, "hnsw")],
+)
+def test_faiss_backends(backend, rows, index, metric):
     pytest.importorskip("faiss")
     features = _features(rows, 8, dtype=torch.float32)
-    graph = KnnGraph.build(features, 4, backend="faiss", metric=metric)
+    graph = KnnGraph.build(features, 4, backend=backend, metric=metric, min_recall=0.9)
     exact = KnnGraph.build(features, 4, metric=metric)
-    assert graph.metadata["backend"] == "faiss"
-    assert graph.metadata["recall"] > 0.9
+    assert graph.metadata["backend"] == backend
+    assert graph.metadata["index"] == index
+    assert graph.metadata["recall"] >= 0.9
+    assert graph.metadata["recall_sample"] == min(rows, 200)
     same = graph.col_indices == exact.col_indices
-    assert same.float().mean() > 0.9
+    assert same.float().mean() > 0.85
     torch.testing.assert_close(graph.values[same], exact.values[same], rtol=1e-4, atol=1e-4)
     rows_of = torch.repeat_interleave(torch.arange(rows), 4)
     assert (graph.col_indices != rows_of).all()
+
+
+def test_effort_grows_until_the_recall_is_reached(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(_approximate, "_FIRST_PROBES", 1)
+    features = _features(3000, 16, dtype=torch.float32)
+    low, high, all_cells = (
+        KnnGraph.build(features, 4, backend="faiss", min_recall=recall).metadata
+        for recall in (0.2, 0.8, 1.0)
+    )
+    assert low["nprobe"] < high["nprobe"] < all_cells["nprobe"] <= all_cells["cells"]
+    assert 0.2 <= low["recall"] < high["recall"] <= all_cells["recall"] == 1.0
+    # A graph search that may look at next to nothing cannot reach it, and says what it reached.
+    monkeypatch.setattr(_approximate, "_FIRST_LIST", 1)
+    monkeypatch.setattr(_approximate, "_LONGEST_LIST", 1)
+    monkeypatch.setattr(_approximate, "_LINKS", 2)
+    with pytest.raises(ValueError, match=r"at least 1, but backend 'hnsw' reaches 0\.\d+"):
+        KnnGraph.build(features, 4, backend="hnsw", min_recall=1.0)
+
+
+def test_recall_counts_equals_of_the_true_neighbours():
+    # Ten copies of each row: any three of the nine others are right.
+    features = _features(20, 6, dtype=torch.float32).repeat(10, 1)
+    truth = _approximate._Truth(features, 3, "l2")
+    copies = torch.arange(200)[:, None] + 20 * torch.tensor([[7, 2, 5]])
+    assert truth.recall((copies % 200).numpy()) == 1.0
+    assert truth.recall(((copies + 1) % 200).numpy()) == 0.0
+    assert truth.recall(torch.full((200, 3), -1).numpy()) == 0.0
 
 
 def test_auto_backend(monkeypatch):
@@ -127,7 +160,7 @@ def test_auto_backend(monkeypatch):
     assert _neighbours.choose_backend("auto", 1000) == ("faiss" if has_faiss else "exact")
     monkeypatch.setattr(_neighbours.importlib.util, "find_spec", lambda _: None)
     assert _neighbours.choose_backend("auto", 1000) == "exact"
-    with pytest.raises(ValueError, match="'faiss' is not installed"):
+    with pytest.raises(ValueError, match="'faiss' needs faiss; pip install"):
         _neighbours.choose_backend("faiss", 5)
 
 
@@ -402,8 +435,11 @@ def test_bad_build_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             build(*arguments)
-    with pytest.raises(ValueError, match="backend: expected 'auto', 'exact' or 'faiss', got 'x'"):
+    with pytest.raises(ValueError, match="expected 'auto', 'exact', 'faiss' or 'hnsw', got 'x'"):
         build(features, 2, backend="x")
+    for recall in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match=r"min_recall: expected a number in \(0, 1\], got"):
+            build(features, 2, min_recall=recall)
     with pytest.raises(ValueError, match="metric: expected 'cosine', 'ip' or 'l2', got 'dot'"):
         build(features, 2, metric="dot")
     with pytest.raises(ValueError, match=r"labels: expected shape \[6\], got \[5\]"):

@@ -69,6 +69,7 @@ class KnnGraph:
         labels: Tensor | np.ndarray | None = None,
         backend: str = "auto",
         metric: str = "cosine",
+        min_recall: float = 0.95,
     ) -> KnnGraph:
         """Connect every row to its k most similar other rows.
 
@@ -79,15 +80,17 @@ class KnnGraph:
             labels: Class per row, shape ``(N,)``, integers. Given: a *within-class* graph, every
                 row joined to rows of its own class only. Classes with at most k rows give
                 ``size - 1`` neighbours; single rows and rows with a negative label give none.
-            backend: ``"exact"``, ``"faiss"`` (flat when small, else an inverted file; the recall
-                on a sample goes to ``metadata["recall"]``), or ``"auto"``: exact up to 200,000
+            backend: ``"exact"``, ``"faiss"`` (flat when small, else an inverted file), ``"hnsw"``
+                (faiss; its result may differ from run to run), or ``"auto"``: exact up to 200,000
                 rows, then faiss if it is installed. Within-class graphs are always exact.
             metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (negative squared distance).
+            min_recall: In (0, 1]. An approximate search probes more until this share of the true
+                neighbours of a sample of 200 rows is found; ``metadata`` has the recall and effort.
 
         Raises:
             TypeError: Features that are not floating, labels that are not integers.
             ValueError: A wrong shape, k out of range, NaN or infinite features, an unknown
-                backend or metric, faiss missing.
+                backend or metric, faiss missing, a recall out of the backend's reach.
         """
         rows = _neighbours.rows_of(features)
         num_rows = rows.shape[0]
@@ -95,6 +98,8 @@ class KnnGraph:
             raise ValueError(f"metric: expected 'cosine', 'ip' or 'l2', got {metric!r}")
         if k < 1:
             raise ValueError(f"k: expected at least 1 neighbour, got {k}")
+        if not 0 < min_recall <= 1:
+            raise ValueError(f"min_recall: expected a number in (0, 1], got {min_recall}")
         backend = "exact" if labels is not None else _neighbours.choose_backend(backend, num_rows)
         metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": backend}
         if labels is not None:
@@ -109,10 +114,8 @@ class KnnGraph:
                 f"for {num_rows} rows"
             )
         _check_finite(rows)
-        indices, similarities, recall = _neighbours.search(rows, k, metric, backend)
-        if recall is not None:
-            metadata["recall"] = recall
-        return replace(cls.from_knn(indices, similarities), metadata=metadata)
+        indices, similarities, facts = _neighbours.search(rows, k, metric, backend, min_recall)
+        return replace(cls.from_knn(indices, similarities), metadata=metadata | facts)
 
     @classmethod
     def from_knn(cls, indices: Tensor, similarities: Tensor) -> KnnGraph:
