@@ -176,6 +176,96 @@ def test_table_with_padding():
     assert normalized.values.tolist() == pytest.approx([*expected, 1.0, 1.0])
 
 
+# --- variants ---
+
+
+def _edges(graph):
+    rows = torch.repeat_interleave(torch.arange(graph.num_nodes), graph.crow_indices.diff())
+    pairs = zip(rows.tolist(), graph.col_indices.tolist(), graph.values.tolist(), strict=True)
+    return {(i, j): value for i, j, value in pairs if j >= 0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    nodes=st.integers(0, 15),
+    edges=st.integers(0, 60),
+    padding=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_mutual_and_symmetrized_by_definition(nodes, edges, padding, seed):
+    edges = edges if nodes > 0 else 0
+    crow, col = random_csr(nodes, nodes, edges, padding=padding, seed=seed)
+    values = torch.arange(edges, dtype=torch.float64)
+    graph = KnnGraph.from_csr(crow, col, values)
+    rows = torch.repeat_interleave(torch.arange(nodes), crow.diff()).tolist()
+    given_edges = [e for e in zip(rows, col.tolist(), values.tolist(), strict=True) if e[1] >= 0]
+    pairs = {(i, j) for i, j, _ in given_edges}
+    mutual, union = graph.mutual(), graph.symmetrized()
+    assert mutual.num_edges == sum((j, i) in pairs for i, j, _ in given_edges)
+    assert set(_edges(mutual)) == {(i, j) for i, j in pairs if (j, i) in pairs}
+    expected = {}
+    for i, j in pairs | {(j, i) for i, j in pairs}:
+        known = [v for a, b, v in given_edges if (a, b) in {(i, j), (j, i)}]
+        expected[i, j] = pytest.approx(sum(known) / len(known))
+    assert _edges(union) == expected
+    assert union.num_edges == len(expected)
+
+
+def test_variants_of_a_knn_graph():
+    features = _features(80, 4)
+    graph = KnnGraph.build(features, 5)
+    mutual, union = graph.mutual(), graph.symmetrized()
+    before = _edges(graph)
+    assert _edges(mutual).items() <= before.items()
+    assert before.keys() <= _edges(union).keys()
+    for variant in (mutual, union):
+        dense = _dense(variant)
+        torch.testing.assert_close(dense, dense.T, rtol=0, atol=1e-15)
+        walked = variant.normalize().walk(features)
+        assert walked.isfinite().all()
+    assert mutual.num_edges < graph.num_edges < union.num_edges
+    assert mutual.metadata == {**graph.metadata, "variant": "mutual"}
+    with pytest.raises(ValueError, match=r"symmetrized: .*\(mode='row'\); call it before norm"):
+        graph.normalize().symmetrized()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_copies_are_linked_to_their_first(metric, dtype, device):
+    distinct = _features(30, 6).to(dtype)
+    place = torch.randint(0, 30, (90,), generator=torch.Generator().manual_seed(0))
+    place[:30] = torch.arange(30)
+    place = place[torch.randperm(90, generator=torch.Generator().manual_seed(1))]
+    features = distinct[place].to(device)
+    graph = KnnGraph.build(features, 4, metric=metric, duplicates="link").to("cpu")
+    firsts = [int((place == p).nonzero()[0]) for p in place]
+    seen = sorted(set(firsts))
+    alone = KnnGraph.build(distinct[place[seen]], 4, metric=metric)
+    expected = {(seen[i], seen[j]): value for (i, j), value in _edges(alone).items()}
+    got = _edges(graph)
+    links = {(i, first) for i, first in enumerate(firsts) if i != first}
+    assert {edge: got[edge] for edge in got.keys() - links} == pytest.approx(expected, rel=1e-6)
+    assert links <= got.keys()
+    for i, first in links:
+        size = float(features[i].double().square().sum())
+        assert got[i, first] == pytest.approx({"cosine": 1.0, "ip": size, "l2": 0.0}[metric])
+    assert graph.metadata["copies"] == 60
+
+
+def test_copies_within_classes_signed_zeros_and_zero_rows():
+    features = torch.tensor([[1.0, 0.0], [1.0, -0.0], [1.0, 0.0], [0.0, 0.0], [-0.0, 0.0]])
+    labels = np.array([0, 0, 1, -1, -1])
+    graph = KnnGraph.build(features, 2, labels=labels, duplicates="link")
+    assert _edges(graph) == {(1, 0): 1.0}
+    graph = KnnGraph.build(features, 1, duplicates="link")
+    assert _edges(graph) == {(0, 3): 0.0, (1, 0): 1.0, (2, 0): 1.0, (3, 0): 0.0, (4, 3): 0.0}
+    with pytest.raises(ValueError, match=r"nor a copy .*, got k=2 for 2 rows"):
+        KnnGraph.build(features, 2, duplicates="link")
+    with pytest.raises(ValueError, match="duplicates: expected 'keep' or 'link', got 'drop'"):
+        KnnGraph.build(features, 2, duplicates="drop")
+
+
 # --- normalising ---
 
 

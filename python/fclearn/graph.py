@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import fcl_ext
 from fcl_ext.walk import DEFAULT_TOL
-from fclearn import _csr, _neighbours
+from fclearn import _copies, _csr, _neighbours
 from fclearn._files import replacing
 from fclearn.features import FeatureSource
 
@@ -70,6 +71,7 @@ class KnnGraph:
         backend: str = "auto",
         metric: str = "cosine",
         min_recall: float = 0.95,
+        duplicates: str = "keep",
     ) -> KnnGraph:
         """Connect every row to its k most similar other rows.
 
@@ -86,6 +88,11 @@ class KnnGraph:
             metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (negative squared distance).
             min_recall: In (0, 1]. An approximate search probes more until this share of the true
                 neighbours of a sample of 200 rows is found; ``metadata`` has the recall and effort.
+            duplicates: ``"keep"``: rows that are exactly equal are neighbours like others, and may
+                fill each other's lists. ``"link"``: the graph joins distinct rows only (within
+                classes: of a class), and every further copy has a single edge, to the first row
+                equal to it; ``metadata["copies"]`` is their number. `symmetrized` adds the edges
+                back.
 
         Raises:
             TypeError: Features that are not floating, labels that are not integers.
@@ -93,28 +100,51 @@ class KnnGraph:
                 backend or metric, faiss missing, a recall out of the backend's reach.
         """
         rows = _neighbours.rows_of(features)
-        num_rows = rows.shape[0]
         if metric not in {"cosine", "ip", "l2"}:
             raise ValueError(f"metric: expected 'cosine', 'ip' or 'l2', got {metric!r}")
         if k < 1:
             raise ValueError(f"k: expected at least 1 neighbour, got {k}")
         if not 0 < min_recall <= 1:
             raise ValueError(f"min_recall: expected a number in (0, 1], got {min_recall}")
-        backend = "exact" if labels is not None else _neighbours.choose_backend(backend, num_rows)
-        metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": backend}
-        if labels is not None:
+        if duplicates not in {"keep", "link"}:
+            raise ValueError(f"duplicates: expected 'keep' or 'link', got {duplicates!r}")
+        classes = None if labels is None else _as_labels(labels, rows.shape[0])
+        _check_finite(rows, classes)
+        if duplicates == "keep":
+            return cls._search(rows, k, classes, backend, metric, min_recall)
+        first = _copies.first_equals(rows, classes)
+        is_first = first == torch.arange(len(first))
+        kept = None if classes is None else classes[is_first]
+        distinct = rows[is_first.to(rows.device)]
+        graph = cls._search(distinct, k, kept, backend, metric, min_recall)
+        arrays = (graph.crow_indices, graph.col_indices, graph.values)
+        metadata = {**graph.metadata, "copies": len(first) - len(distinct)}
+        return cls(*_copies.link(arrays, first, rows, metric), None, metadata)
+
+    @classmethod
+    def _search(
+        cls,
+        rows: Tensor,
+        k: int,
+        classes: Tensor | None,
+        backend: str,
+        metric: str,
+        min_recall: float,
+    ) -> KnnGraph:
+        num_rows = rows.shape[0]
+        metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": "exact"}
+        if classes is not None:
             metadata["within_class"] = True
-            classes = _as_labels(labels, num_rows)
-            _check_finite(rows, classes >= 0)
-            crow, col, values = _neighbours.search_within(rows, k, classes, metric)
-            return cls(crow, col, values, None, metadata)
+            return cls(*_neighbours.search_within(rows, k, classes, metric), None, metadata)
+        metadata["backend"] = _neighbours.choose_backend(backend, num_rows)
         if k >= num_rows:
             raise ValueError(
-                f"k: expected fewer neighbours than rows (no row is its own neighbour), got k={k} "
-                f"for {num_rows} rows"
+                f"k: expected fewer neighbours than rows (no row is its own neighbour, nor a copy "
+                f"with duplicates='link'), got k={k} for {num_rows} rows"
             )
-        _check_finite(rows)
-        indices, similarities, facts = _neighbours.search(rows, k, metric, backend, min_recall)
+        indices, similarities, facts = _neighbours.search(
+            rows, k, metric, metadata["backend"], min_recall
+        )
         return replace(cls.from_knn(indices, similarities), metadata=metadata | facts)
 
     @classmethod
@@ -171,6 +201,47 @@ class KnnGraph:
     def to(self, device: torch.device | str) -> KnnGraph:
         """Copy of the graph on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+
+    def mutual(self) -> KnnGraph:
+        """Keep the edges whose reverse is an edge too: rows that are among *each other's* nearest.
+
+        Nodes may become isolated. Hubs lose the rows that are near to everything.
+
+        Raises:
+            ValueError: A graph that is normalised already.
+
+        Example:
+            >>> import torch
+            >>> from fclearn import KnnGraph
+            >>> features = torch.tensor([[0.0], [1.0], [3.0]])
+            >>> graph = KnnGraph.build(features, k=1, metric="l2")  # 0 -> 1, 1 -> 0, 2 -> 1
+            >>> graph.mutual().num_edges, graph.symmetrized().num_edges
+            (2, 4)
+        """
+        return self._variant("mutual", _csr.mutual_edges)
+
+    def symmetrized(self) -> KnnGraph:
+        """Add the reverse of every edge; a pair joined twice keeps the mean of its similarities.
+
+        Neighbours of a node come in the order of their ids, no longer best first.
+
+        Raises:
+            ValueError: A graph that is normalised already.
+        """
+        return self._variant("symmetrized", _csr.union_with_reverse)
+
+    def _variant(
+        self,
+        name: str,
+        change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    ) -> KnnGraph:
+        if self.mode is not None:
+            raise ValueError(
+                f"{name}: expected a graph of similarities, got a normalised one "
+                f"(mode={self.mode!r}); call it before normalize()"
+            )
+        arrays = change(self.crow_indices, self.col_indices, self.values)
+        return KnnGraph(*arrays, None, {**self.metadata, "variant": name})
 
     def normalize(self, temperature: float = 0.05, mode: str = "row") -> KnnGraph:
         r"""Turn similarities into the weights of a walk.
@@ -309,11 +380,11 @@ class KnnGraph:
         return f"KnnGraph({text})"
 
 
-def _check_finite(rows: Tensor, wanted: Tensor | None = None) -> None:
+def _check_finite(rows: Tensor, classes: Tensor | None) -> None:
     """What the kernels refuse, as a ValueError that names the caller's row."""
     bad = (~rows.isfinite()).any(1)
-    if wanted is not None:
-        bad &= wanted.to(bad.device)
+    if classes is not None:
+        bad &= (classes >= 0).to(bad.device)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise ValueError(f"features: expected finite numbers, got a NaN or infinity in row {row}")
