@@ -21,6 +21,8 @@ from interleave import run_interleaved
 # (rows, dim, neighbours)
 SMOKE = [(600, 32, 8)]
 FULL = [(50_000, 128, 32), (20_000, 128, 32)]
+# (classes, rows of each, dim, neighbours)
+SEGMENTS = [(10_000, 10, 128, 8), (100, 1000, 128, 8)]
 _BLOCK = 1024
 
 
@@ -69,4 +71,45 @@ def test_knn_graph(benchmark, shape, peer):
         step,
         step if peer is ours else own,
         flops=float(rows) * rows * dim,
+    )
+
+
+def segments(features: Tensor, size: int, k: int) -> Tensor:
+    """The operator, which takes classes of any size."""
+    offsets = torch.arange(0, len(features) + 1, size)
+    return fcl_ext.knn_graph_segments(features, offsets, k)[0]
+
+
+def one_by_one(features: Tensor, size: int, k: int) -> Tensor:
+    """A call of our other operator per class."""
+    found = [
+        fcl_ext.knn_graph(part, k)[0] + i * size for i, part in enumerate(features.split(size))
+    ]
+    return torch.cat(found)
+
+
+def torch_bmm(features: Tensor, size: int, k: int) -> Tensor:
+    """A batched product and a top-k: only where all classes have one size."""
+    unit = F.normalize(features, dim=1).view(-1, size, features.shape[1])
+    similarities = unit @ unit.mT
+    similarities.diagonal(dim1=1, dim2=2).fill_(-2.0)
+    first = torch.arange(0, len(features), size)[:, None, None]
+    return (similarities.topk(k, dim=2).indices + first).flatten(0, 1)
+
+
+@pytest.mark.parametrize("case", SEGMENTS, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("peer", [segments, one_by_one, torch_bmm], ids=lambda f: f.__name__)
+def test_knn_graph_segments(benchmark, case, peer):
+    classes, size, dim, k = case
+    features = torch.randn(classes * size, dim, generator=torch.Generator().manual_seed(0))
+    step, own = (functools.partial(f, features, size, k) for f in (peer, segments))
+    expected = torch_bmm(features, size, k).sort(1).values
+    assert (step().long().sort(1).values == expected).float().mean() > 0.999
+    benchmark.group = f"knn_graph_segments float32 {classes} classes of {size}x{dim}, k={k}"
+    run_interleaved(
+        benchmark,
+        "ours" if peer is segments else peer.__name__,
+        step,
+        step if peer is segments else own,
+        flops=float(classes) * size * size * dim,
     )
