@@ -87,4 +87,8 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "-> (Tensor order, Tensor crow_indices, Tensor col_indices, Tensor edge_order)");
   // Exact k nearest other rows by "cosine", "ip" or "l2" (negative squared distance), best first.
   m.def("knn_graph(Tensor features, int k, str metric) -> (Tensor indices, Tensor similarities)");
+  // The same within consecutive segments of rows, S + 1 offsets; -1 and 0 where there are too few.
+  m.def(
+      "knn_graph_segments(Tensor features, Tensor offsets, int k, str metric) "
+      "-> (Tensor indices, Tensor similarities)");
 }

@@ -302,3 +302,13 @@ def knn_graph(features: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """Exact nearest other rows: indices (N, k) int32 and similarities (N, k), best first."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.knn_graph.default(features, k, metric)
     return out
+
+
+def knn_graph_segments(
+    features: Tensor, offsets: Tensor, k: int, metric: str
+) -> tuple[Tensor, Tensor]:
+    """Exact nearest other rows of the same segment, (N, k); -1 and 0 where there are too few."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.knn_graph_segments.default(
+        features, offsets, k, metric
+    )
+    return out

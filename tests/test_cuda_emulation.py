@@ -105,7 +105,7 @@ def test_neighbours(sample, metric, dtype):
 
 @pytest.mark.parametrize("metric", test_knn_graph.METRICS)
 def test_neighbours_ties(metric):
-    test_knn_graph.test_ties_go_to_the_lower_index(k=37, metric=metric, device="cpu")
+    test_knn_graph.test_ties_go_to_the_lower_index(400, 37, metric, "cpu")
 
 
 def test_neighbours_zero_rows():

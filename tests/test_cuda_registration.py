@@ -36,7 +36,7 @@ needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this t
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 15
+    assert len(OPERATORS) == 16
 
 
 @needs_cuda_torch
@@ -97,6 +97,7 @@ def _calls():
         "csr_transpose": ((crow, col, 7), [(8,), (9,), (9,)]),
         "graph_prepare": ((crow, col), [(5,), (6,), (9,), (9,)]),
         "knn_graph": ((x, 2, "cosine"), [(5, 2), (5, 2)]),
+        "knn_graph_segments": ((x, crow, 2, "cosine"), [(5, 2), (5, 2)]),
     }
 
 

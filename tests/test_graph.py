@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from fclearn import KnnGraph, _neighbours
+from fclearn import KnnGraph, _approximate, _neighbours
 from support import DEVICES
 
 
@@ -71,11 +71,22 @@ def test_within_class_graph_of_all_sizes(device):
     assert repr(graph).startswith(f"KnnGraph(num_nodes=60, num_edges={int(degree.sum())}, mode=No")
 
 
-def test_within_class_graph_of_singletons_only():
+@pytest.mark.parametrize("labels", [np.arange(4), np.full(4, -1)])
+def test_within_class_graph_without_edges(labels):
     features = _features(4, 3)
-    graph = KnnGraph.build(features, 2, labels=np.arange(4)).normalize()
+    graph = KnnGraph.build(features, 2, labels=labels).normalize()
     assert graph.num_edges == 4
     torch.testing.assert_close(graph.walk(features), features)
+
+
+def test_within_class_graph_of_no_rows_and_of_rows_without_a_class():
+    assert KnnGraph.build(_features(0, 3), 2, labels=np.zeros(0, np.int64)).num_nodes == 0
+    features = _features(5, 3)
+    features[2] = torch.nan  # has no class, so nothing reads it
+    graph = KnnGraph.build(features, 9, labels=np.array([8, 8, -5, 8, -1]))
+    assert graph.crow_indices.tolist() == [0, 2, 4, 4, 6, 6]
+    assert sorted(graph.col_indices.tolist()) == [0, 0, 1, 1, 3, 3]
+    assert graph.col_indices.dtype == torch.int32
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
@@ -94,19 +105,52 @@ def test_arrays_and_memory_maps(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-@pytest.mark.parametrize("rows", [50, 8000])
-def test_faiss_backend(rows, metric):
+@pytest.mark.parametrize(
+    ("backend", "rows", "index"),
+    [("faiss", 50, "flat"), ("faiss", 4000, "ivf"), ("hnsw", 50, "hnsw"), ("hnsw", 2000, "hnsw")],
+)
+def test_faiss_backends(backend, rows, index, metric):
     pytest.importorskip("faiss")
     features = _features(rows, 8, dtype=torch.float32)
-    graph = KnnGraph.build(features, 4, backend="faiss", metric=metric)
+    graph = KnnGraph.build(features, 4, backend=backend, metric=metric, min_recall=0.9)
     exact = KnnGraph.build(features, 4, metric=metric)
-    assert graph.metadata["backend"] == "faiss"
-    assert graph.metadata["recall"] > 0.9
+    assert graph.metadata["backend"] == backend
+    assert graph.metadata["index"] == index
+    assert graph.metadata["recall"] >= 0.9
+    assert graph.metadata["recall_sample"] == min(rows, 200)
     same = graph.col_indices == exact.col_indices
-    assert same.float().mean() > 0.9
+    assert same.float().mean() > 0.85
     torch.testing.assert_close(graph.values[same], exact.values[same], rtol=1e-4, atol=1e-4)
     rows_of = torch.repeat_interleave(torch.arange(rows), 4)
     assert (graph.col_indices != rows_of).all()
+
+
+def test_effort_grows_until_the_recall_is_reached(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(_approximate, "_FIRST_PROBES", 1)
+    features = _features(3000, 16, dtype=torch.float32)
+    low, high, all_cells = (
+        KnnGraph.build(features, 4, backend="faiss", min_recall=recall).metadata
+        for recall in (0.2, 0.8, 1.0)
+    )
+    assert low["nprobe"] < high["nprobe"] < all_cells["nprobe"] <= all_cells["cells"]
+    assert 0.2 <= low["recall"] < high["recall"] <= all_cells["recall"] == 1.0
+    # A graph search that may look at next to nothing cannot reach it, and says what it reached.
+    monkeypatch.setattr(_approximate, "_FIRST_LIST", 1)
+    monkeypatch.setattr(_approximate, "_LONGEST_LIST", 1)
+    monkeypatch.setattr(_approximate, "_LINKS", 2)
+    with pytest.raises(ValueError, match=r"at least 1, but backend 'hnsw' reaches 0\.\d+"):
+        KnnGraph.build(features, 4, backend="hnsw", min_recall=1.0)
+
+
+def test_recall_counts_equals_of_the_true_neighbours():
+    # Ten copies of each row: any three of the nine others are right.
+    features = _features(20, 6, dtype=torch.float32).repeat(10, 1)
+    truth = _approximate._Truth(features, 3, "l2")
+    copies = torch.arange(200)[:, None] + 20 * torch.tensor([[7, 2, 5]])
+    assert truth.recall((copies % 200).numpy()) == 1.0
+    assert truth.recall(((copies + 1) % 200).numpy()) == 0.0
+    assert truth.recall(torch.full((200, 3), -1).numpy()) == 0.0
 
 
 def test_auto_backend(monkeypatch):
@@ -116,7 +160,7 @@ def test_auto_backend(monkeypatch):
     assert _neighbours.choose_backend("auto", 1000) == ("faiss" if has_faiss else "exact")
     monkeypatch.setattr(_neighbours.importlib.util, "find_spec", lambda _: None)
     assert _neighbours.choose_backend("auto", 1000) == "exact"
-    with pytest.raises(ValueError, match="'faiss' is not installed"):
+    with pytest.raises(ValueError, match="'faiss' needs faiss; pip install"):
         _neighbours.choose_backend("faiss", 5)
 
 
@@ -130,6 +174,96 @@ def test_table_with_padding():
     assert normalized.col_indices.tolist() == [1, 2, 0, 2]
     expected = torch.softmax(torch.tensor([0.5, 0.1]) / 0.2, 0).tolist()
     assert normalized.values.tolist() == pytest.approx([*expected, 1.0, 1.0])
+
+
+# --- variants ---
+
+
+def _edges(graph):
+    rows = torch.repeat_interleave(torch.arange(graph.num_nodes), graph.crow_indices.diff())
+    pairs = zip(rows.tolist(), graph.col_indices.tolist(), graph.values.tolist(), strict=True)
+    return {(i, j): value for i, j, value in pairs if j >= 0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    nodes=st.integers(0, 15),
+    edges=st.integers(0, 60),
+    padding=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_mutual_and_symmetrized_by_definition(nodes, edges, padding, seed):
+    edges = edges if nodes > 0 else 0
+    crow, col = random_csr(nodes, nodes, edges, padding=padding, seed=seed)
+    values = torch.arange(edges, dtype=torch.float64)
+    graph = KnnGraph.from_csr(crow, col, values)
+    rows = torch.repeat_interleave(torch.arange(nodes), crow.diff()).tolist()
+    given_edges = [e for e in zip(rows, col.tolist(), values.tolist(), strict=True) if e[1] >= 0]
+    pairs = {(i, j) for i, j, _ in given_edges}
+    mutual, union = graph.mutual(), graph.symmetrized()
+    assert mutual.num_edges == sum((j, i) in pairs for i, j, _ in given_edges)
+    assert set(_edges(mutual)) == {(i, j) for i, j in pairs if (j, i) in pairs}
+    expected = {}
+    for i, j in pairs | {(j, i) for i, j in pairs}:
+        known = [v for a, b, v in given_edges if (a, b) in {(i, j), (j, i)}]
+        expected[i, j] = pytest.approx(sum(known) / len(known))
+    assert _edges(union) == expected
+    assert union.num_edges == len(expected)
+
+
+def test_variants_of_a_knn_graph():
+    features = _features(80, 4)
+    graph = KnnGraph.build(features, 5)
+    mutual, union = graph.mutual(), graph.symmetrized()
+    before = _edges(graph)
+    assert _edges(mutual).items() <= before.items()
+    assert before.keys() <= _edges(union).keys()
+    for variant in (mutual, union):
+        dense = _dense(variant)
+        torch.testing.assert_close(dense, dense.T, rtol=0, atol=1e-15)
+        walked = variant.normalize().walk(features)
+        assert walked.isfinite().all()
+    assert mutual.num_edges < graph.num_edges < union.num_edges
+    assert mutual.metadata == {**graph.metadata, "variant": "mutual"}
+    with pytest.raises(ValueError, match=r"symmetrized: .*\(mode='row'\); call it before norm"):
+        graph.normalize().symmetrized()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_copies_are_linked_to_their_first(metric, dtype, device):
+    distinct = _features(30, 6).to(dtype)
+    place = torch.randint(0, 30, (90,), generator=torch.Generator().manual_seed(0))
+    place[:30] = torch.arange(30)
+    place = place[torch.randperm(90, generator=torch.Generator().manual_seed(1))]
+    features = distinct[place].to(device)
+    graph = KnnGraph.build(features, 4, metric=metric, duplicates="link").to("cpu")
+    firsts = [int((place == p).nonzero()[0]) for p in place]
+    seen = sorted(set(firsts))
+    alone = KnnGraph.build(distinct[place[seen]], 4, metric=metric)
+    expected = {(seen[i], seen[j]): value for (i, j), value in _edges(alone).items()}
+    got = _edges(graph)
+    links = {(i, first) for i, first in enumerate(firsts) if i != first}
+    assert {edge: got[edge] for edge in got.keys() - links} == pytest.approx(expected, rel=1e-6)
+    assert links <= got.keys()
+    for i, first in links:
+        size = float(features[i].double().square().sum())
+        assert got[i, first] == pytest.approx({"cosine": 1.0, "ip": size, "l2": 0.0}[metric])
+    assert graph.metadata["copies"] == 60
+
+
+def test_copies_within_classes_signed_zeros_and_zero_rows():
+    features = torch.tensor([[1.0, 0.0], [1.0, -0.0], [1.0, 0.0], [0.0, 0.0], [-0.0, 0.0]])
+    labels = np.array([0, 0, 1, -1, -1])
+    graph = KnnGraph.build(features, 2, labels=labels, duplicates="link")
+    assert _edges(graph) == {(1, 0): 1.0}
+    graph = KnnGraph.build(features, 1, duplicates="link")
+    assert _edges(graph) == {(0, 3): 0.0, (1, 0): 1.0, (2, 0): 1.0, (3, 0): 0.0, (4, 3): 0.0}
+    with pytest.raises(ValueError, match=r"nor a copy .*, got k=2 for 2 rows"):
+        KnnGraph.build(features, 2, duplicates="link")
+    with pytest.raises(ValueError, match="duplicates: expected 'keep' or 'link', got 'drop'"):
+        KnnGraph.build(features, 2, duplicates="drop")
 
 
 # --- normalising ---
@@ -391,8 +525,11 @@ def test_bad_build_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             build(*arguments)
-    with pytest.raises(ValueError, match="backend: expected 'auto', 'exact' or 'faiss', got 'x'"):
+    with pytest.raises(ValueError, match="expected 'auto', 'exact', 'faiss' or 'hnsw', got 'x'"):
         build(features, 2, backend="x")
+    for recall in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match=r"min_recall: expected a number in \(0, 1\], got"):
+            build(features, 2, min_recall=recall)
     with pytest.raises(ValueError, match="metric: expected 'cosine', 'ip' or 'l2', got 'dot'"):
         build(features, 2, metric="dot")
     with pytest.raises(ValueError, match=r"labels: expected shape \[6\], got \[5\]"):

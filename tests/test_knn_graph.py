@@ -20,15 +20,19 @@ OP = torch.ops.fcl.knn_graph.default
 
 METRICS = ["cosine", "ip", "l2"]
 
-# (rows, dim, k): around the blocks of 128 queries, 224 rows and every vector width.
+# (rows, dim, k): around one block of 224 rows and every vector width; then odd and even numbers of
+# blocks, which pair up differently, and lists long enough to hold every row.
 SAMPLES = [
     (2, 1, 1),
     (3, 5, 2),
     (17, 16, 16),
     (128, 33, 1),
     (129, 64, 7),
+    (224, 9, 5),
     (225, 130, 224),
+    (448, 6, 3),
     (700, 20, 32),
+    (1000, 5, 499),
 ]
 
 
@@ -78,13 +82,13 @@ def test_matches_definition(sample, metric, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("k", [1, 37, 399])
-def test_ties_go_to_the_lower_index(k, metric, device):
-    # Small integers: every similarity is exact, and many are equal.
+@pytest.mark.parametrize(("rows", "k"), [(400, 1), (700, 37), (700, 399)])
+def test_ties_go_to_the_lower_index(rows, k, metric, device):
+    # Small integers: every similarity is exact, and many are equal, within blocks and across.
     generator = torch.Generator().manual_seed(3)
-    features = torch.randint(-1, 2, (400, 4), generator=generator).float().to(device)
+    features = torch.randint(-1, 2, (rows, 4), generator=generator).float().to(device)
     if metric == "cosine":
-        features[:, :] = torch.eye(4, device=device)[torch.arange(400) % 4]
+        features[:, :] = torch.eye(4, device=device)[torch.arange(rows) % 4]
     indices, similarities = OP(features, k, metric)
     expected_indices, expected = reference.knn_graph(features.double(), k, metric=metric)
     torch.testing.assert_close(similarities.double(), expected, rtol=0, atol=1e-9)
@@ -129,18 +133,30 @@ def test_layouts_and_public_function(device):
         assert torch.equal(got[1], expected[1])
 
 
-def test_does_not_depend_on_the_number_of_threads_or_the_place_of_rows():
-    features = _features(1000, 24, torch.float32, "cpu")
+def test_ever_better_and_ever_worse_candidates():
+    # Rows on an arc: in one order every row met improves the list, in the other none does.
+    angles = torch.linspace(0, 1, 1000, dtype=torch.float64).square()
+    features = torch.stack([angles.cos(), angles.sin()], 1)
+    for rows in (features, features.flip(0)):
+        expected = reference.knn_graph(rows, 40, metric="ip")
+        indices, similarities = OP(rows, 40, "ip")
+        torch.testing.assert_close(similarities, expected[1], rtol=0, atol=1e-14)
+        assert (indices == expected[0]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("rows", [1000, 900])
+def test_does_not_depend_on_the_number_of_threads_or_the_place_of_rows(rows):
+    features = _features(rows, 24, torch.float32, "cpu")
     before = torch.get_num_threads()
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
         results.append(OP(features, 10, "cosine"))
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     # Moving rows to other blocks changes no similarity, not even its last bit.
-    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     moved_indices, moved = OP(features[order], 10, "cosine")
     assert torch.equal(moved, results[0][1][order])
     assert torch.equal(order[moved_indices.long()], results[0][0][order].long())
@@ -235,7 +251,7 @@ def test_overflowing_norms_are_named(metric):
 _ISA_SCRIPT = """
 import torch, fcl_ext
 torch.manual_seed(0)
-features = torch.randn(300, 37).double()
+features = torch.randn(500, 37).double()
 total = 0
 for metric in ("cosine", "ip", "l2"):
     indices, similarities = fcl_ext.knn_graph(features, 5, metric=metric)

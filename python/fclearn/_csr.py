@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CSR arithmetic on tensors: checks, row-wise softmax, self-loops, symmetrisation."""
+"""CSR arithmetic on tensors: checks, row-wise softmax, self-loops, symmetric variants."""
 
 from __future__ import annotations
 
@@ -114,3 +114,33 @@ def symmetrize(
     crow = offsets(torch.bincount(rows, minlength=num_nodes))
     scale = row_sums(weights, crow).rsqrt()
     return crow, cols.to(col_indices.dtype), weights * scale[rows] * scale[cols]
+
+
+def mutual_edges(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges whose reverse is an edge too, in their order; padding is dropped."""
+    num_nodes = crow_indices.shape[0] - 1
+    rows, cols = row_of_edge(crow_indices), col_indices.long()
+    keep = (cols >= 0) & torch.isin(rows * num_nodes + cols, cols * num_nodes + rows)
+    crow = offsets(torch.bincount(rows[keep], minlength=num_nodes))
+    return crow, col_indices[keep], values[keep]
+
+
+def union_with_reverse(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every edge in both directions, with the mean of the values there were for the pair.
+
+    Columns ascend within a row; padding is dropped.
+    """
+    num_nodes = crow_indices.shape[0] - 1
+    is_edge = col_indices >= 0
+    rows, cols = row_of_edge(crow_indices)[is_edge], col_indices.long()[is_edge]
+    keys = torch.cat([rows * num_nodes + cols, cols * num_nodes + rows])
+    unique, place, counts = torch.unique(keys, return_inverse=True, return_counts=True)
+    both = values[is_edge].repeat(2)
+    means = values.new_zeros(len(unique)).index_add(0, place, both) / counts
+    rows = torch.div(unique, max(num_nodes, 1), rounding_mode="floor")
+    crow = offsets(torch.bincount(rows, minlength=num_nodes))
+    return crow, (unique - rows * num_nodes).to(col_indices.dtype), means

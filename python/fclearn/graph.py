@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 import fcl_ext
 from fcl_ext import ops
 from fcl_ext.walk import DEFAULT_TOL
-from fclearn import _csr, _neighbours, _prepared, _solver
+from fclearn import _copies, _csr, _neighbours, _prepared, _solver
 from fclearn._files import replacing
 from fclearn.features import FeatureSource
 
@@ -74,6 +74,8 @@ class KnnGraph:
         labels: Tensor | np.ndarray | None = None,
         backend: str = "auto",
         metric: str = "cosine",
+        min_recall: float = 0.95,
+        duplicates: str = "keep",
     ) -> KnnGraph:
         """Connect every row to its k most similar other rows.
 
@@ -84,64 +86,70 @@ class KnnGraph:
             labels: Class per row, shape ``(N,)``, integers. Given: a *within-class* graph, every
                 row joined to rows of its own class only. Classes with at most k rows give
                 ``size - 1`` neighbours; single rows and rows with a negative label give none.
-            backend: ``"exact"``, ``"faiss"`` (flat when small, else an inverted file; the recall
-                on a sample goes to ``metadata["recall"]``), or ``"auto"``: exact up to 200,000
+            backend: ``"exact"``, ``"faiss"`` (flat when small, else an inverted file), ``"hnsw"``
+                (faiss; its result may differ from run to run), or ``"auto"``: exact up to 200,000
                 rows, then faiss if it is installed. Within-class graphs are always exact.
             metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (negative squared distance).
+            min_recall: In (0, 1]. An approximate search probes more until this share of the true
+                neighbours of a sample of 200 rows is found; ``metadata`` has the recall and effort.
+            duplicates: ``"keep"``: rows that are exactly equal are neighbours like others, and may
+                fill each other's lists. ``"link"``: the graph joins distinct rows only (within
+                classes: of a class), and every further copy has a single edge, to the first row
+                equal to it; ``metadata["copies"]`` is their number. `symmetrized` adds the edges
+                back.
 
         Raises:
             TypeError: Features that are not floating, labels that are not integers.
             ValueError: A wrong shape, k out of range, NaN or infinite features, an unknown
-                backend or metric, faiss missing.
+                backend or metric, faiss missing, a recall out of the backend's reach.
         """
         rows = _neighbours.rows_of(features)
-        num_rows = rows.shape[0]
         if metric not in {"cosine", "ip", "l2"}:
             raise ValueError(f"metric: expected 'cosine', 'ip' or 'l2', got {metric!r}")
         if k < 1:
             raise ValueError(f"k: expected at least 1 neighbour, got {k}")
-        backend = "exact" if labels is not None else _neighbours.choose_backend(backend, num_rows)
-        metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": backend}
-        if labels is not None:
-            metadata["within_class"] = True
-            return cls._within_classes(rows, k, _as_labels(labels, num_rows), metric, metadata)
-        if k >= num_rows:
-            raise ValueError(
-                f"k: expected fewer neighbours than rows (no row is its own neighbour), got k={k} "
-                f"for {num_rows} rows"
-            )
-        indices, similarities, recall = _search(rows, k, metric, backend)
-        if recall is not None:
-            metadata["recall"] = recall
-        return replace(cls.from_knn(indices, similarities), metadata=metadata)
+        if not 0 < min_recall <= 1:
+            raise ValueError(f"min_recall: expected a number in (0, 1], got {min_recall}")
+        if duplicates not in {"keep", "link"}:
+            raise ValueError(f"duplicates: expected 'keep' or 'link', got {duplicates!r}")
+        classes = None if labels is None else _as_labels(labels, rows.shape[0])
+        _check_finite(rows, classes)
+        if duplicates == "keep":
+            return cls._search(rows, k, classes, backend, metric, min_recall)
+        first = _copies.first_equals(rows, classes)
+        is_first = first == torch.arange(len(first))
+        kept = None if classes is None else classes[is_first]
+        distinct = rows[is_first.to(rows.device)]
+        graph = cls._search(distinct, k, kept, backend, metric, min_recall)
+        arrays = (graph.crow_indices, graph.col_indices, graph.values)
+        metadata = {**graph.metadata, "copies": len(first) - len(distinct)}
+        return cls(*_copies.link(arrays, first, rows, metric), None, metadata)
 
     @classmethod
-    def _within_classes(
-        cls, rows: Tensor, k: int, labels: Tensor, metric: str, metadata: dict[str, Any]
+    def _search(
+        cls,
+        rows: Tensor,
+        k: int,
+        classes: Tensor | None,
+        backend: str,
+        metric: str,
+        min_recall: float,
     ) -> KnnGraph:
-        order = torch.argsort(labels, stable=True)
-        sizes = torch.unique_consecutive(labels[order], return_counts=True)[1]
-        bounds = _csr.offsets(sizes).tolist()
-        degree = torch.zeros(len(labels), dtype=torch.int64)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for begin, end in pairwise(bounds):
-            members = order[begin:end]
-            if end - begin == 1 or labels[members[0]] < 0:
-                continue
-            place = members.to(rows.device)
-            wanted = min(k, end - begin - 1)
-            local, similarities, _ = _search(rows[place], wanted, metric, "exact", members)
-            degree[members] = wanted
-            found.append((members, members[local.cpu().long()], similarities.cpu()))
-        crow = _csr.offsets(degree)
-        col = torch.empty(int(crow[-1]), dtype=torch.int32)
-        values = torch.empty(len(col), dtype=found[0][2].dtype if found else torch.float32)
-        for members, others, similarities in found:
-            at = crow[members][:, None] + torch.arange(others.shape[1])
-            col[at] = others.to(torch.int32)
-            values[at] = similarities
-        device = rows.device
-        return cls(crow.to(device), col.to(device), values.to(device), None, metadata)
+        num_rows = rows.shape[0]
+        metadata: dict[str, Any] = {"metric": metric, "k": k, "backend": "exact"}
+        if classes is not None:
+            metadata["within_class"] = True
+            return cls(*_neighbours.search_within(rows, k, classes, metric), None, metadata)
+        metadata["backend"] = _neighbours.choose_backend(backend, num_rows)
+        if k >= num_rows:
+            raise ValueError(
+                f"k: expected fewer neighbours than rows (no row is its own neighbour, nor a copy "
+                f"with duplicates='link'), got k={k} for {num_rows} rows"
+            )
+        indices, similarities, facts = _neighbours.search(
+            rows, k, metric, metadata["backend"], min_recall
+        )
+        return replace(cls.from_knn(indices, similarities), metadata=metadata | facts)
 
     @classmethod
     def from_knn(cls, indices: Tensor, similarities: Tensor) -> KnnGraph:
@@ -201,6 +209,47 @@ class KnnGraph:
         arrays = {name: getattr(self, name).to(device) for name in _ARRAYS}
         prepared = None if self.prepared is None else self.prepared.to(device)
         return replace(self, **arrays, prepared=prepared)
+
+    def mutual(self) -> KnnGraph:
+        """Keep the edges whose reverse is an edge too: rows that are among *each other's* nearest.
+
+        Nodes may become isolated. Hubs lose the rows that are near to everything.
+
+        Raises:
+            ValueError: A graph that is normalised already.
+
+        Example:
+            >>> import torch
+            >>> from fclearn import KnnGraph
+            >>> features = torch.tensor([[0.0], [1.0], [3.0]])
+            >>> graph = KnnGraph.build(features, k=1, metric="l2")  # 0 -> 1, 1 -> 0, 2 -> 1
+            >>> graph.mutual().num_edges, graph.symmetrized().num_edges
+            (2, 4)
+        """
+        return self._variant("mutual", _csr.mutual_edges)
+
+    def symmetrized(self) -> KnnGraph:
+        """Add the reverse of every edge; a pair joined twice keeps the mean of its similarities.
+
+        Neighbours of a node come in the order of their ids, no longer best first.
+
+        Raises:
+            ValueError: A graph that is normalised already.
+        """
+        return self._variant("symmetrized", _csr.union_with_reverse)
+
+    def _variant(
+        self,
+        name: str,
+        change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    ) -> KnnGraph:
+        if self.mode is not None:
+            raise ValueError(
+                f"{name}: expected a graph of similarities, got a normalised one "
+                f"(mode={self.mode!r}); call it before normalize()"
+            )
+        arrays = change(self.crow_indices, self.col_indices, self.values)
+        return KnnGraph(*arrays, None, {**self.metadata, "variant": name})
 
     def normalize(self, temperature: float = 0.05, mode: str = "row") -> KnnGraph:
         r"""Turn similarities into the weights of a walk.
@@ -559,15 +608,17 @@ class KnnGraph:
         return f"KnnGraph({text})"
 
 
-def _search(
-    rows: Tensor, k: int, metric: str, backend: str, members: Tensor | None = None
-) -> tuple[Tensor, Tensor, float | None]:
-    """Search, with what the kernel refuses as a ValueError that names the caller's row."""
-    bad = (~rows.isfinite()).any(1).nonzero()
-    if len(bad) > 0:
-        row = int(bad[0] if members is None else members[bad[0]])
+def _check_finite(rows: Tensor, classes: Tensor | None) -> None:
+    """What the kernels refuse, as a ValueError that names the caller's row."""
+    finite = rows.isfinite()
+    if bool(finite.all()):
+        return
+    bad = ~finite.all(1)
+    if classes is not None:
+        bad &= (classes >= 0).to(bad.device)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
         raise ValueError(f"features: expected finite numbers, got a NaN or infinity in row {row}")
-    return _neighbours.search(rows, k, metric, backend)
 
 
 def _state_dtype(rows: Tensor) -> torch.dtype:

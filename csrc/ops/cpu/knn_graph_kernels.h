@@ -10,10 +10,8 @@
 
 namespace fcl::ops::cpu {
 
-// Rows of one block of queries, and of one block of the rows they are compared with: the two and
-// their product share the L2 cache.
-inline constexpr int64_t kKnnQueries = 128;
-inline constexpr int64_t kKnnRows = 224;
+// Most rows of a block: two blocks and their product share the L2 cache.
+inline constexpr int64_t kKnnBlock = 224;
 
 enum class KnnRefusal { kNone, kNotFinite, kTooLarge };
 
@@ -21,26 +19,51 @@ struct KnnProblem {
   Dtype dtype;  // storage; accumulation is float, or double for float64
   KnnMetric metric;
   const void* features;  // [num_rows, dim]
-  int64_t num_rows, dim, k;
+  int64_t num_rows, dim;
+  int64_t k;         // neighbours looked for: fewer than the rows of the largest segment
+  int64_t capacity;  // candidates kept per row, >= k
+  int64_t width;     // neighbours per row of the result, >= k
 };
 
-// All rows in the accumulation type, normalised for cosine: blocks of kKnnRows, each packed as
-// [padded dim / panel][kKnnRows][panel]; and their squared norms.
-struct KnnPacked {
-  void* rows;
-  void* squares;
+// Consecutive rows of one segment.
+struct KnnBlock {
+  int64_t begin, count;
+};
+
+// What is known of all rows. Packed rows are in the accumulation type, normalised for cosine.
+struct KnnTables {
+  void* rows;       // per block: [padded dim / panel][count][panel]
+  void* squares;    // [num_rows]: squared norms
+  void* keys;       // [num_rows, capacity]: candidates
+  void* bounds;     // [num_rows]: the key of the k-th best, 0 while fewer are known
+  int32_t* counts;  // [num_rows]: candidates
+};
+
+// Bytes of each table, and of the scratch memory of a thread.
+struct KnnBytes {
+  size_t rows, squares, keys, bounds, scratch;
 };
 
 struct KnnGraphKernels {
-  size_t (*packed_bytes)(const KnnProblem&);
-  size_t (*scratch_bytes)(const KnnProblem&);
-  // Packs one block. Returns why a row is refused, and which.
-  KnnRefusal (*pack)(const KnnProblem&, int64_t block, void* scratch, const KnnPacked&,
+  KnnBytes (*bytes)(const KnnProblem&);
+  // Packs a block and empties its lists. Returns why a row is refused, and which.
+  KnnRefusal (*pack)(const KnnProblem&, const KnnTables&, KnnBlock, void* scratch,
                      int64_t* refused);
-  // Neighbours of rows [begin, begin + count), count <= kKnnQueries, to indices and similarities
-  // [num_rows, k].
-  void (*search)(const KnnProblem&, const KnnPacked&, int64_t begin, int64_t count, void* scratch,
-                 int32_t* indices, void* similarities);
+  // Makes a block the columns of the products to come.
+  void (*load_columns)(const KnnProblem&, const KnnTables&, KnnBlock, void* scratch);
+  // Similarities of a block of rows to the columns, into the scratch memory. A block against itself
+  // leaves out the pairs of a row with itself.
+  void (*multiply)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
+                   void* scratch);
+  // Adds rows to the lists of the columns, and columns to the lists of the rows.
+  void (*offer_to_columns)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
+                           void* scratch);
+  void (*offer_to_rows)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
+                        void* scratch);
+  // Sorts the lists of a block into indices and similarities [num_rows, width], -1 and 0 where a
+  // segment has too few rows.
+  void (*finish)(const KnnProblem&, const KnnTables&, KnnBlock, int32_t* indices,
+                 void* similarities);
 };
 
 extern const KnnGraphKernels knn_graph_portable;

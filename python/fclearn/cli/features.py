@@ -88,7 +88,7 @@ def graph(
     ] = False,
     temperature: Annotated[float, typer.Option(help="Of the softmax over neighbours.")] = 0.05,
     mode: Annotated[str, typer.Option(help="row, symmetric or none (see KnnGraph).")] = "row",
-    backend: Annotated[str, typer.Option(help="auto, exact or faiss.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, exact, faiss or hnsw.")] = "auto",
     json: JsonFlag = False,
 ) -> None:
     """Connect every row of a store to its nearest rows, as weights of a random walk.

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// How knn_graph on the CPU lays out memory: the scratch memory of a thread, rows packed for the
+// products, and a block of them turned into columns. Internal to each ISA unit.
+#pragma once
+
+#include "common/tile.h"
+#include "ops/cpu/knn_graph_kernels.h"
+#include "ops/cpu/knn_graph_keys.h"
+
+namespace fcl::ops::cpu {
+namespace {
+
+template <typename T>
+constexpr T largest_finite() {
+  return sizeof(T) == 4 ? static_cast<T>(__FLT_MAX__) : static_cast<T>(__DBL_MAX__);
+}
+
+template <typename T>
+struct Workspace {
+  int64_t dim;    // padded to whole panels
+  T* columns;     // [kKnnBlock / kPanel][dim][kPanel]
+  T* products;    // [kKnnBlock rows][kKnnBlock columns]
+  T* squares;     // [kKnnBlock]: of the columns
+  T* thresholds;  // [kKnnBlock]: what a similarity must reach to enter the list of a column
+  size_t bytes;
+
+  Workspace(const KnnProblem& p, void* scratch) : dim(round_up(p.dim, kPanel<T>)) {
+    char* base = static_cast<char*>(scratch);
+    size_t used = 0;
+    auto take = [&](int64_t count) {
+      T* at = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
+      used += sizeof(T) * static_cast<size_t>(count);
+      return at;
+    };
+    columns = take(kKnnBlock * dim);
+    // Also holds a block of converted rows while packing.
+    products = take(kKnnBlock * (dim > kKnnBlock ? dim : kKnnBlock));
+    squares = take(kKnnBlock);
+    thresholds = take(kKnnBlock);
+    bytes = used;
+  }
+};
+
+// The packed rows of a block.
+template <typename T>
+inline T* packed_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock block) {
+  return static_cast<T*>(tables.rows) + block.begin * w.dim;
+}
+
+// Largest absolute value, NaN if there is one, and the sum of (x / unit)^2. Eight chains at a time:
+// a single one would wait for its own latency.
+template <typename T, typename S>
+double largest_size(const S* row, int64_t dim) {
+  double largest[8] = {};
+  for (int64_t begin = 0; begin < dim; begin += 8) {
+    const int64_t count = dim - begin < 8 ? dim - begin : 8;
+    for (int64_t j = 0; j < count; ++j) {
+      const double size = __builtin_fabs(static_cast<double>(load_as<T>(row + begin + j)));
+      largest[j] = size > largest[j] || size != size ? size : largest[j];
+    }
+  }
+  double all = 0;
+  for (double one : largest) all = one > all || one != one ? one : all;
+  return all;
+}
+template <typename T, typename S>
+double sum_of_squares(const S* row, int64_t dim, double unit) {
+  double sum[8] = {};
+  for (int64_t begin = 0; begin < dim; begin += 8) {
+    const int64_t count = dim - begin < 8 ? dim - begin : 8;
+    for (int64_t j = 0; j < count; ++j) {
+      const double x = static_cast<double>(load_as<T>(row + begin + j)) / unit;
+      sum[j] += x * x;
+    }
+  }
+  double all = 0;
+  for (double one : sum) all += one;
+  return all;
+}
+
+// Converts one row to T, normalised for cosine. The norm is taken relative to the largest entry, in
+// double, so neither tiny nor huge rows lose it.
+template <typename T, typename S>
+KnnRefusal convert_row(const KnnProblem& p, const S* from, T* to, T* square) {
+  const double largest = largest_size<T>(from, p.dim);
+  if (!(largest <= __DBL_MAX__)) return KnnRefusal::kNotFinite;
+  if (p.metric == KnnMetric::kCosine) {
+    // A zero row stays zero: similarity 0 to everything.
+    const double unit = largest > 0 ? largest : 1.0;
+    const double inverse =
+        largest > 0 ? 1.0 / __builtin_sqrt(sum_of_squares<T>(from, p.dim, unit)) : 1.0;
+    for (int64_t d = 0; d < p.dim; ++d) {
+      to[d] = static_cast<T>(static_cast<double>(load_as<T>(from + d)) / unit * inverse);
+    }
+    return KnnRefusal::kNone;
+  }
+  // Summed as the products are, so that l2 of equal rows is exactly 0.
+  T sum = 0;
+  for (int64_t d = 0; d < p.dim; ++d) {
+    to[d] = load_as<T>(from + d);
+    sum += to[d] * to[d];
+  }
+  *square = sum;
+  // Products and distances are at most four times this: none can overflow.
+  return sum <= largest_finite<T>() / 8 ? KnnRefusal::kNone : KnnRefusal::kTooLarge;
+}
+
+template <typename S>
+KnnRefusal pack_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock block, void* scratch,
+                      int64_t* refused) {
+  using T = typename Accumulate<S>::type;
+  const Workspace<T> w(p, scratch);
+  T* rows = w.products;
+  for (int64_t i = 0; i < block.count; ++i) {
+    const int64_t row = block.begin + i;
+    const KnnRefusal why = convert_row<T>(p, static_cast<const S*>(p.features) + row * p.dim,
+                                          rows + i * p.dim, static_cast<T*>(tables.squares) + row);
+    if (why != KnnRefusal::kNone) {
+      *refused = row;
+      return why;
+    }
+    static_cast<Key<T>*>(tables.bounds)[row] = 0;
+    tables.counts[row] = 0;
+  }
+  pack_rows<T>(rows, block.count, p.dim, block.count, packed_rows<T>(tables, w, block));
+  return KnnRefusal::kNone;
+}
+
+// Packed rows -> columns of the product; those that fill up a panel are zero.
+template <typename T>
+void load_columns_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock block,
+                        void* scratch) {
+  constexpr int L = kLanes<T>;
+  const Workspace<T> w(p, scratch);
+  const T* rows = packed_rows<T>(tables, w, block);
+  const int64_t padded = round_up(block.count, kPanel<T>);
+  for (int64_t begin = 0; begin < padded; begin += L) {
+    T* to = w.columns + begin / kPanel<T> * kPanel<T> * w.dim + begin % kPanel<T>;
+    for (int64_t d = 0; d < w.dim; d += L) {
+      const int64_t panel = d / kPanel<T> * block.count * kPanel<T> + d % kPanel<T>;
+      Vec<T> square[L];
+      for (int64_t i = 0; i < L; ++i) {
+        const int64_t row = begin + i;
+        square[i] = row < block.count ? load(rows + panel + row * kPanel<T>) : Vec<T>{};
+      }
+      transpose<T>(square);
+      for (int64_t j = 0; j < L; ++j) store(to + (d + j) * kPanel<T>, square[j]);
+    }
+  }
+  const T* squares = static_cast<const T*>(tables.squares) + block.begin;
+  const bool need_squares = p.metric == KnnMetric::kSquaredL2;
+  for (int64_t q = 0; q < padded; ++q) {
+    w.squares[q] = need_squares && q < block.count ? squares[q] : T(0);
+  }
+}
+
+}  // namespace
+}  // namespace fcl::ops::cpu
