@@ -5,7 +5,6 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <cstdint>
@@ -13,6 +12,7 @@
 #include <string>
 
 #include "common/half.h"
+#include "common/require.h"
 
 namespace fcl {
 
@@ -42,19 +42,19 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, const
     if (!known.empty()) known += ", ";
     known += size < 0 ? "*" : std::to_string(size);
   }
-  STD_TORCH_CHECK(false, "fcl::", op, ": expected ", name, " of shape ", letters, " = [", known,
-                  "], got ", shape_string(t));
+  FCL_REQUIRE(false, "fcl::", op, ": expected ", name, " of shape ", letters, " = [", known,
+              "], got ", shape_string(t));
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
-  STD_TORCH_CHECK(t.scalar_type() == expected, "fcl::", op, ": expected ", name, " of dtype ",
-                  torch::headeronly::toString(expected), ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  FCL_REQUIRE(t.scalar_type() == expected, "fcl::", op, ": expected ", name, " of dtype ",
+              torch::headeronly::toString(expected), ", got ",
+              torch::headeronly::toString(t.scalar_type()));
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& t,
                               const Tensor& reference) {
-  STD_TORCH_CHECK(
+  FCL_REQUIRE(
       t.is_cpu() == reference.is_cpu() && t.get_device_index() == reference.get_device_index(),
       "fcl::", op, ": expected ", name, " on the same device as the other tensors");
 }
@@ -71,9 +71,9 @@ inline Dtype check_floating(const char* op, const char* name, const Tensor& t) {
     case ScalarType::Half:
       return Dtype::kFloat16;
     default:
-      STD_TORCH_CHECK(false, "fcl::", op, ": expected ", name,
-                      " of dtype float32, float64, bfloat16 or float16, got ",
-                      torch::headeronly::toString(t.scalar_type()));
+      FCL_REQUIRE(false, "fcl::", op, ": expected ", name,
+                  " of dtype float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(t.scalar_type()));
   }
 }
 
@@ -83,8 +83,8 @@ inline ScalarType accumulate_type(Dtype dtype) {
 }
 
 inline void check_positive_finite(const char* op, const char* name, double value) {
-  STD_TORCH_CHECK(std::isfinite(value) && value > 0, "fcl::", op, ": expected ", name,
-                  " > 0 and finite, got ", value);
+  FCL_REQUIRE(std::isfinite(value) && value > 0, "fcl::", op, ": expected ", name,
+              " > 0 and finite, got ", value);
 }
 
 }  // namespace fcl

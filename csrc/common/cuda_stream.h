@@ -22,7 +22,7 @@ class CudaScope {
  public:
   explicit CudaScope(const Tensor& t) : guard_(t.get_device_index()) {
     const cudaError_t error = cudaSetDevice(t.get_device_index());
-    STD_TORCH_CHECK(error == cudaSuccess, "fcl: CUDA error: ", cudaGetErrorString(error));
+    FCL_REQUIRE(error == cudaSuccess, "fcl: CUDA error: ", cudaGetErrorString(error));
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);

@@ -23,12 +23,12 @@ inline CsrShape check_class_walk(const Tensor& crow_indices, const Tensor& col_i
   check_dtype(op, "labels", labels, ScalarType::Long);
   check_shape(op, "labels", labels, "[N]", {shape.num_rows});
   check_same_device(op, "labels", labels, crow_indices);
-  STD_TORCH_CHECK(num_classes >= 0 && num_classes <= INT32_MAX, "fcl::", op,
-                  ": expected num_classes in [0, 2^31), got ", num_classes);
-  STD_TORCH_CHECK(damping > 0 && damping < 1, "fcl::", op,
-                  ": expected damping in the open interval (0, 1), got ", damping);
-  STD_TORCH_CHECK(drop >= 0 && drop < 1, "fcl::", op, ": expected drop in [0, 1), got ", drop);
-  STD_TORCH_CHECK(num_steps >= 0, "fcl::", op, ": expected num_steps >= 0, got ", num_steps);
+  FCL_REQUIRE(num_classes >= 0 && num_classes <= INT32_MAX, "fcl::", op,
+              ": expected num_classes in [0, 2^31), got ", num_classes);
+  FCL_REQUIRE(damping > 0 && damping < 1, "fcl::", op,
+              ": expected damping in the open interval (0, 1), got ", damping);
+  FCL_REQUIRE(drop >= 0 && drop < 1, "fcl::", op, ": expected drop in [0, 1), got ", drop);
+  FCL_REQUIRE(num_steps >= 0, "fcl::", op, ": expected num_steps >= 0, got ", num_steps);
   return shape;
 }
 

@@ -27,8 +27,7 @@ struct CompatLossShape {
 inline Reduction parse_reduction(const char* op, const std::string& name) {
   if (name == "none") return Reduction::kNone;
   if (name == "sum") return Reduction::kSum;
-  STD_TORCH_CHECK(name == "mean", "fcl::", op, ": expected reduction mean, sum or none, got ",
-                  name);
+  FCL_REQUIRE(name == "mean", "fcl::", op, ": expected reduction mean, sum or none, got ", name);
   return Reduction::kMean;
 }
 
@@ -44,19 +43,19 @@ inline CompatLossShape check_compat_loss(const char* op, const Tensor& embedding
   check_shape(op, "prototypes", prototypes, "[C, D]", {-1, d});
   check_same_device(op, "prototypes", prototypes, embeddings);
   const int64_t c = prototypes.size(0);
-  STD_TORCH_CHECK(c > 0 && d > 0, "fcl::", op,
-                  ": expected prototypes with at least one class and one dim, got shape ",
-                  shape_string(prototypes));
+  FCL_REQUIRE(c > 0 && d > 0, "fcl::", op,
+              ": expected prototypes with at least one class and one dim, got shape ",
+              shape_string(prototypes));
   check_dtype(op, "labels", labels, ScalarType::Long);
   check_shape(op, "labels", labels, "[N]", {n});
   check_same_device(op, "labels", labels, embeddings);
   check_positive_finite(op, "scale", options.scale);
-  STD_TORCH_CHECK(options.margin >= 0 && options.margin < 3.141592653589793, "fcl::", op,
-                  ": expected margin in [0, pi), got ", options.margin);
-  STD_TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1, "fcl::", op,
-                  ": expected label_smoothing in [0, 1], got ", options.label_smoothing);
-  STD_TORCH_CHECK(mean_prototype.has_value() == (options.label_smoothing > 0), "fcl::", op,
-                  ": mean_prototype is needed for label smoothing, and for nothing else");
+  FCL_REQUIRE(options.margin >= 0 && options.margin < 3.141592653589793, "fcl::", op,
+              ": expected margin in [0, pi), got ", options.margin);
+  FCL_REQUIRE(options.label_smoothing >= 0 && options.label_smoothing <= 1, "fcl::", op,
+              ": expected label_smoothing in [0, 1], got ", options.label_smoothing);
+  FCL_REQUIRE(mean_prototype.has_value() == (options.label_smoothing > 0), "fcl::", op,
+              ": mean_prototype is needed for label smoothing, and for nothing else");
   if (mean_prototype.has_value()) {
     check_dtype(op, "mean_prototype", *mean_prototype, ScalarType::Double);
     check_shape(op, "mean_prototype", *mean_prototype, "[D]", {d});
@@ -89,13 +88,13 @@ inline constexpr int64_t kLogitRows = 128;
 inline void check_compat_logits(const char* op, const std::optional<Tensor>& logits,
                                 const Tensor& embeddings, const CompatLossShape& shape) {
   if (!logits.has_value()) return;
-  STD_TORCH_CHECK(embeddings.is_cpu() && shape.dtype == Dtype::kFloat32, "fcl::", op,
-                  ": logits are kept on the CPU and in float32 only");
+  FCL_REQUIRE(embeddings.is_cpu() && shape.dtype == Dtype::kFloat32, "fcl::", op,
+              ": logits are kept on the CPU and in float32 only");
   check_dtype(op, "logits", *logits, ScalarType::Float);
   check_shape(op, "logits", *logits, "[N / 128 rounded up, C, 128]",
               {(shape.num_rows + kLogitRows - 1) / kLogitRows, shape.num_classes, kLogitRows});
   check_same_device(op, "logits", *logits, embeddings);
-  STD_TORCH_CHECK(logits->is_contiguous(), "fcl::", op, ": expected contiguous logits");
+  FCL_REQUIRE(logits->is_contiguous(), "fcl::", op, ": expected contiguous logits");
 }
 
 }  // namespace fcl::ops

@@ -18,12 +18,12 @@ struct CsrShape {
 // crow int64 [N + 1], col int32 or int64 [E], on one device. Entries are checked on the CPU only.
 inline CsrShape check_csr(const char* op, const Tensor& crow_indices, const Tensor& col_indices) {
   check_dtype(op, "crow_indices", crow_indices, ScalarType::Long);
-  STD_TORCH_CHECK(crow_indices.dim() == 1 && crow_indices.size(0) > 0, "fcl::", op,
-                  ": expected crow_indices of shape [N + 1], got ", shape_string(crow_indices));
+  FCL_REQUIRE(crow_indices.dim() == 1 && crow_indices.size(0) > 0, "fcl::", op,
+              ": expected crow_indices of shape [N + 1], got ", shape_string(crow_indices));
   const ScalarType index = col_indices.scalar_type();
-  STD_TORCH_CHECK(index == ScalarType::Int || index == ScalarType::Long, "fcl::", op,
-                  ": expected col_indices of dtype int32 or int64, got ",
-                  torch::headeronly::toString(index));
+  FCL_REQUIRE(index == ScalarType::Int || index == ScalarType::Long, "fcl::", op,
+              ": expected col_indices of dtype int32 or int64, got ",
+              torch::headeronly::toString(index));
   check_shape(op, "col_indices", col_indices, "[E]", {-1});
   check_same_device(op, "col_indices", col_indices, crow_indices);
   return {crow_indices.size(0) - 1, col_indices.size(0), index == ScalarType::Long};
@@ -33,11 +33,11 @@ inline CsrShape check_csr_transpose(const Tensor& crow_indices, const Tensor& co
                                     int64_t num_columns) {
   const char* op = "csr_transpose";
   const CsrShape shape = check_csr(op, crow_indices, col_indices);
-  STD_TORCH_CHECK(num_columns >= 0, "fcl::", op, ": expected num_columns >= 0, got ", num_columns);
-  STD_TORCH_CHECK(num_columns > 0 || shape.num_edges == 0, "fcl::", op,
-                  ": expected no edges in a matrix without columns, got ", shape.num_edges);
-  STD_TORCH_CHECK(shape.wide || shape.num_rows <= INT32_MAX, "fcl::", op,
-                  ": expected at most 2^31 - 1 rows with int32 col_indices, got ", shape.num_rows);
+  FCL_REQUIRE(num_columns >= 0, "fcl::", op, ": expected num_columns >= 0, got ", num_columns);
+  FCL_REQUIRE(num_columns > 0 || shape.num_edges == 0, "fcl::", op,
+              ": expected no edges in a matrix without columns, got ", shape.num_edges);
+  FCL_REQUIRE(shape.wide || shape.num_rows <= INT32_MAX, "fcl::", op,
+              ": expected at most 2^31 - 1 rows with int32 col_indices, got ", shape.num_rows);
   return shape;
 }
 

@@ -16,8 +16,8 @@ inline CsrShape check_graph_prepare(const Tensor& crow_indices, const Tensor& co
                                     const std::optional<Tensor>& order) {
   const char* op = "graph_prepare";
   const CsrShape shape = check_csr(op, crow_indices, col_indices);
-  STD_TORCH_CHECK(shape.num_rows <= INT32_MAX, "fcl::", op,
-                  ": expected at most 2^31 - 1 nodes, got ", shape.num_rows);
+  FCL_REQUIRE(shape.num_rows <= INT32_MAX, "fcl::", op, ": expected at most 2^31 - 1 nodes, got ",
+              shape.num_rows);
   if (order.has_value()) {
     check_dtype(op, "order", *order, ScalarType::Long);
     check_shape(op, "order", *order, "[N]", {shape.num_rows});

@@ -27,13 +27,13 @@ inline KnnShape check_knn_features(const char* op, const Tensor& features, int64
   const Dtype dtype = check_floating(op, "features", features);
   check_shape(op, "features", features, "[N, D]", {-1, -1});
   const int64_t n = features.size(0);
-  STD_TORCH_CHECK(features.size(1) > 0, "fcl::", op,
-                  ": expected features with at least one dim, got shape ", shape_string(features));
-  STD_TORCH_CHECK(n <= INT32_MAX, "fcl::", op, ": expected at most 2^31 - 1 features, got ", n);
+  FCL_REQUIRE(features.size(1) > 0, "fcl::", op,
+              ": expected features with at least one dim, got shape ", shape_string(features));
+  FCL_REQUIRE(n <= INT32_MAX, "fcl::", op, ": expected at most 2^31 - 1 features, got ", n);
   const bool cosine = metric == "cosine";
   const bool inner = metric == "ip";
-  STD_TORCH_CHECK(cosine || inner || metric == "l2", "fcl::", op,
-                  ": expected metric cosine, ip or l2, got ", metric);
+  FCL_REQUIRE(cosine || inner || metric == "l2", "fcl::", op,
+              ": expected metric cosine, ip or l2, got ", metric);
   return {dtype,
           cosine  ? KnnMetric::kCosine
           : inner ? KnnMetric::kInnerProduct
@@ -43,10 +43,10 @@ inline KnnShape check_knn_features(const char* op, const Tensor& features, int64
 
 inline KnnShape check_knn_graph(const Tensor& features, int64_t k, std::string_view metric) {
   const KnnShape shape = check_knn_features("knn_graph", features, k, metric);
-  STD_TORCH_CHECK(k >= 1 && k < shape.num_rows,
-                  "fcl::knn_graph: expected 1 <= k <= N - 1 (a row is not its own neighbour), got "
-                  "k = ",
-                  k, " for N = ", shape.num_rows);
+  FCL_REQUIRE(k >= 1 && k < shape.num_rows,
+              "fcl::knn_graph: expected 1 <= k <= N - 1 (a row is not its own neighbour), got "
+              "k = ",
+              k, " for N = ", shape.num_rows);
   return shape;
 }
 
@@ -58,20 +58,20 @@ inline KnnShape check_knn_graph_segments(const Tensor& features, const Tensor& o
   check_dtype(op, "offsets", offsets, ScalarType::Long);
   check_shape(op, "offsets", offsets, "[S + 1]", {-1});
   check_same_device(op, "offsets", offsets, features);
-  STD_TORCH_CHECK(offsets.size(0) > 0, "fcl::", op, ": expected offsets of shape [S + 1], got [0]");
-  STD_TORCH_CHECK(k >= 1, "fcl::", op, ": expected k >= 1, got ", k);
+  FCL_REQUIRE(offsets.size(0) > 0, "fcl::", op, ": expected offsets of shape [S + 1], got [0]");
+  FCL_REQUIRE(k >= 1, "fcl::", op, ": expected k >= 1, got ", k);
   return shape;
 }
 
 inline void check_knn_offsets(const int64_t* offsets, int64_t num_segments, int64_t num_rows) {
   const char* op = "knn_graph_segments";
-  STD_TORCH_CHECK(offsets[0] == 0 && offsets[num_segments] == num_rows, "fcl::", op,
-                  ": expected offsets from 0 to N = ", num_rows, ", got ", offsets[0], " to ",
-                  offsets[num_segments]);
+  FCL_REQUIRE(offsets[0] == 0 && offsets[num_segments] == num_rows, "fcl::", op,
+              ": expected offsets from 0 to N = ", num_rows, ", got ", offsets[0], " to ",
+              offsets[num_segments]);
   for (int64_t s = 0; s < num_segments; ++s) {
-    STD_TORCH_CHECK(offsets[s] <= offsets[s + 1], "fcl::", op,
-                    ": expected offsets that never decrease, got ", offsets[s + 1], " after ",
-                    offsets[s]);
+    FCL_REQUIRE(offsets[s] <= offsets[s + 1], "fcl::", op,
+                ": expected offsets that never decrease, got ", offsets[s + 1], " after ",
+                offsets[s]);
   }
 }
 

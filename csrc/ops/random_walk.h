@@ -42,13 +42,13 @@ inline WalkShape check_random_walk(const char* op, const Tensor& crow_indices,
   if (!float_values) check_dtype(op, "values", values, features.scalar_type());
   check_shape(op, "values", values, "[E]", {csr.num_edges});
   check_same_device(op, "values", values, crow_indices);
-  STD_TORCH_CHECK(damping > 0 && damping < 1, "fcl::", op,
-                  ": expected damping in the open interval (0, 1), got ", damping);
+  FCL_REQUIRE(damping > 0 && damping < 1, "fcl::", op,
+              ": expected damping in the open interval (0, 1), got ", damping);
   return {csr, dtype, features.size(1)};
 }
 
 inline void check_num_steps(const char* op, int64_t num_steps) {
-  STD_TORCH_CHECK(num_steps >= 0, "fcl::", op, ": expected num_steps >= 0, got ", num_steps);
+  FCL_REQUIRE(num_steps >= 0, "fcl::", op, ": expected num_steps >= 0, got ", num_steps);
 }
 
 // state: dtype of features, or bfloat16 beside float32 features.
@@ -61,20 +61,20 @@ inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tens
       check_random_walk(op, crow_indices, col_indices, values, features, damping);
   check_num_steps(op, num_steps);
   const bool is_float = shape.dtype == Dtype::kFloat32;
-  STD_TORCH_CHECK(is_float || shape.dtype == Dtype::kFloat64, "fcl::", op,
-                  ": expected features of dtype float32 or float64, got ",
-                  torch::headeronly::toString(features.scalar_type()));
+  FCL_REQUIRE(is_float || shape.dtype == Dtype::kFloat64, "fcl::", op,
+              ": expected features of dtype float32 or float64, got ",
+              torch::headeronly::toString(features.scalar_type()));
   if (!is_float || state.scalar_type() != ScalarType::BFloat16) {
     check_dtype(op, "state", state, features.scalar_type());
   }
   check_shape(op, "state", state, "[N, D]", {shape.csr.num_rows, shape.dim});
   check_same_device(op, "state", state, crow_indices);
-  STD_TORCH_CHECK(num_bf16_steps >= 0 && num_bf16_steps <= num_steps, "fcl::", op,
-                  ": expected num_bf16_steps in [0, num_steps = ", num_steps, "], got ",
-                  num_bf16_steps);
-  STD_TORCH_CHECK(num_bf16_steps == 0 || is_float, "fcl::", op,
-                  ": expected features of dtype float32 with num_bf16_steps > 0, got ",
-                  torch::headeronly::toString(features.scalar_type()));
+  FCL_REQUIRE(num_bf16_steps >= 0 && num_bf16_steps <= num_steps, "fcl::", op,
+              ": expected num_bf16_steps in [0, num_steps = ", num_steps, "], got ",
+              num_bf16_steps);
+  FCL_REQUIRE(num_bf16_steps == 0 || is_float, "fcl::", op,
+              ": expected features of dtype float32 with num_bf16_steps > 0, got ",
+              torch::headeronly::toString(features.scalar_type()));
   return shape;
 }
 
@@ -94,11 +94,11 @@ inline WalkShape check_random_walk_backward(const Tensor& crow_indices, const Te
 
 inline WalkNorm check_random_walk_tol(double tol, int64_t max_steps, std::string_view norm) {
   const char* op = "random_walk_tol";
-  STD_TORCH_CHECK(tol > 0 && tol < 1, "fcl::", op,
-                  ": expected tol in the open interval (0, 1), got ", tol);
-  STD_TORCH_CHECK(max_steps >= 1, "fcl::", op, ": expected max_steps >= 1, got ", max_steps);
-  STD_TORCH_CHECK(norm == "max" || norm == "sum", "fcl::", op, ": expected norm max or sum, got ",
-                  norm);
+  FCL_REQUIRE(tol > 0 && tol < 1, "fcl::", op, ": expected tol in the open interval (0, 1), got ",
+              tol);
+  FCL_REQUIRE(max_steps >= 1, "fcl::", op, ": expected max_steps >= 1, got ", max_steps);
+  FCL_REQUIRE(norm == "max" || norm == "sum", "fcl::", op, ": expected norm max or sum, got ",
+              norm);
   return norm == "max" ? WalkNorm::kMax : WalkNorm::kSum;
 }
 
@@ -181,15 +181,15 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
   const double weight = backend.operator_norm(graph, norm);
   const char* lines = norm == WalkNorm::kMax ? "row" : "column";
   // Rounded weights may sum to a little more than 1; the bound below counts that in.
-  STD_TORCH_CHECK(weight <= 1 + 1e-4, op, ": expected every ", lines,
-                  " of the graph to have absolute weights that sum to at most 1 (without that no "
-                  "error bound holds: normalise, or use num_steps), got ",
-                  weight);
+  FCL_REQUIRE(weight <= 1 + 1e-4, op, ": expected every ", lines,
+              " of the graph to have absolute weights that sum to at most 1 (without that no "
+              "error bound holds: normalise, or use num_steps), got ",
+              weight);
   const double contraction = damping * weight;
-  STD_TORCH_CHECK(contraction < 1, op, ": expected damping times the largest ", lines,
-                  " sum to be below 1, got ", damping, " * ", weight);
+  FCL_REQUIRE(contraction < 1, op, ": expected damping times the largest ", lines,
+              " sum to be below 1, got ", damping, " * ", weight);
   const double scale = backend.norm(graph, features, norm);
-  STD_TORCH_CHECK(std::isfinite(scale), op, ": expected finite features");
+  FCL_REQUIRE(std::isfinite(scale), op, ": expected finite features");
   const double epsilon = features.scalar_type() == ScalarType::Double
                              ? std::numeric_limits<double>::epsilon()
                              : static_cast<double>(std::numeric_limits<float>::epsilon());
@@ -206,9 +206,8 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
     if (t < 2) out = torch::stable::empty_like(features);
     const double difference = backend.step_difference(graph, state, features, damping, out, norm);
     state = out;
-    STD_TORCH_CHECK(std::isfinite(difference), op,
-                    ": expected finite values and features, but step ", t + 1,
-                    " gave a NaN or an infinity");
+    FCL_REQUIRE(std::isfinite(difference), op, ": expected finite values and features, but step ",
+                t + 1, " gave a NaN or an infinity");
     error = contraction / (1 - contraction) * difference;
     if (difference <= halved / 2) {
       halved = difference;
@@ -218,8 +217,8 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
         static_cast<double>(t - halved_at) > 2 * halving && difference <= 16 * epsilon * scale;
     if (error <= tol * scale || is_noise) return {state, t + 1};
   }
-  STD_TORCH_CHECK(false, op, ": expected to come within tol = ", tol, " in max_steps = ", max_steps,
-                  ", but the error bound is still ", error / scale);
+  FCL_REQUIRE(false, op, ": expected to come within tol = ", tol, " in max_steps = ", max_steps,
+              ", but the error bound is still ", error / scale);
 }
 
 }  // namespace fcl::ops

@@ -32,17 +32,17 @@ inline ReadoutShape check_softmax_readout(const char* op, const Tensor& embeddin
   check_shape(op, "prototypes", prototypes, "[C, D]", {-1, d});
   check_same_device(op, "prototypes", prototypes, embeddings);
   const int64_t c = prototypes.size(0);
-  STD_TORCH_CHECK(c > 0 && d > 0, "fcl::", op,
-                  ": expected prototypes with at least one class and one dim, got shape ",
-                  shape_string(prototypes));
+  FCL_REQUIRE(c > 0 && d > 0, "fcl::", op,
+              ": expected prototypes with at least one class and one dim, got shape ",
+              shape_string(prototypes));
   int64_t value_dim = d;
   if (values.has_value()) {
     check_dtype(op, "values", *values, embeddings.scalar_type());
     check_shape(op, "values", *values, "[C, Dv]", {c, -1});
     check_same_device(op, "values", *values, embeddings);
     value_dim = values->size(1);
-    STD_TORCH_CHECK(value_dim > 0, "fcl::", op, ": expected values with at least one dim, got ",
-                    shape_string(*values));
+    FCL_REQUIRE(value_dim > 0, "fcl::", op, ": expected values with at least one dim, got ",
+                shape_string(*values));
   }
   if (exclude.has_value()) {
     check_dtype(op, "exclude", *exclude, ScalarType::Long);

@@ -47,8 +47,8 @@ inline SparseReadoutShape check_sparse_readout(const Tensor& embeddings, const T
   check_int64_vector(op, "labels", labels, "[N]", shape.num_queries, embeddings);
   check_int64_vector(op, "crow_indices", crow_indices, "[L + 1]", -1, embeddings);
   check_int64_vector(op, "col_indices", col_indices, "[E]", -1, embeddings);
-  STD_TORCH_CHECK(crow_indices.size(0) > 0, "fcl::", op,
-                  ": expected crow_indices of shape [L + 1], got [0]");
+  FCL_REQUIRE(crow_indices.size(0) > 0, "fcl::", op,
+              ": expected crow_indices of shape [L + 1], got [0]");
   shape.num_labels = crow_indices.size(0) - 1;
   shape.num_edges = col_indices.size(0);
   if (log_weights.has_value()) {

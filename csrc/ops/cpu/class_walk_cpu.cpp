@@ -111,22 +111,22 @@ struct ClassWalk {
 template <typename Index>
 void check_entries(const ClassWalk<Index>& p) {
   for (int64_t row = 0; row < p.num_rows; ++row) {
-    STD_TORCH_CHECK(p.labels[row] < p.num_classes,
-                    "fcl::class_walk: expected labels below num_classes = ", p.num_classes,
-                    ", got ", p.labels[row], " at row ", row);
+    FCL_REQUIRE(p.labels[row] < p.num_classes,
+                "fcl::class_walk: expected labels below num_classes = ", p.num_classes, ", got ",
+                p.labels[row], " at row ", row);
     double sum = 0;
     for (int64_t e = p.crow[row]; e < p.crow[row + 1]; ++e) {
       if (p.col[e] < 0) continue;
       // Written so that a NaN is refused too.
-      STD_TORCH_CHECK(p.values[e] >= 0, "fcl::class_walk: expected values >= 0, got ", p.values[e],
-                      " at edge ", e);
+      FCL_REQUIRE(p.values[e] >= 0, "fcl::class_walk: expected values >= 0, got ", p.values[e],
+                  " at edge ", e);
       sum += static_cast<double>(p.values[e]);
     }
     // Rounded weights may sum to a little more than 1.
-    STD_TORCH_CHECK(sum <= 1 + 1e-4,
-                    "fcl::class_walk: expected every row of the graph to sum to at most 1 (no "
-                    "bound holds without that), got ",
-                    sum, " in row ", row);
+    FCL_REQUIRE(sum <= 1 + 1e-4,
+                "fcl::class_walk: expected every row of the graph to sum to at most 1 (no "
+                "bound holds without that), got ",
+                sum, " in row ", row);
   }
 }
 

@@ -96,9 +96,9 @@ std::vector<int64_t> excluded_classes(const CompatProblem& p) {
   for (int64_t i = 0; i < p.shape.num_rows; ++i) {
     const int64_t label = p.labels[i];
     const bool ignored = label == p.options.ignore_index;
-    STD_TORCH_CHECK(ignored || (label >= 0 && label < p.shape.num_classes),
-                    "fcl::compat_loss: expected labels in [0, ", p.shape.num_classes, "), got ",
-                    label, " in row ", i);
+    FCL_REQUIRE(ignored || (label >= 0 && label < p.shape.num_classes),
+                "fcl::compat_loss: expected labels in [0, ", p.shape.num_classes, "), got ", label,
+                " in row ", i);
     exclude[i] = ignored ? -1 : label;
   }
   return exclude;

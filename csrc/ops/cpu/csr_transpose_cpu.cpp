@@ -48,9 +48,8 @@ void check_columns(const char* op, const Index* col, int64_t num_edges, int64_t 
   if (ok) return;
   // Only a refused graph pays for the search. No exception may leave a parallel loop.
   for (int64_t e = 0; e < num_edges; ++e) {
-    STD_TORCH_CHECK(col[e] >= -1 && col[e] < num_columns, "fcl::", op,
-                    ": expected col_indices in [0, ", num_columns, ") or -1 (padding), got ",
-                    col[e], " at edge ", e);
+    FCL_REQUIRE(col[e] >= -1 && col[e] < num_columns, "fcl::", op, ": expected col_indices in [0, ",
+                num_columns, ") or -1 (padding), got ", col[e], " at edge ", e);
   }
 }
 
@@ -115,13 +114,13 @@ void check_csr_entries(const char* op, const Tensor& crow_indices, const Tensor&
   const int64_t* crow = crow_indices.const_data_ptr<int64_t>();
   const int64_t num_rows = crow_indices.size(0) - 1;
   const int64_t num_edges = col_indices.size(0);
-  STD_TORCH_CHECK(crow[0] == 0 && crow[num_rows] == num_edges, "fcl::", op,
-                  ": expected crow_indices to run from 0 to E = ", num_edges, ", got ", crow[0],
-                  " to ", crow[num_rows]);
+  FCL_REQUIRE(crow[0] == 0 && crow[num_rows] == num_edges, "fcl::", op,
+              ": expected crow_indices to run from 0 to E = ", num_edges, ", got ", crow[0], " to ",
+              crow[num_rows]);
   for (int64_t i = 0; i < num_rows; ++i) {
-    STD_TORCH_CHECK(crow[i] <= crow[i + 1], "fcl::", op,
-                    ": expected crow_indices that never decrease, got ", crow[i], " then ",
-                    crow[i + 1], " at row ", i);
+    FCL_REQUIRE(crow[i] <= crow[i + 1], "fcl::", op,
+                ": expected crow_indices that never decrease, got ", crow[i], " then ", crow[i + 1],
+                " at row ", i);
   }
   with_columns(col_indices,
                [&](const auto* col) { check_columns(op, col, num_edges, num_columns); });

@@ -109,9 +109,9 @@ std::vector<int64_t> inverse_of(const Tensor& order) {
   const int64_t count = order.size(0);
   std::vector<int64_t> place(count, -1);
   for (int64_t i = 0; i < count; ++i) {
-    STD_TORCH_CHECK(nodes[i] >= 0 && nodes[i] < count && place[nodes[i]] < 0,
-                    "fcl::graph_prepare: expected order to hold each of 0 .. ", count - 1,
-                    " once, got ", nodes[i], " at ", i);
+    FCL_REQUIRE(nodes[i] >= 0 && nodes[i] < count && place[nodes[i]] < 0,
+                "fcl::graph_prepare: expected order to hold each of 0 .. ", count - 1,
+                " once, got ", nodes[i], " at ", i);
     place[nodes[i]] = i;
   }
   return place;

@@ -63,12 +63,12 @@ void pack_all(const char* op, const KnnProblem& p, const KnnTables& tables, cons
     why[b] = kernels().pack(p, tables, plan.blocks[b].block, scratch, &row[b]);
   });
   for (int64_t b = 0; b < blocks; ++b) {
-    STD_TORCH_CHECK(why[b] != KnnRefusal::kNotFinite, "fcl::", op,
-                    ": expected finite features, got a NaN or an infinity in row ", row[b]);
-    STD_TORCH_CHECK(why[b] != KnnRefusal::kTooLarge, "fcl::", op,
-                    ": expected features whose squared norms do not overflow (scale them down, or "
-                    "use float64), got row ",
-                    row[b]);
+    FCL_REQUIRE(why[b] != KnnRefusal::kNotFinite, "fcl::", op,
+                ": expected finite features, got a NaN or an infinity in row ", row[b]);
+    FCL_REQUIRE(why[b] != KnnRefusal::kTooLarge, "fcl::", op,
+                ": expected features whose squared norms do not overflow (scale them down, or "
+                "use float64), got row ",
+                row[b]);
   }
 }
 

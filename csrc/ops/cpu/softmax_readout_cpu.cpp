@@ -38,8 +38,8 @@ ReadoutProblem make_problem(const ReadoutShape& shape, const Tensor& embeddings,
 void check_exclude_range(const ReadoutProblem& p) {
   if (p.exclude == nullptr) return;
   for (int64_t i = 0; i < p.num_rows; ++i) {
-    STD_TORCH_CHECK(p.exclude[i] < p.num_classes, "fcl::softmax_readout: expected labels below ",
-                    p.num_classes, " classes, got ", p.exclude[i], " in row ", i);
+    FCL_REQUIRE(p.exclude[i] < p.num_classes, "fcl::softmax_readout: expected labels below ",
+                p.num_classes, " classes, got ", p.exclude[i], " in row ", i);
   }
 }
 

@@ -27,20 +27,19 @@ const SparseReadoutKernels& kernels() {
 // Monotone crow within [0, edges] and columns in range; returns the largest set.
 int64_t check_sets(const char* op, const int64_t* crow, int64_t num_labels, const int64_t* col,
                    int64_t num_edges, int64_t num_columns) {
-  STD_TORCH_CHECK(crow[0] >= 0 && crow[num_labels] == num_edges, "fcl::", op,
-                  ": expected crow_indices from 0 to ", num_edges, ", got ", crow[0], " to ",
-                  crow[num_labels]);
+  FCL_REQUIRE(crow[0] >= 0 && crow[num_labels] == num_edges, "fcl::", op,
+              ": expected crow_indices from 0 to ", num_edges, ", got ", crow[0], " to ",
+              crow[num_labels]);
   int64_t largest = 0;
   for (int64_t l = 0; l < num_labels; ++l) {
-    STD_TORCH_CHECK(crow[l] <= crow[l + 1], "fcl::", op,
-                    ": expected crow_indices to be non-decreasing, got ", crow[l], " then ",
-                    crow[l + 1], " at ", l);
+    FCL_REQUIRE(crow[l] <= crow[l + 1], "fcl::", op,
+                ": expected crow_indices to be non-decreasing, got ", crow[l], " then ",
+                crow[l + 1], " at ", l);
     largest = std::max(largest, crow[l + 1] - crow[l]);
   }
   for (int64_t e = 0; e < num_edges; ++e) {
-    STD_TORCH_CHECK(col[e] >= 0 && col[e] < num_columns, "fcl::", op,
-                    ": expected col_indices in [0, ", num_columns, "), got ", col[e], " at edge ",
-                    e);
+    FCL_REQUIRE(col[e] >= 0 && col[e] < num_columns, "fcl::", op, ": expected col_indices in [0, ",
+                num_columns, "), got ", col[e], " at edge ", e);
   }
   return largest;
 }
@@ -72,8 +71,8 @@ std::tuple<Tensor, Tensor> sparse_readout(Tensor embeddings, Tensor rows, Tensor
   const int64_t largest = check_sets("sparse_readout", p.crow, shape.num_labels, p.col,
                                      shape.num_edges, shape.num_rows);
   for (int64_t i = 0; i < shape.num_queries; ++i) {
-    STD_TORCH_CHECK(p.labels[i] < shape.num_labels, "fcl::sparse_readout: expected labels below ",
-                    shape.num_labels, ", got ", p.labels[i], " in row ", i);
+    FCL_REQUIRE(p.labels[i] < shape.num_labels, "fcl::sparse_readout: expected labels below ",
+                shape.num_labels, ", got ", p.labels[i], " in row ", i);
   }
   const ScalarType accumulate = accumulate_type(shape.dtype);
   Tensor logsumexp = torch::stable::new_empty(embeddings, {shape.num_queries}, accumulate);
