@@ -97,3 +97,22 @@ def search_within(
     values[order] = similarities
     is_edge = columns >= 0
     return _csr.offsets(is_edge.sum(1)), columns[is_edge], values[is_edge]
+
+
+def labels_of(labels: Tensor | np.ndarray, num_rows: int) -> Tensor:
+    """Classes ``(N,)`` as int64 on the CPU, from integers in any form.
+
+    Args:
+        labels: One per row.
+        num_rows: N.
+
+    Raises:
+        TypeError: Labels that are not integers.
+        ValueError: Another number of them.
+    """
+    tensor = torch.as_tensor(np.asarray(labels)) if not isinstance(labels, Tensor) else labels
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise TypeError(f"labels: expected integers, got {tensor.dtype}")
+    if tuple(tensor.shape) != (num_rows,):
+        raise ValueError(f"labels: expected shape [{num_rows}], got {list(tensor.shape)}")
+    return tensor.cpu().long()

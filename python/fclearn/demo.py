@@ -46,6 +46,8 @@ class DemoConfig:
         new_dim: Dim of the new embedding; its first ``old_dim`` dims carry compatibility.
         method: How the new model is trained.
         train: Hyper-parameters of all three trainings.
+        old_clean_share: The old model's ``clean_share``: it was trained as models are, with every
+            image augmented, and nobody thought of an upgrade then.
     """
 
     num_old_classes: int = 100
@@ -57,6 +59,7 @@ class DemoConfig:
     new_dim: int = 256
     method: str = "ni-fcl"
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40))
+    old_clean_share: float = 0.0
 
 
 QUICK = DemoConfig(
@@ -172,7 +175,13 @@ class _Run:
         if not all(path.is_dir() for path in paths):
             assets = Assets(torch.from_numpy(self.old_data.labels))
             encoder = self._train(
-                "old", self.config.old_encoder, "independent", assets, self.old_data, dim
+                "old",
+                self.config.old_encoder,
+                "independent",
+                assets,
+                self.old_data,
+                dim,
+                replace(self.config.train, clean_share=self.config.old_clean_share),
             )
             self._embed(encoder, self.new_data, "old-train", dim)
             self._embed(encoder, self.test_data, "old-test", dim)
@@ -205,6 +214,7 @@ class _Run:
         assets: Assets,
         data: ImageDataset,
         dim: int,
+        train: TrainConfig | None = None,
     ) -> torch.nn.Module:
         # Equal models start from equal weights, so that methods differ in their losses only.
         with torch.random.fork_rng(devices=[]):
@@ -215,7 +225,7 @@ class _Run:
             encoder,
             losses,
             data,
-            self.config.train,
+            train or self.config.train,
             output_dir=self.output / name,
             progress=self.progress,
         ).fit()
