@@ -14,6 +14,7 @@
 #include "common/host.h"
 #include "ops/cpu/csr_host.h"
 #include "ops/cpu/random_walk_kernels.h"
+#include "ops/cpu/walk_panels.h"
 #include "ops/random_walk.h"
 
 namespace fcl::ops::cpu {
@@ -201,6 +202,9 @@ WalkGraph prepare(const char* op, const WalkShape& shape, const Tensor& crow, co
   return graph;
 }
 
+// Columns that fill a cache line: what a panel is made of.
+int64_t line_columns(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 16; }
+
 Tensor random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor features,
                    double damping, int64_t num_steps) {
   const char* op = "random_walk";
@@ -211,20 +215,16 @@ Tensor random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tenso
   // An operator's output must not be its input.
   if (num_steps == 0) return torch::stable::clone(contiguous(features));
   const Tensor start = as_state(features, accumulate_type(shape.dtype));
-  return torch::stable::to(walk_steps(CpuBackend(), graph, start, start, damping, num_steps),
-                           features.scalar_type());
+  const int64_t width = panel_width(graph, start, line_columns(state_dtype(start)), num_steps);
+  auto walk = [&](const Tensor& state, const Tensor& restart) {
+    return walk_steps(CpuBackend(), graph, state, restart, damping, num_steps);
+  };
+  const Tensor walked = width == 0 ? walk(start, start) : walk_panels(start, start, width, walk);
+  return torch::stable::to(walked, features.scalar_type());
 }
 
-// Steps of which the first `num_bf16_steps` store their result as bfloat16, the others as float.
-Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state,
-                          Tensor features, double damping, int64_t num_steps,
-                          int64_t num_bf16_steps) {
-  const WalkShape shape = check_random_walk_resume(crow_indices, col_indices, values, state,
-                                                   features, damping, num_steps, num_bf16_steps);
-  const WalkGraph graph = prepare("random_walk_resume", shape, crow_indices, col_indices, values);
-  const Tensor restart = contiguous(features);
-  // An operator's output must not be its input.
-  if (num_steps == 0) return torch::stable::clone(contiguous(state));
+Tensor resume(const WalkGraph& graph, const Tensor& state, const Tensor& restart, double damping,
+              int64_t num_steps, int64_t num_bf16_steps) {
   const CpuBackend backend;
   Tensor now =
       contiguous(num_bf16_steps > 0 ? torch::stable::to(state, ScalarType::BFloat16) : state);
@@ -243,6 +243,27 @@ Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values
     --left;
   }
   return walk_steps(backend, graph, now, restart, damping, left);
+}
+
+// Steps of which the first `num_bf16_steps` store their result as bfloat16, the others as float.
+Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state,
+                          Tensor features, double damping, int64_t num_steps,
+                          int64_t num_bf16_steps) {
+  const WalkShape shape = check_random_walk_resume(crow_indices, col_indices, values, state,
+                                                   features, damping, num_steps, num_bf16_steps);
+  const WalkGraph graph = prepare("random_walk_resume", shape, crow_indices, col_indices, values);
+  const Tensor restart = contiguous(features);
+  // An operator's output must not be its input.
+  if (num_steps == 0) return torch::stable::clone(contiguous(state));
+  auto walk = [&](const Tensor& from, const Tensor& to) {
+    return resume(graph, from, to, damping, num_steps, num_bf16_steps);
+  };
+  // What is bfloat16 has twice as many columns in a cache line.
+  const bool is_bf16 = num_bf16_steps > 0 || state.scalar_type() == ScalarType::BFloat16;
+  const int64_t unit = (is_bf16 ? 2 : 1) * line_columns(shape.dtype);
+  const int64_t width = panel_width(graph, restart, unit, num_steps);
+  state = contiguous(state);
+  return width == 0 ? walk(state, restart) : walk_panels(state, restart, width, walk);
 }
 
 std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_indices,
