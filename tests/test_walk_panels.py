@@ -76,6 +76,14 @@ def test_gradients_are_the_same(monkeypatch):
     assert torch.equal(*_both(monkeypatch, gradients))
 
 
+@pytest.mark.parametrize("dim", [1, 3, 7, 8, 12, 15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_do_not_know_how_many_they_are(dim, dtype):
+    arrays, features = _graph(dtype), _features(dtype=dtype)
+    alone = fcl_ext.random_walk(*arrays, features[:, :dim].contiguous(), num_steps=3)
+    assert torch.equal(alone, fcl_ext.random_walk(*arrays, features, num_steps=3)[:, :dim])
+
+
 @pytest.mark.parametrize("dim", [1, 7, 8, 9, 15, 16, 17, 31])
 @pytest.mark.parametrize("iterate_dtype", [None, torch.bfloat16])
 def test_rows_shorter_than_a_cache_line(dim, iterate_dtype):

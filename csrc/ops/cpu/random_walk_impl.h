@@ -97,11 +97,15 @@ void short_row(const TypedStep<T, Index>& s, int64_t row) {
     }
     for (int64_t d = 0; d < s.dim; ++d) total[d] += sum[d];
   }
-  for (int64_t d = 0; d < s.dim; ++d) {
-    T result = s.damping * total[d];
-    if (s.restart != nullptr) result += s.restart_weight * s.restart[row * s.dim + d];
-    s.out[row * s.dim + d] = result;
+  // As a vector, so that the compiler fuses the same multiplication as in row_panel: how wide a
+  // panel is must not show in the last bit.
+  Vec<T> result = s.damping * load(total);
+  if (s.restart != nullptr) {
+    T restart[kLanes<T>] = {};
+    for (int64_t d = 0; d < s.dim; ++d) restart[d] = s.restart[row * s.dim + d];
+    result += s.restart_weight * load(restart);
   }
+  for (int64_t d = 0; d < s.dim; ++d) s.out[row * s.dim + d] = result[d];
 }
 
 template <typename T, typename Index>
