@@ -33,6 +33,13 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state, "
       "Tensor grad_loss, float scale, float label_smoothing, bool normalize, int ignore_index, "
       "Tensor? logits=None) -> Tensor");
+  // Loss and both gradients (for a gradient of 1 to the loss) in one call, for reductions mean and
+  // sum: where a problem is small, calls cost more than arithmetic.
+  m.def(
+      "compat_loss_gradients(Tensor embeddings, Tensor prototypes, Tensor labels, "
+      "Tensor? mean_prototype, float scale, float margin, bool arcface, float label_smoothing, "
+      "bool normalize, int ignore_index, str reduction) "
+      "-> (Tensor loss, Tensor grad_embeddings, Tensor grad_prototypes)");
   // K1 over a sparse set of rows per label: CSR label -> rows of a bank (R, D), with log weights.
   // A negative label has the empty set: lse = -inf, mean = 0. With normalize bank rows count at
   // unit length.

@@ -18,6 +18,11 @@ from torch.autograd.function import once_differentiable
 from fcl_ext import ops
 from fcl_ext._logits import room_for_logits
 
+# Prototypes, and logits, up to so many numbers get their gradient in the forward call: on two
+# hundred classes a second call and what it takes to get there cost as much as the gradient. A
+# forward pass without a backward one then wastes a few microseconds.
+_SMALL = 2**18
+
 
 class CompatLoss(torch.autograd.Function):
     """``ops.compat_loss`` with gradients to embeddings and prototypes."""
@@ -38,6 +43,26 @@ class CompatLoss(torch.autograd.Function):
         reduction: str,
     ) -> Tensor:
         need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
+        ctx.dtype = embeddings.dtype
+        both = need_embeddings and need_prototypes and reduction != "none"
+        if both and prototypes.dim() == embeddings.dim() == 2:  # other shapes are refused below
+            num_classes, dim = prototypes.shape
+            if num_classes * max(dim, len(embeddings)) <= _SMALL:
+                loss, grad, grad_prototypes = ops.compat_loss_gradients(
+                    embeddings,
+                    prototypes,
+                    labels,
+                    mean_prototype,
+                    scale,
+                    margin,
+                    arcface,
+                    label_smoothing,
+                    normalize,
+                    ignore_index,
+                    reduction,
+                )
+                ctx.save_for_backward(grad, grad_prototypes)
+                return loss
         logits = room_for_logits(embeddings, prototypes) if need_prototypes else None
         loss, grad, unit, state = ops.compat_loss(
             embeddings,
@@ -60,7 +85,6 @@ class CompatLoss(torch.autograd.Function):
             ctx.save_for_backward(grad, rows, prototypes, labels, state, logits)
         else:
             ctx.save_for_backward(grad)
-        ctx.dtype = embeddings.dtype
         ctx.options = (scale, label_smoothing, normalize, ignore_index)
         return loss
 
@@ -74,7 +98,9 @@ class CompatLoss(torch.autograd.Function):
             per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
             grad_embeddings = (grad * per_row).to(ctx.dtype)
         grad_prototypes: Tensor | None = None
-        if need_prototypes:
+        if len(rest) == 1:
+            grad_prototypes = (rest[0] * grad_loss).to(ctx.dtype)
+        elif need_prototypes:
             rows, prototypes, labels, state, logits = rest
             scale, label_smoothing, normalize, ignore_index = ctx.options
             grad_prototypes = ops.compat_loss_backward(

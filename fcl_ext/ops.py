@@ -124,6 +124,36 @@ def compat_loss_backward(
     return out
 
 
+def compat_loss_gradients(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    mean_prototype: Tensor | None,
+    scale: float,
+    margin: float,
+    arcface: bool,
+    label_smoothing: float,
+    normalize: bool,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, its gradient to embeddings (N, D) and to prototypes (C, D)."""
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.compat_loss_gradients.default(
+        embeddings,
+        prototypes,
+        labels,
+        mean_prototype,
+        scale,
+        margin,
+        arcface,
+        label_smoothing,
+        normalize,
+        ignore_index,
+        reduction,
+    )
+    return out
+
+
 def sparse_readout(
     embeddings: Tensor,
     rows: Tensor,

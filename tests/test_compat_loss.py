@@ -16,6 +16,7 @@ from support import DEVICES, DTYPES, error, error_budget
 
 OP = torch.ops.fcl.compat_loss.default
 BACKWARD = torch.ops.fcl.compat_loss_backward.default
+GRADIENTS = torch.ops.fcl.compat_loss_gradients.default
 IGNORED = -100
 
 # (margin, arcface, label smoothing, normalize)
@@ -115,6 +116,50 @@ def test_reductions(options, reduction, device):
         *(10.0, smoothing, normalize, IGNORED),
     )
     torch.testing.assert_close(grad_prototypes, exact_grads[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_all_in_one_call_is_the_same(options, reduction, dtype, device):
+    x, w, labels = _inputs((66, 9, 40), dtype, device)
+    margin, arcface, smoothing, normalize = options
+    mean = _mean_prototype(w, normalize, smoothing)
+    loss, grad, grad_prototypes = GRADIENTS(
+        *(x, w, labels, mean, 10.0, margin, arcface, smoothing, normalize, IGNORED, reduction)
+    )
+    expected_loss, expected_grad, unit, state = _call(x, w, labels, options, reduction)
+    expected = BACKWARD(
+        *(unit if normalize else x, w, labels, state, torch.ones_like(loss)),
+        *(10.0, smoothing, normalize, IGNORED),
+    )
+    assert torch.equal(loss, expected_loss)
+    assert torch.equal(grad, expected_grad)
+    # Logits that were kept are rounded once; those computed again are not.
+    torch.testing.assert_close(grad_prototypes, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_in_one_call_needs_a_scalar_loss():
+    x, w, labels = _inputs((3, 4, 5), torch.float32, "cpu")
+    with pytest.raises(RuntimeError, match="expected reduction mean or sum, got none"):
+        GRADIENTS(x, w, labels, None, 10.0, 0.0, False, 0.0, True, IGNORED, "none")
+
+
+@pytest.mark.parametrize("small", [0, 2**18], ids=["two calls", "one call"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_small_and_large_problems_have_one_gradient(small, reduction, monkeypatch):
+    monkeypatch.setattr(_compat_function, "_SMALL", small)
+    x, w, labels = _inputs((66, 9, 40), torch.float64, "cpu")
+    leaves = [t.requires_grad_() for t in (x, w)]
+    loss = fcl_ext.compat_loss(*leaves, labels, scale=10.0, reduction=reduction)
+    grads = torch.autograd.grad(3 * loss, leaves, retain_graph=True)
+    expected, exact_leaves = _expected(x.detach(), w.detach(), labels, OPTIONS[1], reduction)
+    exact = torch.autograd.grad(3 * expected, exact_leaves)
+    again = torch.autograd.grad(3 * loss, leaves)
+    for mine, truth, twice in zip(grads, exact, again, strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-12)
+        assert torch.equal(mine, twice)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -69,6 +69,9 @@ def _run_all(t):
                 *(compat[2], t["w"], t["exclude"], compat[3], compat[0], 20.0, 0.1, True, -1)
             ),
         ),
+        "compat_loss_gradients": fcl.compat_loss_gradients(
+            *(t["x"], t["w"], t["exclude"], t["mean"].double(), *options[:-2])
+        ),
         "sparse_readout": sparse,
         "sparse_readout_backward_rows": (
             fcl.sparse_readout_backward_rows(

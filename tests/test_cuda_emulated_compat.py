@@ -18,6 +18,7 @@ def operators(request, emulation, monkeypatch):
     operators = torch.ops.fcl_emulated
     monkeypatch.setattr(test_compat_loss, "OP", operators.compat_loss.default)
     monkeypatch.setattr(test_compat_loss, "BACKWARD", operators.compat_loss_backward.default)
+    monkeypatch.setattr(test_compat_loss, "GRADIENTS", operators.compat_loss_gradients.default)
     return operators
 
 
@@ -88,6 +89,12 @@ def test_compat_loss_and_gradients(shape, options, dtype):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compat_loss_reductions(options, reduction):
     test_compat_loss.test_reductions(options, reduction, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS[-2:], ids=str)
+def test_compat_loss_all_in_one_call(options, dtype):
+    test_compat_loss.test_all_in_one_call_is_the_same(options, "mean", dtype, "cpu")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -36,7 +36,7 @@ needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this t
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 16
+    assert len(OPERATORS) == 17
 
 
 @needs_cuda_torch
@@ -83,6 +83,10 @@ def _calls():
         "compat_loss_backward": (
             (x, w, y, torch.empty(4, 5), lse, 2.0, 0.0, True, -1),
             [(7, 4)],
+        ),
+        "compat_loss_gradients": (
+            (x, w, y, None, 2.0, 0.1, False, 0.0, True, -1, "mean"),
+            [(), (5, 4), (7, 4)],
         ),
         "sparse_readout": ((x, w, y, crow, wide, values, 2.0, True), [(5,), (5, 4)]),
         "sparse_readout_backward_rows": (

@@ -82,6 +82,11 @@ inline CompatLossShape check_compat_loss_backward(const char* op, const Tensor& 
   return shape;
 }
 
+inline void check_scalar_reduction(const char* op, const std::string& reduction) {
+  FCL_REQUIRE(reduction == "mean" || reduction == "sum", "fcl::", op,
+              ": expected reduction mean or sum, got ", reduction);
+}
+
 // Room for the logits of every row: blocks of kLogitRows rows, transposed.
 inline constexpr int64_t kLogitRows = 128;
 

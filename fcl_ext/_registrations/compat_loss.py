@@ -98,4 +98,32 @@ def _fake_backward(
     return prototypes.new_empty(tuple(prototypes.shape), dtype=dtype)
 
 
+@torch.library.register_fake("fcl::compat_loss_gradients")
+def _fake_gradients(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    mean_prototype: Tensor | None,
+    scale: float,
+    margin: float,
+    arcface: bool,
+    label_smoothing: float,
+    normalize: bool,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "compat_loss_gradients"
+    _check(op, embeddings, prototypes, labels, scale)
+    torch._check(
+        reduction in ("mean", "sum"),
+        lambda: f"fcl::{op}: expected reduction mean or sum, got {reduction}",
+    )
+    dtype = accumulate_dtype(embeddings.dtype)
+    return (
+        embeddings.new_empty((), dtype=dtype),
+        embeddings.new_empty(tuple(embeddings.shape), dtype=dtype),
+        prototypes.new_empty(tuple(prototypes.shape), dtype=dtype),
+    )
+
+
 refuse_double_backward("compat_loss_backward")

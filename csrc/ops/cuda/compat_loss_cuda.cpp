@@ -111,11 +111,28 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
   return grad;
 }
 
+std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(
+    Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
+    double scale, double margin, bool arcface, double label_smoothing, bool normalize,
+    int64_t ignore_index, std::string reduction) {
+  check_scalar_reduction("compat_loss_gradients", reduction);
+  auto [loss, grad, unit, state] =
+      compat_loss(embeddings, prototypes, labels, mean_prototype, scale, margin, arcface,
+                  label_smoothing, normalize, ignore_index, reduction, true, true, std::nullopt);
+  Tensor one = torch::stable::new_empty(loss, {});
+  torch::stable::fill_(one, 1.0);
+  const Tensor grad_prototypes =
+      compat_loss_backward(normalize ? unit : embeddings, prototypes, labels, state, one, scale,
+                           label_smoothing, normalize, ignore_index, std::nullopt);
+  return {loss, grad, grad_prototypes};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fcl, CUDA, m) {
   m.impl("compat_loss", TORCH_BOX(&compat_loss));
   m.impl("compat_loss_backward", TORCH_BOX(&compat_loss_backward));
+  m.impl("compat_loss_gradients", TORCH_BOX(&compat_loss_gradients));
 }
 
 }  // namespace fcl::ops::cuda
