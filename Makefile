@@ -40,6 +40,7 @@ $(VENV)/.dev: $(VENV)/.installed
 # as they do by default: what users see without this Makefile.
 bench: install
 	mkdir -p build
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,test,bench]"
 	env -u OMP_WAIT_POLICY $(BIN)/pytest bench --benchmark-only --benchmark-disable-gc --benchmark-json=build/bench.json
 	$(BIN)/python bench/report.py build/bench.json --write bench/results/latest.json \
 	  --against bench/results/cpu.json

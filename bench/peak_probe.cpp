@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the vector units can do right now: independent multiply-adds on registers alone. Compiled by
-// bench/peak_probe.py when a benchmark runs, never part of the package.
+// What the machine can do right now: independent multiply-adds on registers alone, and rows of
+// memory read in random order. Compiled by bench/peak_probe.py when a benchmark runs, never part of
+// the package.
 #include <cstdint>
 
 // 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core. What the
@@ -33,6 +34,27 @@ double probe_avx2(int64_t rounds) {
                      : "memory");
   }
   return static_cast<double>(rounds) * 12 * 8 * 2;
+}
+
+// Sums the rows `ids` of a matrix [.., dim], 128 floats at a time in registers, later rows
+// prefetched; what it gives back keeps the compiler from leaving the work out.
+float probe_gather(const float* rows, const int32_t* ids, int64_t count, int64_t dim) {
+  constexpr int kColumns = 128;
+  constexpr int64_t kAhead = 24;
+  float total = 0;
+  for (int64_t offset = 0; offset + kColumns <= dim; offset += kColumns) {
+    float sums[kColumns] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      if (i + kAhead < count) {
+        const char* next = reinterpret_cast<const char*>(rows + ids[i + kAhead] * dim + offset);
+        for (int line = 0; line < kColumns / 16; ++line) __builtin_prefetch(next + 64 * line);
+      }
+      const float* row = rows + ids[i] * dim + offset;
+      for (int j = 0; j < kColumns; ++j) sums[j] += row[j];
+    }
+    for (float sum : sums) total += sum;
+  }
+  return total;
 }
 
 }  // extern "C"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of the vector units at this moment: the yardstick of a noisy machine.
+"""Speed of the vector units and of memory at this moment: the yardstick of a noisy machine.
 
 A shared machine's clock may halve from one second to the next. So every measurement has a probe of
 the same moment beside it, and results are quoted as fractions of it.
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     target = Path(tempfile.mkdtemp(prefix="fcl_peak_")) / "libpeak_probe.so"
     source = Path(__file__).with_suffix(".cpp")
-    flags = ["-O2", "-shared", "-fPIC"]
+    flags = ["-O3", "-march=native", "-shared", "-fPIC"]
     if subprocess.run([compiler, *flags, source, "-o", target], check=False).returncode != 0:
         return None
     return ctypes.CDLL(str(target))
@@ -57,16 +58,45 @@ def peak_gflops(dtype: torch.dtype = torch.float32) -> float | None:
     # Workers of a parallel loop that just ended may spin for some milliseconds yet.
     time.sleep(_PAUSE)
     flops: list[float] = []
+    seconds = _on_all_threads(lambda _: flops.append(probe(rounds)))
+    return sum(flops) / seconds / 1e9
+
+
+def gather_gb_per_s(rows: torch.Tensor, count: int = 200_000) -> float | None:
+    """GB/s of reading random rows of a float32 matrix, on as many threads as torch uses.
+
+    In panels of 128 columns; None where there is no compiler or no full panel.
+    """
+    library = _library()
+    dim = rows.shape[1] // 128 * 128
+    if library is None or dim == 0:
+        return None
+    probe = library.probe_gather
+    probe.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    probe.restype = ctypes.c_float
+    threads = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, len(rows), (threads, count), generator=generator, dtype=torch.int32)
+    assert rows.is_contiguous()
+    assert rows.dtype == torch.float32
+    time.sleep(_PAUSE)
+    seconds = _on_all_threads(
+        lambda thread: probe(rows.data_ptr(), ids[thread].data_ptr(), count, rows.shape[1])
+    )
+    return 4e-9 * threads * count * dim / seconds
+
+
+def _on_all_threads(work: Callable[[int], object]) -> float:
+    """Seconds until `work` is done on every thread; it must let go of Python's lock."""
     threads = [
-        threading.Thread(target=lambda: flops.append(probe(rounds)))
-        for _ in range(torch.get_num_threads())
+        threading.Thread(target=work, args=(thread,)) for thread in range(torch.get_num_threads())
     ]
     start = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(flops) / (time.perf_counter() - start) / 1e9
+    return time.perf_counter() - start
 
 
 @functools.cache

@@ -73,7 +73,9 @@ def test_every_op_has_its_files():
     """One stem per operator in every folder (the house rule this layout rests on)."""
     schema = (ROOT / "csrc" / "schema.cpp").read_text(encoding="utf-8")
     ops = set(re.findall(r'^\s+"(\w+)\(', schema, re.MULTILINE))
-    stems = {re.sub(r"_(backward|gradients|tol|resume|backward_rows|segments)$", "", op) for op in ops}
+    stems = {
+        re.sub(r"_(backward|gradients|tol|resume|backward_rows|segments)$", "", op) for op in ops
+    }
     assert "softmax_readout" in stems
     for stem in stems:
         assert (ROOT / "csrc" / "ops" / f"{stem}.h").exists()
