@@ -6,19 +6,14 @@ from __future__ import annotations
 import csv
 import math
 import os
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from fclearn._checkpoint import (
@@ -30,9 +25,13 @@ from fclearn._checkpoint import (
     save_checkpoint,
 )
 from fclearn._files import replacing
+from fclearn._interaction import epoch_bar, interruptible
+from fclearn._optimization import TrainConfig, make_optimizer, make_schedule
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import ImageDataset
 from fclearn.losses import EpochHook, LossTerm
+
+__all__ = ["HISTORY_COLUMNS", "DivergenceError", "TrainConfig", "Trainer"]
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -52,57 +51,6 @@ _PROTOTYPE_BLOCK = 8192
 
 class DivergenceError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Hyper-parameters of a training.
-
-    Attributes:
-        epochs: Passes over the images.
-        batch_size: Images per step; a last, smaller batch is left out.
-        optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
-        learning_rate: Peak; reached after the warm-up, then decayed to zero along a cosine.
-        weight_decay: Decoupled for adamw.
-        warmup_epochs: Linear warm-up.
-        augment: Random shift, rotation, scaling of each image.
-        clean_share: Share of the images, drawn anew for every batch, that augmentation leaves as
-            they are: old features were made of such images, and such images will be searched for.
-        max_grad_norm: Gradients are clipped to this norm; 0: not at all.
-        precision: ``"float32"``, or ``"bfloat16"``: the encoder under autocast, losses in float32.
-        seed: Order of the images and augmentation.
-
-    Raises:
-        ValueError: A value out of range.
-    """
-
-    epochs: int = 40
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup_epochs: float = 2.0
-    augment: bool = True
-    clean_share: float = 0.3
-    max_grad_norm: float = 5.0
-    precision: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
-        for name in ("weight_decay", "warmup_epochs", "max_grad_norm"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
-        if not 0 <= self.clean_share <= 1:
-            raise ValueError(f"clean_share: expected a number in [0, 1], got {self.clean_share}")
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"optimizer: expected 'adamw' or 'sgd', got {self.optimizer!r}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
 
 
 class Trainer:
@@ -167,8 +115,8 @@ class Trainer:
         for number, term in enumerate(self.losses):
             self._modules[f"loss{number}"] = term.module.to(self.device)
         self._steps_per_epoch = len(dataset) // config.batch_size
-        self._optimizer = self._make_optimizer()
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate_factor)
+        self._optimizer = make_optimizer(self._modules.parameters(), config)
+        self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._epoch = 0
         self._within_epoch = False
@@ -202,7 +150,10 @@ class Trainer:
                 f"fit: was stopped within epoch {self._epoch + 1}, and there is no checkpoint to "
                 "go back to: make a new Trainer"
             )
-        with self._bar() as advance, _interruptible() as interrupted:
+        with (
+            epoch_bar(self.config.epochs, wanted=self._progress) as advance,
+            interruptible() as interrupted,
+        ):
             advance(self._epoch, None)
             while self._epoch < self.config.epochs:
                 with self._own_randomness():
@@ -316,20 +267,6 @@ class Trainer:
                 return float((_nearest(embeddings, prototypes.detach()) == labels).sum())
         return math.nan
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self._modules.parameters() if p.requires_grad]
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        if self.config.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9)
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-
-    def _rate_factor(self, step: int) -> float:
-        total = self.config.epochs * self._steps_per_epoch
-        warmup = min(self.config.warmup_epochs * self._steps_per_epoch, 0.5 * total)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(total - warmup, 1))))
-
     def _save(self, folder: Path) -> None:
         state = Checkpoint(
             config=asdict(self.config),
@@ -378,27 +315,6 @@ class Trainer:
         self._within_epoch = False
         self.history = state["history"]
 
-    @contextmanager
-    def _bar(self) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
-        visible = self._progress and sys.stderr.isatty()
-        with Progress(
-            TextColumn("epoch {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not visible,
-        ) as bar:
-            task = bar.add_task("", total=self.config.epochs)
-
-            def advance(epoch: int, row: dict[str, float] | None) -> None:
-                text = ""
-                if row is not None:
-                    text = f"loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s"
-                bar.update(task, completed=epoch, description=text)
-
-            yield advance
-
 
 def _nearest(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """Class of the highest cosine per row."""
@@ -410,25 +326,3 @@ def _nearest(embeddings: Tensor, prototypes: Tensor) -> Tensor:
         label = torch.where(value > best, place + start, label)
         best = torch.maximum(value, best)
     return label
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C instead of raising it anywhere; a second one raises at once."""
-    hit = False
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal hit
-        if hit:
-            raise KeyboardInterrupt
-        hit = True
-
-    try:
-        previous = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread: Ctrl-C is somebody else's business
-        yield lambda: False
-        return
-    try:
-        yield lambda: hit
-    finally:
-        signal.signal(signal.SIGINT, previous)
