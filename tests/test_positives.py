@@ -71,20 +71,17 @@ def test_unlabelled_rows_count_where_they_lead():
     assert 2 in sets.col_indices[: sets.crow_indices[1]].tolist()
 
 
-def test_method_with_walk_weighted_positives():
+def test_method_takes_weighted_positives():
     features, labels = _data()
-    spec = METHODS["ni-fcl"]
     assets = Assets(labels, features)
-    settings = {**spec.defaults, "positives": "walk"}
     embeddings = torch.nn.functional.normalize(features, dim=1).requires_grad_()
-    rows = torch.arange(60)
-    values = {}
-    for choice in ("class", "walk"):
+    values = []
+    for name in ("ni-fcl", "ni-fcl-instance-walk"):
         torch.manual_seed(0)
-        terms = spec.build(assets, 8, {**settings, "positives": choice})
-        values[choice] = sum(t.weight * t.module(embeddings, labels, rows) for t in terms)
-        (grad,) = torch.autograd.grad(values[choice], embeddings)
+        spec = METHODS[name]
+        terms = spec.build(assets, 8, spec.defaults)
+        rows = torch.arange(60)
+        values.append(sum(t.weight * t.module(embeddings, labels, rows) for t in terms))
+        (grad,) = torch.autograd.grad(values[-1], embeddings)
         assert torch.isfinite(grad).all()
-    assert values["class"] != values["walk"]
-    with pytest.raises(ValueError, match="positives: expected one of"):
-        spec.build(assets, 8, {**settings, "positives": "none"})
+    assert values[0] != values[1]

@@ -17,6 +17,7 @@ from fclearn.methods import (
     mix_bct,
     nccl,
     ni_fcl,
+    ni_fcl_instance_walk,
     ni_fcl_mean,
     ni_fcl_walk,
     uni_bct,
@@ -29,6 +30,7 @@ METHODS: dict[str, MethodSpec] = {
     for module in (
         independent,
         ni_fcl,
+        ni_fcl_instance_walk,
         ni_fcl_mean,
         ni_fcl_walk,
         bct,
