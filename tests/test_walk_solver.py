@@ -8,7 +8,7 @@ import torch
 from graph_samples import random_csr
 
 import reference
-from fclearn import KnnGraph, _solver
+from fclearn import KnnGraph, _power, _solver
 
 
 def _graph(nodes=300, edges=3000, mode="symmetric"):
@@ -23,10 +23,11 @@ def _features(nodes=300, dim=5, dtype=torch.float64):
     return torch.randn(nodes, dim, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-def _limit(graph, features, damping):
+def _limit(graph, features, damping, *, transpose=False):
     dense = reference.csr_to_dense(
         graph.crow_indices, graph.col_indices, graph.values.double(), graph.num_nodes
     )
+    dense = dense.T if transpose else dense
     return reference.random_walk_limit(dense, features.double(), damping=damping)
 
 
@@ -124,6 +125,41 @@ def test_chunks_give_the_same_walk_and_report_it(dtype, monkeypatch):
     assert torch.equal(got, whole)
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("damping", [0.3, 0.9])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_watched_tolerance_is_kept(prepared, damping, transpose):
+    graph, features = _graph(mode="row"), _features(dtype=torch.float64)
+    limit = _limit(graph, features, damping, transpose=transpose)
+    walked = (graph.prepare() if prepared else graph).walk(
+        features, damping, tol=1e-7, transpose=transpose
+    )
+    error = (walked - limit).abs()
+    if transpose:
+        assert error.sum(0).max() <= 1e-7 * features.abs().sum(0).max()
+    else:
+        assert error.max() <= 1e-7 * features.abs().max()
+
+
+def test_watched_tolerance_ends_in_rounding_noise():
+    """float32 cannot come within 1e-9, so the walk ends where steps no longer bring it nearer."""
+    graph, features = _graph(mode="row"), _features(dtype=torch.float32)
+    limit = _limit(graph, features.double(), 0.9)
+    assert (graph.walk(features, tol=1e-9) - limit).abs().max() < 3e-6
+
+
+def test_watched_tolerance_refuses_what_has_no_bound():
+    features = _features(3, 2)
+    crow, col = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 0])
+    heavy = KnnGraph.from_csr(crow, col, torch.tensor([1.0, 1.5, 0.5])).normalize(mode="none")
+    for transpose in (False, True):
+        with pytest.raises(RuntimeError, match="sum to at most 1"):
+            heavy.walk(features, tol=1e-3, transpose=transpose)
+    light = KnnGraph.from_csr(crow, col, torch.ones(3)).normalize(mode="none")
+    with pytest.raises(RuntimeError, match="walk: expected finite features"):
+        light.walk(features / 0, tol=1e-3)
+
+
 def test_no_steps_give_a_copy():
     features = _features()
     walked = _graph(mode="row").walk(features, num_steps=0)
@@ -136,14 +172,18 @@ def test_bfloat16_iterates_of_a_graph():
     half = graph.walk(features, num_steps=10, iterate_dtype=torch.bfloat16)
     full = graph.walk(features, num_steps=10)
     assert 0 < (half - full).norm() < 2e-3 * full.norm()
-    with pytest.raises(ValueError, match="progress: expected num_steps on the CPU"):
+    with pytest.raises(ValueError, match="progress: expected a walk on the CPU"):
         graph.walk(features, num_steps=3, iterate_dtype=torch.bfloat16, progress=print)
     with pytest.raises(ValueError, match="iterate_dtype goes with num_steps"):
         _graph().walk(features, iterate_dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize(("mode", "options"), [("row", {"num_steps": 50}), ("symmetric", {})])
+WALKS = [("row", {"num_steps": 50}), ("row", {"tol": 1e-6}), ("symmetric", {})]
+
+
+@pytest.mark.parametrize(("mode", "options"), WALKS)
 def test_what_progress_raises_ends_the_walk(mode, options, monkeypatch):
+    monkeypatch.setattr(_power, "_REPORT_SECONDS", 0.0)
     monkeypatch.setattr(_solver, "_CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(_solver, "_FIRST_CHUNK", 0.0)
     calls = []
@@ -164,11 +204,7 @@ def test_bad_arguments_are_named():
     graph, features = _graph(mode="row"), _features()
     with pytest.raises(ValueError, match="solve: expected mode 'symmetric', got 'row'"):
         graph.solve(features)
-    with pytest.raises(
-        ValueError, match="progress: expected num_steps on the CPU in full precision, or mode"
-    ):
-        graph.walk(features, tol=1e-3, progress=print)
-    with pytest.raises(ValueError, match="progress: expected num_steps"):
+    with pytest.raises(ValueError, match="progress: expected a walk on the CPU, in full"):
         graph.walk(features.requires_grad_(), num_steps=3, progress=print)
     with pytest.raises(ValueError, match=r"tol: expected a number in \(0, 1\), got 2"):
         _graph().solve(features.detach(), tol=2)

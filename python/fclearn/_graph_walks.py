@@ -15,7 +15,7 @@ from torch import Tensor
 import fcl_ext
 from fcl_ext import ops
 from fcl_ext.walk import DEFAULT_TOL
-from fclearn import _neighbours, _prepared, _solver
+from fclearn import _neighbours, _power, _prepared, _solver
 from fclearn.features import FeatureSource
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class GraphWalks(ABC):
             iterate_dtype: ``torch.bfloat16``: faster with ``num_steps`` on large graphs, at a
                 relative error up to 2e-3; see `fcl_ext.random_walk`.
             progress: Called as ``progress(steps done, steps in all)`` about twice a second, with
-                ``num_steps`` in full precision on the CPU, or in mode ``"symmetric"``; not with
-                gradients. What it raises ends the walk.
+                on the CPU in full precision, without gradients; with ``tol`` the second number is a
+                bound. What it raises ends the walk.
 
         Returns:
             Shape ``(N, D)``, dtype and device of the features.
@@ -90,46 +90,38 @@ class GraphWalks(ABC):
             if not needs_grad:
                 return self.solve(rows, damping, tol, progress=progress).features
             tol, num_steps = None, _contraction_steps(damping, DEFAULT_TOL if tol is None else tol)
-        in_chunks = (
-            num_steps is not None
-            and iterate_dtype is None
-            and not needs_grad
-            and rows.device.type == "cpu"
-        )
-        if progress is not None and not in_chunks:
+        # Back in Python now and then, for Ctrl-C and progress.
+        watched = iterate_dtype is None and not needs_grad and rows.device.type == "cpu"
+        if progress is not None and not watched:
             raise ValueError(
-                "progress: expected num_steps on the CPU in full precision, or mode 'symmetric', "
-                "and no gradients"
+                "progress: expected a walk on the CPU, in full precision and without gradients"
             )
         graph = self.to(rows.device)
-        arrays = graph.crow_indices, graph.col_indices, graph.values
-        if graph.prepared is not None:
-            prepared = graph.prepared
-            arrays = prepared.crow_indices, prepared.col_indices, prepared.values
-            # The bound of the tol form holds for the rows of P, so that form transposes itself.
-            if transpose and num_steps is not None and not prepared.values.requires_grad:
-                arrays, transpose = prepared.transposed, False
-        crow, col, values = arrays
-        values = values.to(_state_dtype(rows))
-        if in_chunks and transpose:
-            crow, col, edge_order = fcl_ext.csr_transpose(crow, col)
-            values, transpose = values[edge_order], False
+        # With gradients the tol form transposes itself: it needs both directions.
+        transposes_itself = transpose and num_steps is None and not watched
+        crow, col, values = _directed(graph, transpose and not transposes_itself)
+        arrays = crow, col, values.to(_state_dtype(rows))
 
         def run(rows: Tensor) -> Tensor:
-            if in_chunks and num_steps is not None and not transpose:
-                return _solver.walk_in_chunks(
-                    (crow, col, values), rows, damping, num_steps, progress
+            if not watched:
+                return fcl_ext.random_walk(
+                    *arrays,
+                    rows,
+                    damping=damping,
+                    num_steps=num_steps,
+                    tol=tol,
+                    transpose=transposes_itself,
+                    iterate_dtype=iterate_dtype,
                 )
-            return fcl_ext.random_walk(
-                crow,
-                col,
-                values,
+            if num_steps is not None:
+                return _solver.walk_in_chunks(arrays, rows, damping, num_steps, progress)
+            return _power.walk_to_tolerance(
+                arrays,
                 rows,
-                damping=damping,
-                num_steps=num_steps,
-                tol=tol,
-                transpose=transpose,
-                iterate_dtype=iterate_dtype,
+                damping,
+                DEFAULT_TOL if tol is None else tol,
+                transposed=transpose,
+                progress=progress,
             )
 
         return run(rows) if graph.prepared is None else graph.prepared.apply(run, rows)
@@ -273,6 +265,18 @@ class GraphWalks(ABC):
         if tol is not None and not 0 < tol < 1:
             raise ValueError(f"tol: expected a number in (0, 1), got {tol}")
         return rows
+
+
+def _directed(graph: KnnGraph, transpose: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR arrays to walk over, in the order of the prepared graph if there is one."""
+    source = graph if graph.prepared is None else graph.prepared
+    arrays = source.crow_indices, source.col_indices, source.values
+    if not transpose:
+        return arrays
+    if graph.prepared is not None and not source.values.requires_grad:
+        return graph.prepared.transposed
+    crow, col, edge_order = fcl_ext.csr_transpose(*arrays[:2])
+    return crow, col, source.values[edge_order]
 
 
 def _state_dtype(rows: Tensor) -> torch.dtype:
