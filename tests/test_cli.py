@@ -20,12 +20,12 @@ from PIL import Image
 
 from fclearn.cli import main
 from fclearn.datasets import load_icons
-from fclearn.features import FeatureStore, Fingerprint
+from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.graph import KnnGraph
 from fclearn.methods import METHODS, build_method
 from fclearn.training import DivergenceError, Trainer
 
-VERBS = ["demo", "train", "embed", "graph", "eval", "probe", "report", "methods"]
+VERBS = ["demo", "train", "embed", "graph", "walk", "eval", "probe", "report", "methods"]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 
 
@@ -154,6 +154,45 @@ def test_within_class_graph(work, fcl, tmp_path):
     labels = torch.from_numpy(FeatureStore.open(work / "old-store").labels)
     rows = torch.arange(graph.num_nodes).repeat_interleave(graph.crow_indices.diff())
     assert (labels[rows] == labels[graph.col_indices.long()]).all()
+
+
+def test_walk(work, fcl, tmp_path, monkeypatch):
+    graph, out = tmp_path / "graph.safetensors", tmp_path / "walked"
+    before = FeatureStore.open(work / "old-store")
+    assert fcl("graph", work / "old-store", "--k", 3, "--out", graph)[0] == 0
+    command = ["walk", graph, work / "old-store", "--out", out, "--damping", 0.4]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "finish", stop)
+        assert fcl(*command)[0] == 130
+    assert not out.exists()
+    code, result, _ = fcl(*command, "--json")
+    assert code == 0
+    assert result["rows"] == len(before)
+    walked = FeatureStore.open(out)
+    assert walked.ids == before.ids
+    assert walked.fingerprint == before.fingerprint
+    features = torch.tensor(before.features)
+    expected = KnnGraph.load(graph).walk(features, 0.4, num_steps=10)
+    expected = torch.nn.functional.normalize(expected, dim=1)
+    torch.testing.assert_close(torch.tensor(walked.features), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.safetensors", "walked"]
+
+
+def test_refused_walks(work, fcl, tmp_path):
+    store, graph = work / "old-store", tmp_path / "graph.safetensors"
+    missing = fcl("walk", graph, store, "--out", tmp_path / "out")
+    assert refused(missing, "no such graph file")
+    np.save(tmp_path / "plain.npy", np.eye(4, dtype=np.float32))
+    assert fcl("graph", tmp_path / "plain.npy", "--k", 2, "--out", graph)[0] == 0
+    other = fcl("walk", graph, store, "--out", tmp_path / "out")
+    assert refused(other, "features: expected one row per node, 4")
+    assert refused(fcl("walk", graph, store, "--out", store), "--out: expected another folder")
+    damping = fcl("walk", graph, store, "--out", tmp_path / "out", "--damping", 1)
+    assert refused(damping, "features: expected one row per node, 4")
 
 
 def evaluate(work, *more):

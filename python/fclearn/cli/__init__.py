@@ -23,6 +23,7 @@ from fclearn.cli.features import embed, graph
 from fclearn.cli.methods import methods
 from fclearn.cli.probe import probe
 from fclearn.cli.train import train
+from fclearn.cli.walk import walk
 
 app = typer.Typer(
     name="fcl",
@@ -38,6 +39,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "embed": embed,
     "graph": graph,
+    "walk": walk,
     "eval": evaluate,
     "probe": probe,
     "report": report,
