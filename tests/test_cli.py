@@ -25,7 +25,19 @@ from fclearn.graph import KnnGraph
 from fclearn.methods import METHODS, build_method
 from fclearn.training import DivergenceError, Trainer
 
-VERBS = ["demo", "train", "embed", "graph", "walk", "eval", "probe", "report", "methods"]
+VERBS = [
+    "demo",
+    "train",
+    "embed",
+    "graph",
+    "walk",
+    "eval",
+    "probe",
+    "adapt",
+    "export",
+    "report",
+    "methods",
+]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 
 

@@ -137,6 +137,13 @@ class Adapter(ABC):
     def source_dim(self) -> int:
         """D_source of a fitted adapter."""
 
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Weight ``(D_source, D_target)`` and offset ``(D_target,)`` between the scalings of rows.
+
+        None where the map is not affine.
+        """
+        return None
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whole or not at all.
 

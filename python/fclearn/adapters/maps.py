@@ -41,6 +41,10 @@ class Procrustes(Adapter):
     def _transform(self, rows: Tensor) -> Tensor:
         return rows @ self._state["weight"] + self._state["bias"]
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """As `Adapter.affine`."""
+        return self._state["weight"], self._state["bias"]
+
 
 class Ridge(Adapter):
     r"""Affine least squares, :math:`\min \|XW + b - Y\|^2 + \alpha \|W\|^2`.
@@ -70,6 +74,10 @@ class Ridge(Adapter):
 
     def _transform(self, rows: Tensor) -> Tensor:
         return rows @ self._state["weight"] + self._state["bias"]
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """As `Adapter.affine`."""
+        return self._state["weight"], self._state["bias"]
 
 
 class LowRank(Adapter):
@@ -117,6 +125,10 @@ class LowRank(Adapter):
     def _transform(self, rows: Tensor) -> Tensor:
         return rows @ self._state["down"] @ self._state["up"] + self._state["bias"]
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """As `Adapter.affine`."""
+        return self._state["down"] @ self._state["up"], self._state["bias"]
+
 
 class MeanShift(Adapter):
     r"""Subtract the mean drift, :math:`x - \overline{(x - y)}`; both models of one dim.
@@ -147,6 +159,11 @@ class MeanShift(Adapter):
 
     def _transform(self, rows: Tensor) -> Tensor:
         return rows - self._state["drift"]
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """As `Adapter.affine`."""
+        drift = self._state["drift"]
+        return torch.eye(len(drift)), -drift
 
 
 def procrustes(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

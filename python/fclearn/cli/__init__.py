@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from fclearn.cli.adapt import adapt, export
 from fclearn.cli.console import one_line, say, unwrapped
 from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
@@ -42,6 +43,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "walk": walk,
     "eval": evaluate,
     "probe": probe,
+    "adapt": adapt,
+    "export": export,
     "report": report,
     "methods": methods,
 }

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters outside of fclearn give what they give inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fclearn.adapters import LowRank, MeanShift, MlpMap, Procrustes, Ridge, export
+
+MAKERS = {
+    "procrustes": Procrustes,
+    "ridge": Ridge,
+    "low-rank": lambda: LowRank(rank=3),
+    "mean-shift": MeanShift,
+    "mlp": lambda: MlpMap(hidden=4, epochs=2),
+}
+AFFINE = [name for name in MAKERS if name != "mlp"]
+
+
+def _fitted(name, target_dim=8):
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(60, 8, generator=generator)
+    turn = torch.randn(8, target_dim, generator=generator)
+    target = source @ turn + 0.1 * torch.randn(60, target_dim, generator=generator)
+    return MAKERS[name]().fit(source=source, target=target), 3 * source, target
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_onnx_model_maps_the_same(name, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    adapter, rows, _ = _fitted(name, 8 if name == "mean-shift" else 5)
+    rows[3] = 0  # no direction, and no division by zero
+    export.to_onnx(adapter, tmp_path / "adapter.onnx")
+    session = runtime.InferenceSession(
+        str(tmp_path / "adapter.onnx"), providers=["CPUExecutionProvider"]
+    )
+    for count in (1, 60):
+        (mapped,) = session.run(["mapped"], {"features": rows[:count].numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(mapped), adapter.transform(rows[:count]), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_faiss_index_takes_source_features(name, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    adapter, rows, target = _fitted(name, 8 if name == "mean-shift" else 5)
+    gallery = torch.nn.functional.normalize(target, dim=1).numpy()
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    faiss.write_index(index, str(tmp_path / "old.faiss"))
+    before = (tmp_path / "old.faiss").read_bytes()
+    export.export_index(adapter, tmp_path / "old.faiss", tmp_path / "new.faiss")
+    assert (tmp_path / "old.faiss").read_bytes() == before
+    wrapped = faiss.read_index(str(tmp_path / "new.faiss"))
+    scores, found = wrapped.search(rows.numpy(), 3)
+    expected_scores, expected = index.search(adapter.transform(rows).numpy(), 3)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    assert (found == expected).mean() > 0.98
+
+
+def test_wrapped_index_keeps_what_it_points_to():
+    faiss = pytest.importorskip("faiss")
+    adapter, rows, target = _fitted("ridge")
+
+    def make():
+        index = faiss.IndexFlatIP(8)
+        index.add(target.numpy())
+        return export.wrap_index(adapter, index)
+
+    wrapped = make()
+    _, found = wrapped.search(rows.numpy(), 1)
+    assert found.shape == (60, 1)
+
+
+def test_refused_exports(tmp_path):
+    faiss = pytest.importorskip("faiss")
+    adapter, *_ = _fitted("mlp")
+    with pytest.raises(ValueError, match="adapter 'mlp': faiss has transforms for affine maps"):
+        export.to_faiss(adapter)
+    with pytest.raises(RuntimeError, match=r"call fit\(\) before exporting"):
+        export.to_faiss(Ridge())
+    with pytest.raises(ValueError, match="index: expected 8 dims, the adapter's target, got 3"):
+        export.wrap_index(_fitted("ridge")[0], faiss.IndexFlatIP(3))
+    with pytest.raises(FileNotFoundError, match="no such index file"):
+        export.export_index(adapter, tmp_path / "none", tmp_path / "out")
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="not a faiss index file"):
+        export.export_index(adapter, tmp_path / "junk", tmp_path / "out")

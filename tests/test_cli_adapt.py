@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs adapt and export on small stores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fclearn.adapters import load_adapter
+from fclearn.cli import main
+from fclearn.features import FeatureStore, Fingerprint
+
+
+@pytest.fixture
+def stores(tmp_path):
+    """Old and new features of the same items, the new ones in another order and of more items."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 9
+    new = torch.eye(9)[labels] + 0.2 * torch.randn(90, 9, generator=generator)
+    old = new @ torch.randn(9, 6, generator=generator) + 0.1 * torch.randn(
+        90, 6, generator=generator
+    )
+    ids = [f"item{i}" for i in range(90)]
+    FeatureStore.write(
+        tmp_path / "old",
+        old[:80],
+        {"id": ids[:80], "label": labels[:80].numpy()},
+        Fingerprint("old-model", 6, norm="none"),
+    )
+    order = torch.randperm(90, generator=generator).tolist()
+    FeatureStore.write(
+        tmp_path / "new",
+        new[order],
+        {"id": [ids[i] for i in order], "label": labels[order].numpy()},
+        Fingerprint("new-model", 9, norm="none"),
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def fcl(capsys):
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        out, error = capsys.readouterr()
+        return code, json.loads(out) if out.strip() else None, error
+
+    return run
+
+
+def _fit(stores, *more, out="adapter.safetensors"):
+    return [
+        *("adapt", "--old", stores / "old", "--new", stores / "new"),
+        *("--out", stores / out, *more),
+    ]
+
+
+def test_fit_map_and_refuse_the_wrong_features(stores, fcl):
+    code, result, error = fcl(*_fit(stores, "--adapter", "ridge", "--json"))
+    assert code == 0
+    assert result["rows"] == 80
+    assert result["check"]["mapped"]["direction"].startswith("new query")
+    assert "on held-out classes: mAP" in error
+    mapped_path = stores / "mapped"
+    command = ["adapt", "--apply", stores / "adapter.safetensors", "--out", mapped_path]
+    assert fcl(*command, "--features", stores / "new")[0] == 0
+    mapped = FeatureStore.open(mapped_path)
+    new = FeatureStore.open(stores / "new")
+    assert mapped.ids == new.ids
+    assert mapped.fingerprint.model == "old-model"
+    assert mapped.fingerprint.preprocessing == "new-model by ridge"
+    expected = load_adapter(stores / "adapter.safetensors").transform(np.array(new.features))
+    np.testing.assert_allclose(mapped.features, expected, atol=1e-6)
+    # Mapped new features lie near the old ones of the same items.
+    row = {name: i for i, name in enumerate(mapped.ids)}
+    old = FeatureStore.open(stores / "old")
+    unit = torch.nn.functional.normalize(torch.tensor(old.features), dim=1)
+    matched = torch.tensor(mapped.features)[[row[name] for name in old.ids]]
+    assert (unit * matched).sum(1).mean() > 0.9
+    code, _, error = fcl(*command[:-1], stores / "wrong", "--features", stores / "old")
+    assert code == 2
+    assert "refusing to mix features" in error
+
+
+def test_the_other_direction_and_clusters(stores, fcl):
+    more = ["--direction", "old-to-new", "--clusters", 9, "--adapter", "compat-head", "--no-check"]
+    code, result, _ = fcl(*_fit(stores, *more, "--json"))
+    assert code == 0
+    assert "check" not in result
+    adapter = load_adapter(stores / "adapter.safetensors")
+    assert (adapter.source_dim, adapter.target.model) == (6, "new-model")
+
+
+def test_export(stores, fcl):
+    faiss = pytest.importorskip("faiss")
+    assert fcl(*_fit(stores, "--adapter", "procrustes", "--no-check"))[0] == 0
+    old = FeatureStore.open(stores / "old")
+    index = faiss.IndexFlatIP(6)
+    index.add(np.array(old.features))
+    faiss.write_index(index, str(stores / "old.faiss"))
+    export = ["export", stores / "adapter.safetensors", "--out"]
+    code, result, _ = fcl(*export, stores / "new.faiss", "--index", stores / "old.faiss", "--json")
+    assert code == 0
+    assert result["source_dim"] == 9
+    assert faiss.read_index(str(stores / "new.faiss")).d == 9
+    code, _, error = fcl(*export, stores / "adapter.pb")
+    assert code == 2
+    assert "expected a name ending in .onnx" in error
+    pytest.importorskip("onnx")
+    assert fcl(*export, stores / "adapter.onnx")[0] == 0
+    assert (stores / "adapter.onnx").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--adapter", "rigde"], "--adapter: unknown name 'rigde'; did you mean 'ridge'"),
+        (["--direction", "sideways"], "--direction: expected one of"),
+        (["--clusters", 1], "clusters: expected 2 to 80"),
+        (["--apply", "x"], "--apply: expected --features, and neither --old nor --new"),
+        (["--features", "x"], "expected --old and --new to fit, or --apply and --features"),
+    ],
+)
+def test_refused(stores, fcl, more, message):
+    code, _, error = fcl(*_fit(stores, *more))
+    assert code == 2
+    assert message in error
+
+
+def test_labels_are_asked_for(stores, fcl):
+    old = FeatureStore.open(stores / "old")
+    FeatureStore.write(stores / "old", np.array(old.features), {"id": old.ids}, old.fingerprint)
+    code, _, error = fcl(*_fit(stores))
+    assert code == 2
+    assert "expected a column 'label' in the manifest, or --clusters" in error
+    assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0
