@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fclearn.adapters import Adapter
     from fclearn.features import FeatureStore
     from fclearn.probe import ProbeResult
 
@@ -206,18 +207,15 @@ def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:
     return {"old/old": vars(before), "mapped": vars(mapped)}
 
 
-def _apply(adapter: object, features: Path, out: Path) -> dict[str, object]:
+def _apply(adapter: Adapter, features: Path, out: Path) -> dict[str, object]:
     from dataclasses import replace
 
-    from fclearn.adapters import Adapter
     from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 
-    assert isinstance(adapter, Adapter)
     source = FeatureStore.open(features)
     if out.resolve() == features.resolve():
         raise ValueError(f"--out: expected another folder than {features}, which stays as it is")
-    probe_row = adapter.transform(source.features[:1], fingerprint=source.fingerprint)
-    dim = probe_row.shape[1]
+    dim = adapter.transform(source.features[:1], fingerprint=source.fingerprint).shape[1]
     where = adapter.target or Fingerprint("unknown", dim)
     fingerprint = replace(
         where, dim=dim, norm="l2", preprocessing=f"{source.fingerprint.model} by {adapter.name}"
