@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from fclearn.cli.bench_methods import bench_methods
 from fclearn.cli.console import one_line, say, unwrapped
 from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
@@ -42,6 +43,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "probe": probe,
     "report": report,
     "methods": methods,
+    "bench-methods": bench_methods,
 }
 for _name, _verb in _VERBS.items():
     app.command(name=_name, help=unwrapped(_verb.__doc__ or ""))(_verb)
