@@ -31,6 +31,14 @@ def bench_methods(
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds instead of hours; its numbers mean nothing.")
     ] = False,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="Run nothing: table and plots of the results in OUT."),
+    ] = False,
+    insert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put the table between the markers of this page, too."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Compare methods: same images, old model, architectures and budget, several seeds.
@@ -38,22 +46,32 @@ def bench_methods(
     Per seed, trains an old model on some classes of the data set, stores its features, forgets it,
     and trains a new model by every method, at the method's defaults, with what the method needs.
     Classes nobody has seen decide. Stopped at any instant, the same command resumes: a run whose
-    result is there is not run again.
+    result is there is not run again. At the end, table.md and two plots are made from all results
+    in the folder; --table does only that.
 
     \b
     Examples:
       fcl bench-methods --methods ni-fcl,bct,independent
       fcl bench-methods --seeds 0,1,2 --out runs/comparison
+      fcl bench-methods --out runs/comparison --table
     """
-    from fclearn.experiments.benchmark import all_methods
-    from fclearn.experiments.benchmark import bench_methods as run
+    from fclearn.experiments.records import load_records
+    from fclearn.experiments.table import TABLE, write_summary
 
-    config = _config(dataset, quick)
+    if not table:
+        _run(_config(dataset, quick), out, methods, seeds, work)
+    write_summary(out, insert)
+    say(f"table: {out / TABLE}")
+    if json:
+        emit({"runs": load_records(out)})
+
+
+def _run(config: BenchConfig, out: Path, methods: str, seeds: str, work: Path | None) -> None:
+    from fclearn.experiments.benchmark import all_methods, bench_methods
+
     names = all_methods() if methods == "all" else _list(methods)
     with redirect_stdout(sys.stderr):
-        records = run(config, out, methods=names, seeds=_integers(seeds), work=work, say=say)
-    if json:
-        emit({"runs": records})
+        bench_methods(config, out, methods=names, seeds=_integers(seeds), work=work, say=say)
 
 
 def _config(dataset: str, quick: bool) -> BenchConfig:
