@@ -7,14 +7,14 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
 
 if TYPE_CHECKING:
-    from fclearn.experiments.settings import BenchConfig
+    from fclearn.experiments.settings import BenchConfig, Setting
 
 
 def bench_methods(
@@ -24,6 +24,15 @@ def bench_methods(
     methods: Annotated[str, typer.Option(help="By commas; see fcl methods.")] = "all",
     seeds: Annotated[str, typer.Option(help="By commas.")] = "0",
     dataset: Annotated[str, typer.Option(help="icons or fashion-mnist.")] = "icons",
+    classes: Annotated[
+        str, typer.Option(help="extended: the old classes and others to train on; open: others.")
+    ] = "extended",
+    label_noise: Annotated[
+        float, typer.Option(help="Share of the new training labels to shuffle.")
+    ] = 0.0,
+    images_per_class: Annotated[
+        int | None, typer.Option(help="Most images of a class to train new models on.")
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Features and checkpoints; default OUT/work."),
@@ -47,19 +56,26 @@ def bench_methods(
     and trains a new model by every method, at the method's defaults, with what the method needs.
     Classes nobody has seen decide. Stopped at any instant, the same command resumes: a run whose
     result is there is not run again. At the end, table.md and two plots are made from all results
-    in the folder; --table does only that.
+    in the folder; --table does only that. A folder holds results of one setting.
 
     \b
     Examples:
       fcl bench-methods --methods ni-fcl,bct,independent
       fcl bench-methods --seeds 0,1,2 --out runs/comparison
+      fcl bench-methods --seeds 0,1,2 --label-noise 0.25 --out runs/noisy
       fcl bench-methods --out runs/comparison --table
     """
     from fclearn.experiments.records import load_records
     from fclearn.experiments.table import TABLE, write_summary
 
     if not table:
-        _run(_config(dataset, quick), out, methods, seeds, work)
+        config = replace(
+            _config(dataset, quick),
+            classes=cast("Setting", classes),  # checked there
+            label_noise=label_noise,
+            images_per_class=images_per_class,
+        )
+        _run(config, out, methods, seeds, work)
     write_summary(out, insert)
     say(f"table: {out / TABLE}")
     if json:

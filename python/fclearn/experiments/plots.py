@@ -58,6 +58,7 @@ def plot_cross_against_self(summary: Summary) -> Figure:
         draw(value, color=_GREY, linestyle="--", linewidth=1, label=f"{label} {value:.1f}")
     axis.set_xlabel("new/new, mAP in %")
     axis.set_ylabel("new/old, mAP in %")
+    axis.margins(x=0.12)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     return figure
