@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from fclearn.adapters import Ridge
 from fclearn.cli import main
 from fclearn.datasets import ImageDataset
 from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.experiments import benchmark
-from fclearn.experiments.benchmark import ORDER, all_methods, bench_methods
+from fclearn.experiments.benchmark import bench_methods
+from fclearn.experiments.contenders import all_contenders, get_contender
 from fclearn.experiments.records import load_records, record_path, save_record
 from fclearn.experiments.settings import (
     DEFAULTS,
@@ -40,7 +42,7 @@ CONFIG = BenchConfig(
     new_dim=12,
     train=TrainConfig(epochs=2, batch_size=16),
 )
-METHODS_RUN = ("ni-fcl", "bct", "bt2", "independent")
+METHODS_RUN = ("ni-fcl", "bct", "bt2", "independent", "map-ridge")
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +88,12 @@ def edit(path, change):
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_order_holds_every_method_once():
-    assert sorted(ORDER) == sorted(METHODS)
-    assert all_methods() == list(ORDER)
+def test_every_method_is_a_contender_once():
+    names = all_contenders()
+    assert len(set(names)) == len(names)
+    assert set(METHODS) == {name for name in names if not name.startswith("map-")}
+    assert names[0] == "ni-fcl"
+    assert [get_contender(name).name for name in names] == names
 
 
 def test_one_record_per_run(finished):
@@ -96,8 +101,9 @@ def test_one_record_per_run(finished):
     assert len(records) == 2 * len(METHODS_RUN) == len(list(folder.glob("*.json")))
     for record in records:
         config = record["config"]
-        assert record["given"] == [n.name.lower() for n in METHODS[config["method"]].needs]
-        assert config["settings"] == dict(METHODS[config["method"]].defaults)
+        spec = get_contender(config["method"])
+        assert record["given"] == [need.name.lower() for need in spec.needs]
+        assert config["settings"] == dict(spec.defaults)
         assert record["versions"].keys() == {"fcl_ext", "torch", "numpy", "python"}
         assert record["train_seconds"] > 0
         assert record["report"]["num_queries"] == record["data"]["test"]["images"] == 4 * PER_CLASS
@@ -122,6 +128,30 @@ def test_independent_is_the_paragon_itself(finished):
             matrix = record["report"]["matrix"]
             assert matrix["new/new"] == matrix["independent/independent"]
             assert record["report"]["self_test_tax"] == 0
+
+
+def test_a_map_serves_queries_only(finished, images):
+    folder, records = finished
+    record = next(r for r in records if r["config"]["method"] == "map-ridge")
+    assert "new/new" not in record["report"]["matrix"]
+    assert record["report"]["self_test_tax"] is None
+    stages = benchmark._Comparison.prepare(CONFIG, images, folder / "work" / "seed0", False).stages
+    old, old_test = stages.old_features()
+    new, new_test = stages.independent_features(stages.assets(old))
+    ridge = Ridge().fit(
+        source=torch.from_numpy(np.array(new.features)),
+        target=torch.from_numpy(np.array(old.features)),
+    )
+    result = evaluate_retrieval(
+        ridge.transform(torch.from_numpy(np.array(new_test.features))),
+        old_test,
+        query_labels=stages.data.test.labels,
+        gallery_labels=stages.data.test.labels,
+        exclude_self=True,
+        query_ids=stages.data.test.groups,
+        gallery_ids=stages.data.test.groups,
+    )
+    assert record["report"]["matrix"]["new/old"]["map"] == pytest.approx(result["map"], abs=1e-5)
 
 
 def test_a_second_call_runs_nothing(finished, images, monkeypatch):
@@ -217,7 +247,11 @@ def test_methods_get_what_they_need_and_nothing_else(finished, images):
     old_train, _ = comparison.stages.old_features()
     assets = comparison.stages.assets(old_train)
     independent, _ = comparison.stages.independent_features(assets)
-    given = {name: comparison._given(METHODS[name], assets, independent) for name in METHODS_RUN}
+    given = {
+        name: comparison._given(METHODS[name], assets, independent)
+        for name in METHODS_RUN
+        if name in METHODS
+    }
     assert given["independent"].old_features is None
     assert given["ni-fcl"].old_classifier is None
     assert given["ni-fcl"].independent_features is None
@@ -354,8 +388,9 @@ def test_methods_are_ranked_by_update_gain(finished):
     records = json.loads(json.dumps(finished[1]))
     for record in records:
         place = METHODS_RUN.index(record["config"]["method"])
-        record["report"]["update_gain"] = [0.1, 0.4, None, 0.2][place]
-    assert [m.name for m in summarise(records).methods] == ["bct", "independent", "ni-fcl", "bt2"]
+        record["report"]["update_gain"] = [0.1, 0.4, None, 0.2, 0.0][place]
+    names = [method.name for method in summarise(records).methods]
+    assert names == ["bct", "independent", "ni-fcl", "map-ridge", "bt2"]
 
 
 def test_table_from_the_files(finished, tmp_path):

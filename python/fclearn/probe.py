@@ -27,7 +27,8 @@ OLD, NEW, ORACLE = "old/old", "new/new", "oracle/old"
 #: What an adapter moves, and therefore what stays as it is.
 NEW_TO_OLD, OLD_TO_NEW = "new query -> old space", "old gallery -> new space"
 
-_ADAPTERS: dict[str, Callable[[int], Adapter]] = {
+#: Maps and heads by name; each takes the seed of its training.
+ADAPTERS: dict[str, Callable[[int], Adapter]] = {
     "procrustes": lambda _: Procrustes(),
     "ridge": lambda _: Ridge(),
     "low-rank": lambda _: LowRank(),
@@ -104,7 +105,7 @@ def probe(
     labels: PerRow,
     groups: PerRow | None = None,
     fit_share: float = 0.6,
-    adapters: Sequence[str] = tuple(_ADAPTERS),
+    adapters: Sequence[str] = tuple(ADAPTERS),
     metrics: Sequence[str] = ("map", "cmc@1"),
     num_bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -145,8 +146,8 @@ def probe(
     if not 0 < fit_share < 1:
         raise ValueError(f"fit_share: expected a number in (0, 1), got {fit_share}")
     for name in adapters:
-        if name not in _ADAPTERS:
-            raise ValueError(f"adapters: expected some of {list(_ADAPTERS)}, got {name!r}")
+        if name not in ADAPTERS:
+            raise ValueError(f"adapters: expected some of {list(ADAPTERS)}, got {name!r}")
     sides = {"old": as_tensor(old), "new": as_tensor(new)}
     classes = np.unique(np.asarray(labels), return_inverse=True)[1].reshape(-1)
     for side, rows in sides.items():
@@ -173,7 +174,7 @@ def probe(
             (OLD_TO_NEW, ("old", "new")),
         ):
             start = time.perf_counter()
-            adapter = _ADAPTERS[name](seed).fit(
+            adapter = ADAPTERS[name](seed).fit(
                 source=pairs[source], target=pairs[target], labels=fit_labels
             )
             mapped = adapter.transform(new_test if source == "new" else old_test)

@@ -21,7 +21,9 @@ def bench_methods(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Results: one JSON file per run, table, plots.")
     ] = Path("runs/bench-methods"),
-    methods: Annotated[str, typer.Option(help="By commas; see fcl methods.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Of fcl methods, and maps such as map-ridge.")
+    ] = "all",
     seeds: Annotated[str, typer.Option(help="By commas.")] = "0",
     dataset: Annotated[str, typer.Option(help="icons or fashion-mnist.")] = "icons",
     classes: Annotated[
@@ -54,6 +56,8 @@ def bench_methods(
 
     Per seed, trains an old model on some classes of the data set, stores its features, forgets it,
     and trains a new model by every method, at the method's defaults, with what the method needs.
+    Maps (map-procrustes, map-ridge, map-low-rank, map-mlp, map-compat-head) are fitted between the
+    old features and those of a new model trained without compatibility.
     Classes nobody has seen decide. Stopped at any instant, the same command resumes: a run whose
     result is there is not run again. At the end, table.md and two plots are made from all results
     in the folder; --table does only that. A folder holds results of one setting.
@@ -83,9 +87,10 @@ def bench_methods(
 
 
 def _run(config: BenchConfig, out: Path, methods: str, seeds: str, work: Path | None) -> None:
-    from fclearn.experiments.benchmark import all_methods, bench_methods
+    from fclearn.experiments.benchmark import bench_methods
+    from fclearn.experiments.contenders import all_contenders
 
-    names = all_methods() if methods == "all" else _list(methods)
+    names = all_contenders() if methods == "all" else _list(methods)
     with redirect_stdout(sys.stderr):
         bench_methods(config, out, methods=names, seeds=_integers(seeds), work=work, say=say)
 

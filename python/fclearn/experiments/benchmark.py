@@ -3,22 +3,26 @@
 
 Per seed, the old and the independent model are trained once and shared. Each method gets what it
 declares to need and nothing else, at its defaults: no setting is chosen on the classes that test.
+Maps are fitted to pairs of the independent model's and the old features of the training images.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fclearn.datasets import ImageDataset
 from fclearn.evaluation import CompatibilityReport, oracle_gain
 from fclearn.evaluation._bootstrap import bootstrap_means, interval
+from fclearn.experiments.contenders import Contender, MapSpec, all_contenders, get_contender
 from fclearn.experiments.records import (
     Record,
     check_folder,
@@ -37,15 +41,11 @@ from fclearn.experiments.settings import (
 )
 from fclearn.experiments.stages import Stages
 from fclearn.experiments.upgrade import UpgradeData, report_upgrade
-from fclearn.features import FeatureStore, as_tensor
-from fclearn.methods import METHODS, Assets, MethodSpec, Need, get_method
+from fclearn.features import FeatureSource, FeatureStore, as_tensor
+from fclearn.methods import Assets, MethodSpec, Need
+from fclearn.probe import ADAPTERS
 from fclearn.training import DivergenceError
 
-#: Every method, those that decide most first: a run that is cut short has them.
-ORDER = (
-    *("ni-fcl", "independent", "bct", "ni-fcl-mean", "ni-fcl-walk", "l2", "lwf", "lce", "nccl"),
-    *("hot-refresh", "uni-bct", "adv-bct", "mix-bct", "bt2", "aml"),
-)
 _METRICS = ("map", "cmc@1")
 
 
@@ -65,7 +65,7 @@ def bench_methods(
     Args:
         config: The setting; its seed is replaced by each of ``seeds``.
         output: Folder of the results, one JSON file per run.
-        methods: Of `fclearn.methods.METHODS`; None: all.
+        methods: Of `fclearn.experiments.contenders.all_contenders`; None: all.
         seeds: Each splits the classes anew and starts all trainings.
         work: Folder of features and checkpoints; default ``output/work``.
         images: Instead of the data set's own.
@@ -81,7 +81,7 @@ def bench_methods(
         OSError: A folder cannot be written.
     """
     folder = Path(output)
-    specs = [get_method(name) for name in (all_methods() if methods is None else methods)]
+    specs = [get_contender(name) for name in (all_contenders() if methods is None else methods)]
     for name, values in (("methods", [spec.name for spec in specs]), ("seeds", list(seeds))):
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{name}: expected at least one, each once, got {values}")
@@ -112,11 +112,6 @@ def bench_methods(
     return records
 
 
-def all_methods() -> list[str]:
-    """Names of all methods, in `ORDER`; those it does not know come last."""
-    return sorted(METHODS, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-
-
 @dataclass(frozen=True)
 class _Comparison:
     """What the methods of one seed share."""
@@ -143,35 +138,56 @@ class _Comparison:
         )
         return cls(config, data, stages, fingerprint)
 
-    def run(self, spec: MethodSpec) -> Record:
+    def run(self, spec: MethodSpec | MapSpec) -> Record:
+        """Train, or fit, one contender, and what all share if it is the first; measure it."""
         old_train, old_test = self.stages.old_features()
         old = self.stages.assets(old_train)
-        independent_train, independent_test = self.stages.independent_features(old)
-        if spec.name == "independent":
-            new_test = independent_test
+        independent = self.stages.independent_features(old)
+        if isinstance(spec, MapSpec):
+            start = time.perf_counter()
+            new: FeatureSource = self._mapped(spec, old, independent)
+            seconds = time.perf_counter() - start
         else:
-            assets = self._given(spec, old, independent_train)
-            new_test = self.stages.new_features(spec.name, assets)
+            new = independent[1]
+            if spec.name != "independent":
+                new = self.stages.new_features(spec.name, self._given(spec, old, independent[0]))
+            seconds = _train_seconds(self.stages.history_path(spec.name))
         report = report_upgrade(
             self.data.test,
             old=old_test,
-            new=new_test,
-            independent=independent_test,
+            new=new,
+            independent=independent[1],
+            self_test=isinstance(spec, MethodSpec),
             seed=self.config.train.seed,
         )
+        return self._record(spec, report, old_test, seconds)
+
+    def _mapped(
+        self, spec: MapSpec, old: Assets, independent: tuple[FeatureStore, FeatureStore]
+    ) -> Tensor:
+        """Held-out features of the independent model, mapped to the old space."""
+        train, test = (as_tensor(store) for store in independent)
+        adapter = ADAPTERS[spec.adapter](self.config.train.seed)
+        return adapter.fit(source=train, target=old.features, labels=old.labels).transform(test)
+
+    def _record(
+        self,
+        spec: Contender,
+        report: CompatibilityReport,
+        old_test: FeatureStore,
+        train_seconds: float,
+    ) -> Record:
+        sizes = {
+            name: {"classes": part.num_classes, "images": len(part)}
+            for name, part in vars(self.data).items()
+        }
         return make_record(
             self.config,
             spec,
-            data={
-                "fingerprint": self.fingerprint,
-                **{
-                    name: {"classes": part.num_classes, "images": len(part)}
-                    for name, part in vars(self.data).items()
-                },
-            },
+            data={"fingerprint": self.fingerprint, **sizes},
             report=report,
             ceiling=self._ceiling(old_test, report),
-            train_seconds=_train_seconds(self.stages.history_path(spec.name)),
+            train_seconds=train_seconds,
         )
 
     def _given(self, spec: MethodSpec, old: Assets, independent: FeatureStore) -> Assets:

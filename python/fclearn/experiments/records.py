@@ -17,8 +17,8 @@ import torch
 import fcl_ext
 from fclearn._files import replacing
 from fclearn.evaluation import CompatibilityReport
+from fclearn.experiments.contenders import Contender
 from fclearn.experiments.settings import BenchConfig
-from fclearn.methods import MethodSpec
 
 Record = dict[str, Any]
 
@@ -37,7 +37,7 @@ def software_versions() -> dict[str, str]:
     }
 
 
-def run_config(config: BenchConfig, spec: MethodSpec) -> Record:
+def run_config(config: BenchConfig, spec: Contender) -> Record:
     """All that decides about a run: setting, seed, method and its own settings."""
     return {**asdict(config), "method": spec.name, "settings": dict(spec.defaults)}
 
@@ -49,7 +49,7 @@ def record_path(folder: Path, method: str, seed: int) -> Path:
 
 def make_record(
     config: BenchConfig,
-    spec: MethodSpec,
+    spec: Contender,
     *,
     data: Mapping[str, object],
     report: CompatibilityReport,
@@ -60,7 +60,7 @@ def make_record(
 
     Args:
         config: The setting, with the run's seed.
-        spec: The method, at its defaults.
+        spec: The method, at its defaults, or the map.
         data: Fingerprint and sizes.
         report: Metrics with intervals over queries.
         ceiling: Of the old space, by metric.
@@ -137,7 +137,7 @@ def check_folder(folder: Path, config: BenchConfig) -> None:
             )
 
 
-def is_done(path: Path, config: BenchConfig, spec: MethodSpec, fingerprint: str) -> bool:
+def is_done(path: Path, config: BenchConfig, spec: Contender, fingerprint: str) -> bool:
     """Whether a run's result is there.
 
     Raises:

@@ -173,8 +173,10 @@ def _read(record: Record, quantity: Quantity) -> tuple[float | None, Interval | 
     if row == "ceiling":
         entry = record["ceiling"][metric]
         return entry["value"], tuple(entry["interval"])
+    if row == "new/new" and row not in report["matrix"]:
+        return None, None  # a map: the new model itself stays as it is
     value = report["matrix"][row][metric] if row in report["matrix"] else report[row]
-    bounds = report["intervals"][row][metric]
+    bounds = report["intervals"].get(row, {}).get(metric)
     return value, None if bounds is None else (bounds[0], bounds[1])
 
 

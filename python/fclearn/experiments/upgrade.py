@@ -107,6 +107,7 @@ def report_upgrade(
     old: FeatureSource,
     new: FeatureSource,
     independent: FeatureSource,
+    self_test: bool = True,
     seed: int = 0,
 ) -> CompatibilityReport:
     """Compare models on the held-out images, each of them query and gallery row.
@@ -115,8 +116,9 @@ def report_upgrade(
         test: The images; a query's gallery leaves out its group, or where there are no groups the
             query itself.
         old: Features of the old model, shape ``(N, D_old)``.
-        new: Of a new model, shape ``(N, D_new)``.
+        new: Of a new model, shape ``(N, D_new)``; or mapped ones, shape ``(N, D_old)``.
         independent: Of the new model trained on its own.
+        self_test: ``new`` would also serve as a gallery.
         seed: Of the resamples behind the intervals.
     """
     # A query's own group holds the query itself, too.
@@ -125,7 +127,7 @@ def report_upgrade(
         old_query=old,
         old_gallery=old,
         new_query=new,
-        new_gallery=new,
+        new_gallery=new if self_test else None,
         independent_query=independent,
         independent_gallery=independent,
         query_labels=test.labels,
