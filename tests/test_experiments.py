@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from fclearn.adapters import Ridge
 from fclearn.cli import main
 from fclearn.datasets import ImageDataset
 from fclearn.evaluation import evaluate_retrieval, oracle_gain
-from fclearn.experiments import benchmark
+from fclearn.experiments import benchmark, settings
 from fclearn.experiments.benchmark import bench_methods
 from fclearn.experiments.contenders import all_contenders, get_contender
 from fclearn.experiments.records import load_records, record_path, save_record
@@ -444,7 +446,7 @@ def test_table_refuses(finished, tmp_path):
 
 def test_command(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DEFAULTS, "icons", CONFIG)
-    monkeypatch.setattr(benchmark, "load_images", lambda _: images)
+    monkeypatch.setattr(settings, "load_icons", lambda: images)
     command = ["bench-methods", "--out", str(tmp_path), "--methods", "independent, l2"]
     options = ["--label-noise", "0.2", "--classes", "open", "--images-per-class", "6"]
     assert main([*command, *options, "--seeds", "3", "--json"]) == 0
@@ -466,6 +468,21 @@ def test_command(images, tmp_path, monkeypatch, capsys):
     assert "classes, images_per_class, label_noise differ" in capsys.readouterr().err
 
 
+def test_fashion_mnist_runs(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = (np.arange(400) % 10).astype(np.uint8)
+    images = (20 * labels[:, None, None] + rng.integers(0, 50, (400, 28, 28))).astype(np.uint8)
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    out = tmp_path / "out"
+    command = ["bench-methods", "--dataset", "fashion-mnist", "--path", str(tmp_path), "--quick"]
+    assert main([*command, "--methods", "l2", "--out", str(out), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["data"]["new"] == {"classes": 6, "images": 240}
+    assert run["report"]["num_queries"] == 80
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -473,6 +490,8 @@ def test_command(images, tmp_path, monkeypatch, capsys):
         (["--seeds", "one"], "--seeds: expected integers by commas, got 'one'"),
         (["--methods", "bctt"], "unknown name 'bctt'"),
         (["--classes", "closed"], "classes: expected one of"),
+        (["--path", "x"], "path: icons are drawn from a package and take none: 'x'"),
+        (["--dataset", "fashion-mnist", "--path", "x"], "Fashion-MNIST: x/"),
     ],
 )
 def test_command_refuses(tmp_path, capsys, options, message):

@@ -35,6 +35,9 @@ def bench_methods(
     images_per_class: Annotated[
         int | None, typer.Option(help="Most images of a class to train new models on.")
     ] = None,
+    path: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of Fashion-MNIST's files.")
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Features and checkpoints; default OUT/work."),
@@ -79,31 +82,42 @@ def bench_methods(
             label_noise=label_noise,
             images_per_class=images_per_class,
         )
-        _run(config, out, methods, seeds, work)
+        _run(config, out, methods, seeds, path, work)
     write_summary(out, insert)
     say(f"table: {out / TABLE}")
     if json:
         emit({"runs": load_records(out)})
 
 
-def _run(config: BenchConfig, out: Path, methods: str, seeds: str, work: Path | None) -> None:
+def _run(
+    config: BenchConfig, out: Path, methods: str, seeds: str, path: Path | None, work: Path | None
+) -> None:
     from fclearn.experiments.benchmark import bench_methods
     from fclearn.experiments.contenders import all_contenders
+    from fclearn.experiments.settings import load_images
 
     names = all_contenders() if methods == "all" else _list(methods)
+    numbers = _integers(seeds)
     with redirect_stdout(sys.stderr):
-        bench_methods(config, out, methods=names, seeds=_integers(seeds), work=work, say=say)
+        bench_methods(
+            config,
+            out,
+            methods=names,
+            seeds=numbers,
+            work=work,
+            images=load_images(config, path),
+            say=say,
+        )
 
 
 def _config(dataset: str, quick: bool) -> BenchConfig:
-    from fclearn.experiments.settings import DEFAULTS
-    from fclearn.experiments.upgrade import QUICK
+    from fclearn.experiments.settings import DEFAULTS, QUICK_SETTINGS
     from fclearn.wording import nearest
 
-    if dataset not in DEFAULTS:
-        raise ValueError(f"--dataset: unknown name {dataset!r}; {nearest(dataset, DEFAULTS)}")
-    config = DEFAULTS[dataset]
-    return replace(config, **vars(QUICK)) if quick else config
+    known = QUICK_SETTINGS if quick else DEFAULTS
+    if dataset not in known:
+        raise ValueError(f"--dataset: unknown name {dataset!r}; {nearest(dataset, known)}")
+    return known[dataset]
 
 
 def _list(text: str) -> list[str]:

@@ -68,7 +68,7 @@ def bench_methods(
         methods: Of `fclearn.experiments.contenders.all_contenders`; None: all.
         seeds: Each splits the classes anew and starts all trainings.
         work: Folder of features and checkpoints; default ``output/work``.
-        images: Instead of the data set's own.
+        images: Instead of the data set's own, as `load_images` loads them.
         progress: Show progress on stderr, if that is a terminal.
         say: Gets a line per run.
 

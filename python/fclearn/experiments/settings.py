@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.datasets import ImageDataset, load_fashion_mnist, load_icons
-from fclearn.experiments.upgrade import UpgradeConfig, UpgradeData, split_images
+from fclearn.datasets.fashion_mnist import DEFAULT_PATH as FASHION_MNIST_PATH
+from fclearn.experiments.upgrade import QUICK, UpgradeConfig, UpgradeData, split_images
 from fclearn.training import TrainConfig
 
 Dataset = Literal["icons", "fashion-mnist"]
@@ -68,17 +70,39 @@ DEFAULTS: dict[str, BenchConfig] = {
     ),
 }
 
+#: Exercises everything in seconds; its numbers mean nothing.
+QUICK_SETTINGS: dict[str, BenchConfig] = {
+    "icons": BenchConfig(**vars(QUICK)),
+    "fashion-mnist": replace(
+        DEFAULTS["fashion-mnist"],
+        num_test_classes=2,
+        old_dim=QUICK.old_dim,
+        new_dim=QUICK.new_dim,
+        train=QUICK.train,
+        images_per_class=50,
+    ),
+}
 
-def load_images(config: BenchConfig) -> ImageDataset:
+
+def load_images(config: BenchConfig, path: str | os.PathLike[str] | None = None) -> ImageDataset:
     """All images of a data set, of which `make_setting` takes what a setting wants.
 
     Of Fashion-MNIST the 10,000 test images: a thousand a class is plenty.
 
+    Args:
+        config: Says which.
+        path: Folder of Fashion-MNIST's files; None: where Debian's package has them.
+
     Raises:
         ModuleNotFoundError: The package with the icon fonts is missing.
-        ValueError: Fashion-MNIST's files are missing or damaged.
+        ValueError: Fashion-MNIST's files are missing or damaged, or a path for icons, which are
+            drawn from a package.
     """
-    return load_icons() if config.dataset == "icons" else load_fashion_mnist(part="test")
+    if config.dataset == "icons":
+        if path is not None:
+            raise ValueError(f"path: icons are drawn from a package and take none: {str(path)!r}")
+        return load_icons()
+    return load_fashion_mnist(path or FASHION_MNIST_PATH, part="test")
 
 
 def make_setting(images: ImageDataset, config: BenchConfig) -> UpgradeData:
