@@ -217,9 +217,11 @@ class _Comparison:
         counted = ~np.isnan(old["map"])
         values = np.stack([(old[name] + gain[name])[counted] for name in _METRICS], axis=1)
         draws = bootstrap_means(values, report.num_bootstrap, seed)
+        # The gain is measured in half a gallery, so on top of a high value it can pass the top.
+        means, draws = np.minimum(values.mean(0), 1), np.minimum(draws, 1)
         return {
             name: {
-                "value": float(values[:, at].mean()),
+                "value": float(means[at]),
                 "interval": list(interval(draws[:, at], report.confidence)),
             }
             for at, name in enumerate(_METRICS)
