@@ -20,7 +20,7 @@ from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.experiments import benchmark, settings
 from fclearn.experiments.benchmark import bench_methods
 from fclearn.experiments.contenders import all_contenders, get_contender
-from fclearn.experiments.records import load_records, record_path, save_record
+from fclearn.experiments.records import load_records, per_query, record_path, save_record
 from fclearn.experiments.settings import (
     DEFAULTS,
     BenchConfig,
@@ -381,9 +381,32 @@ def test_summary_of_the_records(finished):
         theirs = [values["ni-fcl", seed][metric] for seed in (0, 1)]
         assert estimate.value == pytest.approx(np.mean(own))
         gain = by_name["bct"].gains["new/old", metric]
-        assert gain.value == pytest.approx(np.mean(own) - np.mean(theirs))
-        half = 12.7062 * abs((own[0] - theirs[0]) - (own[1] - theirs[1])) / 2
-        assert (gain.interval[1] - gain.interval[0]) / 2 == pytest.approx(half, rel=1e-3)
+        assert gain.value == pytest.approx(np.mean(own) - np.mean(theirs), abs=1e-4)
+        assert gain.values == pytest.approx(np.subtract(own, theirs), abs=1e-4)
+        low, high = gain.interval
+        assert low < gain.value < high
+    assert by_name["map-ridge"].gains["new/new", "map"].value is None
+
+
+def test_paired_interval_is_that_of_the_differences(finished):
+    records = [r for r in finished[1] if r["config"]["train"]["seed"] == 0]
+    by_name = {method.name: method for method in summarise(records).methods}
+    one, other = (per_query(r, "new/old", "map") for r in records[:2])
+    assert [r["config"]["method"] for r in records[:2]] == ["ni-fcl", "bct"]
+    low, high = by_name["bct"].gains["new/old", "map"].interval
+    error = (other - one).std() / math.sqrt(len(one))
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+
+
+def test_per_query_values_survive_the_file(finished):
+    for record in finished[1]:
+        for row in ("new/old", "new/new"):
+            if row in record["report"]["matrix"]:
+                for metric in ("map", "cmc@1"):
+                    values = per_query(record, row, metric)
+                    assert values.shape == (record["report"]["num_queries"],)
+                    mean = record["report"]["matrix"][row][metric]
+                    assert values.mean() == pytest.approx(mean, abs=1e-5)
 
 
 def test_methods_are_ranked_by_update_gain(finished):

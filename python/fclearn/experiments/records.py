@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import fcl_ext
 from fclearn._files import replacing
@@ -23,8 +26,11 @@ from fclearn.experiments.settings import BenchConfig
 Record = dict[str, Any]
 
 # Raise when the content of the files changes: those of another version are run again.
-_FORMAT = 1
+_FORMAT = 2
 _DIGITS = 6
+#: Kept for every query, so that methods can be compared query by query.
+PAIRED_ROWS, PAIRED_METRICS = ("new/old", "new/new"), ("map", "cmc@1")
+_STEPS = 2**16 - 1
 
 
 def software_versions() -> dict[str, str]:
@@ -75,6 +81,11 @@ def make_record(
         "given": [need.name.lower() for need in spec.needs],
         "data": dict(data),
         "report": numbers,
+        "per_query": {
+            row: {metric: _pack(report.per_query[row][metric]) for metric in PAIRED_METRICS}
+            for row in PAIRED_ROWS
+            if row in report.per_query
+        },
         "ceiling": dict(ceiling),
         "train_seconds": train_seconds,
         "threads": torch.get_num_threads(),
@@ -92,6 +103,24 @@ def save_record(path: Path, record: Record) -> None:
     with replacing(path) as temporary:
         text = json.dumps(record, indent=1, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def per_query(record: Record, row: str, metric: str) -> NDArray[np.float64] | None:
+    """A metric of each query that counted, in the order of the images, to about 1e-5.
+
+    Args:
+        record: From `load_records`.
+        row: Of `PAIRED_ROWS`.
+        metric: Of `PAIRED_METRICS`.
+
+    Returns:
+        Shape ``(Q,)``; None where the record has no such row.
+    """
+    packed = record["per_query"].get(row, {}).get(metric)
+    if packed is None:
+        return None
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<u2")
+    return steps.astype(np.float64) / _STEPS
 
 
 def load_record(path: Path) -> Record | None:
@@ -155,6 +184,11 @@ def is_done(path: Path, config: BenchConfig, spec: Contender, fingerprint: str) 
             "remove it or choose another folder"
         )
     return True
+
+
+def _pack(values: NDArray[np.float64]) -> str:
+    steps = np.rint(values[~np.isnan(values)] * _STEPS).astype("<u2")
+    return base64.b64encode(zlib.compress(steps.tobytes(), level=9)).decode("ascii")
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, Record]]:

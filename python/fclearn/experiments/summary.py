@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fclearn.evaluation._bootstrap import Interval
-from fclearn.experiments.records import Record
+from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.experiments.records import PAIRED_METRICS, PAIRED_ROWS, Record, per_query
 
 CONFIDENCE = 0.95
 #: What is compared, as (row of a report's matrix or name of a quantity, metric).
@@ -24,6 +24,9 @@ QUANTITIES = (
     ("negative_flip_rate", "cmc@1"),
 )
 Quantity = tuple[str, str]
+#: Of these, those known for every query.
+PAIRED = tuple((row, metric) for row in PAIRED_ROWS for metric in PAIRED_METRICS)
+_NUM_BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,7 @@ class Estimate:
 
     Attributes:
         value: The mean; None where a seed has no value.
-        interval: Student's t over the seeds, each of which has its own classes, own old model and
-            own start; of a single seed, its bootstrap interval over queries, if there is one.
+        interval: At 95 %, None if it has no bounded one.
         values: Of each seed.
     """
 
@@ -51,9 +53,10 @@ class MethodSummary:
         title: In a table.
         given: Needs that were met.
         seeds: Those it was run with.
-        estimates: By `QUANTITIES`.
-        gains: Difference to the reference method by quantity, on the seeds both have; empty for
-            the reference itself, and where they share none.
+        estimates: By `QUANTITIES`, as `over_seeds` makes them.
+        gains: Difference to the reference method by `PAIRED`, on the seeds both have, with a
+            bootstrap interval over the queries of these seeds; empty for the reference itself, and
+            where they share none.
     """
 
     name: str
@@ -107,6 +110,13 @@ def summarise(records: Sequence[Record], reference: str = "ni-fcl") -> Summary:
 def over_seeds(found: Sequence[tuple[float | None, Interval | None]]) -> Estimate:
     """Mean over seeds of values, each with its own interval.
 
+    Args:
+        found: Value and bootstrap interval of each seed.
+
+    Returns:
+        With the interval of Student's t over the seeds, each of which has its own classes, own old
+        model and own start; of a single seed, with that seed's.
+
     Example:
         >>> over_seeds([(0.5, (0.4, 0.6))]).interval
         (0.4, 0.6)
@@ -146,12 +156,8 @@ def _method(name: str, runs: dict[int, Record], reference: dict[int, Record]) ->
     first = runs[seeds[0]]
     gains = {}
     if shared and runs is not reference:
-        gains = {
-            quantity: over_seeds(
-                [(_difference(runs[seed], reference[seed], quantity), None) for seed in shared]
-            )
-            for quantity in QUANTITIES
-        }
+        pairs = [(runs[seed], reference[seed]) for seed in shared]
+        gains = {quantity: _paired(pairs, quantity) for quantity in PAIRED}
     return MethodSummary(
         name,
         first["title"],
@@ -162,9 +168,19 @@ def _method(name: str, runs: dict[int, Record], reference: dict[int, Record]) ->
     )
 
 
-def _difference(left: Record, right: Record, quantity: Quantity) -> float | None:
-    one, other = _read(left, quantity)[0], _read(right, quantity)[0]
-    return None if one is None or other is None else one - other
+def _paired(pairs: Sequence[tuple[Record, Record]], quantity: Quantity) -> Estimate:
+    """Mean difference of two runs per seed, query by query."""
+    means: list[float] = []
+    draws = np.zeros(_NUM_BOOTSTRAP)
+    for one, other in pairs:
+        left, right = per_query(one, *quantity), per_query(other, *quantity)
+        if left is None or right is None:
+            return Estimate(None, None, (None,) * len(pairs))
+        difference = left - right
+        means.append(float(difference.mean()))
+        draws += bootstrap_means(difference[:, None], _NUM_BOOTSTRAP, seed=_seed(one))[:, 0]
+    bounds = interval(draws / len(pairs), CONFIDENCE)
+    return Estimate(float(np.mean(means)), bounds, tuple(means))
 
 
 def _read(record: Record, quantity: Quantity) -> tuple[float | None, Interval | None]:

@@ -10,7 +10,14 @@ from pathlib import Path
 from fclearn._files import replacing
 from fclearn.experiments.plots import plot_cross_against_self, plot_update_gain
 from fclearn.experiments.records import Record, load_records
-from fclearn.experiments.summary import QUANTITIES, Estimate, MethodSummary, Summary, summarise
+from fclearn.experiments.summary import (
+    PAIRED,
+    QUANTITIES,
+    Estimate,
+    MethodSummary,
+    Summary,
+    summarise,
+)
 
 TABLE, GAIN_PLOT, CROSS_PLOT = "table.md", "update_gain.png", "cross_self.png"
 BEGIN, END = "<!-- bench-methods: begin -->", "<!-- bench-methods: end -->"
@@ -79,10 +86,11 @@ def render(summary: Summary, records: Sequence[Record], plots: str = ".") -> str
     if others:
         lines += [
             "",
-            f"Differences to `{summary.reference}` on the same seeds, in points:",
+            f"Differences to `{summary.reference}`, query by query, in points; 95 % bootstrap "
+            "intervals over the queries of these seeds; last column: n/o mAP seed by seed.",
             "",
-            _row(["method", *_HEADINGS[:4], "seeds shared"]),
-            _row(["---", *["---:"] * 4, "---:"]),
+            _row(["method", *_HEADINGS[: len(PAIRED)], "each seed"]),
+            _row(["---", *["---:"] * len(PAIRED), "---"]),
             *(_gains(method) for method in others),
         ]
     for name, alt in (
@@ -135,21 +143,22 @@ def _method(method: MethodSummary) -> str:
 
 
 def _gains(method: MethodSummary) -> str:
-    gains = [method.gains[quantity] for quantity in QUANTITIES[:4]]
-    return _row(
-        [f"`{method.name}`", *(_cell(g, signed=True) for g in gains), str(len(gains[0].values))]
-    )
+    cells = [_cell(method.gains[quantity], signed=True) for quantity in PAIRED]
+    each = [_number(value, "+.1f") for value in method.gains[PAIRED[0]].values]
+    return _row([f"`{method.name}`", *cells, ", ".join(each)])
 
 
 def _cell(estimate: Estimate, *, signed: bool = False) -> str:
-    if estimate.value is None:
-        return "–"
     form = "+.1f" if signed else ".1f"
-    text = f"{100 * estimate.value:{form}}"
-    if estimate.interval is not None:
-        low, high = (f"{100 * bound:{form}}" for bound in estimate.interval)
-        text += f" [{low}, {high}]"
-    return text.replace("-", "−")
+    text = _number(estimate.value, form)
+    if estimate.value is not None and estimate.interval is not None:
+        text += f" [{', '.join(_number(bound, form) for bound in estimate.interval)}]"
+    return text
+
+
+def _number(value: float | None, form: str) -> str:
+    """In percent, with a true minus sign."""
+    return "–" if value is None else f"{100 * value:{form}}".replace("-", "−")
 
 
 def _row(cells: Sequence[str]) -> str:
