@@ -18,7 +18,7 @@ from fclearn.cli import main
 from fclearn.datasets import ImageDataset
 from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.experiments import benchmark, settings
-from fclearn.experiments.benchmark import bench_methods
+from fclearn.experiments.benchmark import RunsFailedError, bench_methods
 from fclearn.experiments.contenders import all_contenders, get_contender
 from fclearn.experiments.records import load_records, per_query, record_path, save_record
 from fclearn.experiments.settings import (
@@ -235,11 +235,36 @@ def test_a_method_that_fails_leaves_the_others(finished, images, tmp_path, monke
         return run(self, spec)
 
     monkeypatch.setattr(benchmark._Comparison, "run", sometimes)
-    with pytest.raises(ValueError, match=r"1 runs failed.*seed 0: bct: the loss is nan"):
+    with pytest.raises(RunsFailedError, match=r"1 runs failed.*seed 0: bct: the loss is nan"):
         compare(tmp_path, images, seeds=[0], work=finished[0] / "work")
     assert {path.name for path in tmp_path.glob("*.json")} == {
         f"{name}-seed0.json" for name in METHODS_RUN if name != "bct"
     }
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(finished, images, tmp_path, monkeypatch):
+    embed = benchmark.Stages._embed
+    stops = iter(["old-test", "independent-train", "bct-test"])
+    stop = next(stops)
+
+    def interrupted(self, encoder, data, name, dim):
+        if name == stop:
+            raise KeyboardInterrupt
+        embed(self, encoder, data, name, dim)
+
+    monkeypatch.setattr(benchmark.Stages, "_embed", interrupted)
+    while stop:
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path, images, methods=["bct"], seeds=[1])
+        stop = next(stops, "")
+    (record,) = compare(tmp_path, images, methods=["bct"], seeds=[1])
+    (undisturbed,) = (
+        r
+        for r in finished[1]
+        if (r["config"]["method"], r["config"]["train"]["seed"]) == ("bct", 1)
+    )
+    assert record["report"] == undisturbed["report"]
+    assert record["per_query"] == undisturbed["per_query"]
 
 
 def test_methods_get_what_they_need_and_nothing_else(finished, images):
@@ -504,6 +529,18 @@ def test_fashion_mnist_runs(tmp_path, capsys):
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["data"]["new"] == {"classes": 6, "images": 240}
     assert run["report"]["num_queries"] == 80
+
+
+def test_command_tells_of_failed_runs_and_writes_the_table(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(settings.DEFAULTS, "icons", CONFIG)
+    monkeypatch.setattr(settings, "load_icons", lambda: images)
+    # With so few images no old feature is credible to NCCL.
+    command = ["bench-methods", "--out", str(tmp_path), "--methods", "nccl,l2"]
+    assert main(command) == 2
+    assert (
+        "1 runs failed, the others are done: seed 0: nccl: max_entropy" in capsys.readouterr().err
+    )
+    assert "| `l2` |" in (tmp_path / TABLE).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

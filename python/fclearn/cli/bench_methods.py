@@ -72,6 +72,7 @@ def bench_methods(
       fcl bench-methods --seeds 0,1,2 --label-noise 0.25 --out runs/noisy
       fcl bench-methods --out runs/comparison --table
     """
+    from fclearn.experiments.benchmark import RunsFailedError
     from fclearn.experiments.records import load_records
     from fclearn.experiments.table import TABLE, write_summary
 
@@ -82,7 +83,13 @@ def bench_methods(
             label_noise=label_noise,
             images_per_class=images_per_class,
         )
-        _run(config, out, methods, seeds, path, work)
+        try:
+            _run(config, out, methods, seeds, path, work)
+        except RunsFailedError:
+            # What is done is worth a table all the same.
+            if any(out.glob("*.json")):
+                write_summary(out, insert)
+            raise
     write_summary(out, insert)
     say(f"table: {out / TABLE}")
     if json:

@@ -49,6 +49,10 @@ from fclearn.training import DivergenceError
 _METRICS = ("map", "cmc@1")
 
 
+class RunsFailedError(ValueError):
+    """Some runs of a comparison failed; the message says which and why."""
+
+
 def bench_methods(
     config: BenchConfig,
     output: str | os.PathLike[str],
@@ -76,8 +80,8 @@ def bench_methods(
         One record per run, by seed, then method.
 
     Raises:
-        ValueError: An unknown method, a name or a seed given twice, results of another setting; or
-            some runs failed, by divergence or by refusing the setting, and the others are done.
+        RunsFailedError: Some runs diverged or refused the setting; the others are done.
+        ValueError: An unknown method, a name or a seed given twice, results of another setting.
         OSError: A folder cannot be written.
     """
     folder = Path(output)
@@ -108,7 +112,9 @@ def bench_methods(
             assert record is not None
             records.append(record)
     if failed:
-        raise ValueError(f"{len(failed)} runs failed, the others are done: {'; '.join(failed)}")
+        raise RunsFailedError(
+            f"{len(failed)} runs failed, the others are done: {'; '.join(failed)}"
+        )
     return records
 
 
