@@ -211,6 +211,12 @@ def test_record_of_another_default_or_image_is_refused(finished, images, tmp_pat
         compare(target, changed, methods=["ni-fcl"], seeds=[0])
 
 
+def test_features_of_other_defaults_are_refused(finished, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "bct", replace(METHODS["bct"], defaults={"scale": 5.0}))
+    with pytest.raises(RunsFailedError, match=r"bct: .*holds a comparison of another configuration"):
+        compare(tmp_path, images, methods=["bct"], seeds=[0], work=finished[0] / "work")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,7 +19,7 @@ from fclearn.encoders import build_encoder
 from fclearn.experiments.upgrade import UpgradeConfig, UpgradeData
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.losses import CosineClassifierLoss, LossTerm
-from fclearn.methods import Assets, build_method
+from fclearn.methods import Assets, build_method, get_method
 from fclearn.training import TrainConfig, Trainer
 
 
@@ -172,11 +172,10 @@ class Stages:
 
     def _fingerprint(self, name: str, dim: int) -> Fingerprint:
         # The configuration is part of it: features of another run are refused, not mixed in.
-        return Fingerprint(
-            f"{self.name} {name.removesuffix('-test').removesuffix('-train')}",
-            dim,
-            preprocessing=json.dumps({**asdict(self.config), **self.facts}),
-        )
+        model = name.removesuffix("-test").removesuffix("-train")
+        settings = get_method("independent" if model == "old" else model).defaults
+        made_by = {**asdict(self.config), **self.facts, "settings": dict(settings)}
+        return Fingerprint(f"{self.name} {model}", dim, preprocessing=json.dumps(made_by))
 
     def _embed(self, encoder: torch.nn.Module, data: ImageDataset, name: str, dim: int) -> None:
         embed(
