@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench bench-classes lint format types dev check-cuda-torch clean
+.PHONY: install demo test bench bench-classes bench-methods lint format types dev check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,12 @@ bench: install
 # Time and memory against the number of classes, to 10 million: needs 16 GB of memory.
 bench-classes: install
 	PYTHONPATH=bench $(BIN)/python bench/plot_classes.py --write bench/results/classes
+
+# Every method on the demo's data, three seeds: hours. Stopped, it resumes; --table alone, as
+# docs/methods.md says, makes the table of what is there.
+bench-methods: install
+	$(BIN)/fcl bench-methods --seeds 0,1,2 --out bench/results/methods/icons \
+	  --work runs/bench-methods --insert docs/methods.md
 
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.adapters import Adapter, CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge
-from fclearn.evaluation import evaluate_retrieval
+from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
 from fclearn.evaluation._keys import PerRow
 from fclearn.features import FeatureSource, as_tensor
@@ -203,40 +203,24 @@ class _Measure:
 
     def add_oracle(self, features: Tensor, seed: int) -> None:
         """Queries at the mean of the half of their class that is then left out of the gallery."""
-        coin = np.random.default_rng(seed).integers(0, 2, len(self.classes))
-        cell, other = 2 * self.classes + coin, 2 * self.classes + 1 - coin
-        unit = torch.nn.functional.normalize(features, dim=1)
-        sums = torch.zeros(2 * (int(self.classes.max()) + 1), unit.shape[1])
-        sums.index_add_(0, torch.from_numpy(cell), unit)
-        mean = sums[torch.from_numpy(other)]
-        # Items whose class has no other half keep their own feature, and gain nothing.
-        mean = torch.where(mean.any(1, keepdim=True), mean, unit)
-        best, old = (self._per_query(query, features, other, cell) for query in (mean, unit))
-        values = {
-            name: self._found[0][3][name] + np.nan_to_num(best[name] - old[name])
-            for name in self.names
-        }
+        gain = oracle_gain(features, self.classes, self._ids, metrics=self.names, seed=seed)
+        values = {name: self._found[0][3][name] + gain[name] for name in self.names}
         self._found.append((ORACLE, "", 0.0, values))
 
-    def _per_query(
-        self,
-        query: Tensor,
-        gallery: Tensor,
-        query_groups: NDArray[np.generic] | None = None,
-        gallery_groups: NDArray[np.generic] | None = None,
-    ) -> Mapping[str, NDArray[np.float64]]:
+    @property
+    def _ids(self) -> NDArray[np.generic]:
         # A group holds its own items, so a group as id leaves out the query itself, too.
-        ids = np.arange(len(self.classes)) if self.groups is None else self.groups
+        return np.arange(len(self.classes)) if self.groups is None else self.groups
+
+    def _per_query(self, query: Tensor, gallery: Tensor) -> Mapping[str, NDArray[np.float64]]:
         result = evaluate_retrieval(
             query,
             gallery,
             query_labels=self.classes,
             gallery_labels=self.classes,
             exclude_self=True,
-            query_ids=ids,
-            gallery_ids=ids,
-            query_groups=query_groups,
-            gallery_groups=gallery_groups,
+            query_ids=self._ids,
+            gallery_ids=self._ids,
             metrics=self.names,
             return_per_query=True,
         )

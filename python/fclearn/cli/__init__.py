@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from fclearn.cli.adapt import adapt, export
+from fclearn.cli.bench_methods import bench_methods
 from fclearn.cli.console import one_line, say, unwrapped
 from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
@@ -47,6 +48,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "report": report,
     "methods": methods,
+    "bench-methods": bench_methods,
 }
 for _name, _verb in _VERBS.items():
     app.command(name=_name, help=unwrapped(_verb.__doc__ or ""))(_verb)

@@ -15,7 +15,7 @@ import numpy as np
 from fclearn.datasets.base import ImageDataset
 
 # Where the Debian package dataset-fashion-mnist puts the files.
-DEFAULT_PATH = "/usr/share/dataset-fashion-mnist"
+DEFAULT_PATH = "/usr/share/datasets/fashion-mnist"
 _CLASSES = (
     "t-shirt",
     "trouser",

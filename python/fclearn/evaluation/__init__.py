@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fclearn.evaluation._metrics import METRIC_NAMES
 from fclearn.evaluation._verdict import Verdict, metric_title
+from fclearn.evaluation.ceiling import oracle_gain
 from fclearn.evaluation.compatibility import CompatibilityReport, compatibility_report
 from fclearn.evaluation.hits import top_hits
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
@@ -18,6 +19,7 @@ __all__ = [
     "compatibility_report",
     "evaluate_retrieval",
     "metric_title",
+    "oracle_gain",
     "render_table",
     "top_hits",
 ]
