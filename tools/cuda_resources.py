@@ -72,7 +72,7 @@ def _shorten(name: str) -> str:
             break
     # Template arguments keep their last words only: cub's are pages long.
     name = re.sub(r"(?:\w+::)+(?=\w)", "", name)
-    return name if len(name) <= 70 else name[: name.index("<") + 1] + "...>"
+    return name if len(name) <= 75 else name[: name.index("<") + 1] + "...>"
 
 
 def parse(report: str, file: str, architecture: str) -> list[Kernel]:
@@ -185,11 +185,11 @@ def main() -> int:
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n")
     columns = f"{'sm':>4} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5} {'mma':>5}"
-    print(f"{'file':30} {'kernel':70} {columns}")
+    print(f"{'file':32} {'kernel':75} {columns}")
     for k in kernels:
         tensor = "" if k.tensor_instructions is None else k.tensor_instructions
         print(
-            f"{k.file:30} {k.name:70} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
+            f"{k.file:32} {k.name:75} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
             f"{k.stack_bytes:5} {k.spill_bytes:5} {tensor:>5}"
         )
     bad = [k for k in kernels if k.stack_bytes or k.spill_bytes]

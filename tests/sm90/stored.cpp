@@ -43,8 +43,10 @@ void launch(const Case& given, int cluster, int x_blocks, int y_blocks, const F&
 }
 
 // What the launcher does. `summed` are the rows that the second product takes.
-template <class Weigher, class Tile>
+template <class Weigher>
 struct Runner {
+  using Tile = typename Weigher::Tile;
+
   const Case& given;
   const Sm90StoredPlan& plan;
   const Matrix left, right, summed;
@@ -62,7 +64,7 @@ struct Runner {
     const Sm90Weights p{chunk, right.rows, static_cast<int>((left.columns + 63) / 64),
                         plan.weight_tiles, weights.data()};
     launch(given, plan.cluster, row_tiles, plan.weight_splits,
-           [&] { WeightsBlock<HostSm90, Tile, Weigher>{&left, &right, p, task}.run(); });
+           [&] { WeightsBlock<HostSm90, Weigher>{&left, &right, p, task}.run(); });
   }
 
   void sum(const Sm90Chunk& chunk, int row_tiles, Sm90StoredSums p) {
@@ -73,11 +75,11 @@ struct Runner {
     p.dim = summed.columns;
     const Matrix stored{weights.data(), chunk.left_rows, chunk.columns, Tile::kRows};
     launch(given, plan.cluster, row_tiles, plan.sum_splits * plan.panels,
-           [&] { SumsBlock<HostSm90, Tile>{&stored, &summed, p}.run(); });
+           [&] { SumsBlock<HostSm90, typename Tile::S>{&stored, &summed, p}.run(); });
   }
 };
 
-template <class Tile, bool kFactors, bool kStores>
+template <typename S, bool kFactors, bool kStores>
 Result emulate_readout(const Case& given, const Data& data) {
   const Sm90StoredPlan plan = plan_of(given, data.n, data.c, data.d, data.dv, kStores);
   std::vector<float> max(2 * plan.weight_splits * data.n, NAN);
@@ -89,7 +91,7 @@ Result emulate_readout(const Case& given, const Data& data) {
     return both.data() + number % 2 * (both.size() / 2);
   };
   const bool own = !data.v.empty();
-  Runner<ReadoutWeigher<HostSm90, Tile, kFactors, kStores>, Tile> runner(
+  Runner<ReadoutWeigher<HostSm90, S, kFactors, kStores>> runner(
       given, plan, {data.x.data(), data.n, data.d, 0}, {data.w.data(), data.c, data.d, 0},
       {own ? data.v.data() : data.w.data(), data.c, data.dv, 0});
   int last = 0;
@@ -145,22 +147,19 @@ Result emulate_readout(const Case& given, const Data& data) {
 
 template <typename S>
 int check_readout(const Case& given) {
-  using Tile = Sm90StoredTile<S>;
   const Data data = make<S>(given);
   const Result truth = define(data);
   const bool factors = !data.factors.empty();
   const bool need_mean = given.whole("mean", 1) != 0;
   const auto emulate =
-      need_mean
-          ? (factors ? emulate_readout<Tile, true, true> : emulate_readout<Tile, false, true>)
-          : (factors ? emulate_readout<Tile, true, false> : emulate_readout<Tile, false, false>);
+      need_mean ? (factors ? emulate_readout<S, true, true> : emulate_readout<S, false, true>)
+                : (factors ? emulate_readout<S, true, false> : emulate_readout<S, false, false>);
   compare(data, emulate(given, data), truth, need_mean);
   return 0;
 }
 
 // Gradient of sum_i coefficient_i logsumexp_i to the classes' rows (times their factors).
 int check_gradient(const Case& given) {
-  using Tile = Sm90StoredTile<fcl::BFloat16>;
   const Data data = make<fcl::BFloat16>(given);
   const Result readout = define(data);
   const auto factor_of = [&](int64_t j) { return data.factors.empty() ? 1.0f : data.factors[j]; };
@@ -193,7 +192,7 @@ int check_gradient(const Case& given) {
                                 data.c,
                                 static_cast<float>(data.scale * kLog2E)};
   const Matrix rows{data.x.data(), data.n, data.d, 0};
-  Runner<GradientWeigher<HostSm90, Tile>, Tile> runner(
+  Runner<GradientWeigher<HostSm90, fcl::BFloat16>> runner(
       given, plan, {data.w.data(), data.c, data.d, 0}, rows, rows);
   plan.run(data.c, data.n, [&](const Sm90Chunk& chunk, int number, int row_tiles) {
     runner.weigh(chunk, row_tiles, task);

@@ -40,26 +40,26 @@ void launch_clusters(const char* op, void (*kernel)(Parameters...), int cluster_
   check_cuda(cudaGetLastError(), op);
 }
 
-template <class Tile, class Weigher>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
+template <class Weigher>
+__global__ void __launch_bounds__(Weigher::Tile::kThreads, 1)
     readout_sm90_weights_kernel(const __grid_constant__ CUtensorMap left,
                                 const __grid_constant__ CUtensorMap right,
                                 const __grid_constant__ Sm90Weights p,
                                 const __grid_constant__ typename Weigher::Task task) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  WeightsBlock<Sm90, Tile, Weigher>{&left, &right, p, task}.run();
+  WeightsBlock<Sm90, Weigher>{&left, &right, p, task}.run();
 #else
   Sm90::stop();
 #endif
 }
 
-template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
+template <typename S>
+__global__ void __launch_bounds__(Sm90StoredTile<S>::kThreads, 1)
     readout_sm90_sums_kernel(const __grid_constant__ CUtensorMap weights,
                              const __grid_constant__ CUtensorMap right,
                              const __grid_constant__ Sm90StoredSums p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  SumsBlock<Sm90, Tile>{&weights, &right, p}.run();
+  SumsBlock<Sm90, S>{&weights, &right, p}.run();
 #else
   Sm90::stop();
 #endif
@@ -72,8 +72,10 @@ struct Sm90Matrix {
 };
 
 // The launches of one readout or gradient.
-template <class Tile>
+template <typename S>
 struct Sm90StoredLaunch {
+  using Tile = Sm90StoredTile<S>;
+
   const char* op;
   Dtype dtype;
   const Sm90StoredPlan& plan;
@@ -85,7 +87,7 @@ struct Sm90StoredLaunch {
              const typename Weigher::Task& task) const {
     const int64_t steps = divide_up(left.columns, Tile::kDepth);
     const Sm90Weights p{chunk, right.rows, static_cast<int>(steps), plan.weight_tiles, weights};
-    launch_clusters(op, readout_sm90_weights_kernel<Tile, Weigher>, plan.cluster,
+    launch_clusters(op, readout_sm90_weights_kernel<Weigher>, plan.cluster,
                     {row_tiles, plan.weight_splits}, block(), stream, map(left, Tile::kRows),
                     map(right, Tile::kColumns / plan.cluster), p, task);
   }
@@ -99,7 +101,7 @@ struct Sm90StoredLaunch {
     p.num_rows = left.rows;
     p.dim = summed.columns;
     const Sm90Matrix stored{weights, chunk.left_rows, chunk.columns};
-    launch_clusters(op, readout_sm90_sums_kernel<Tile>, plan.cluster,
+    launch_clusters(op, readout_sm90_sums_kernel<S>, plan.cluster,
                     {row_tiles, int64_t{plan.sum_splits} * plan.panels}, block(), stream,
                     map(stored, Tile::kRows), map(summed, Tile::kDepth / plan.cluster), p);
   }

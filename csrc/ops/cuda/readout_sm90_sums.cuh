@@ -35,9 +35,10 @@ struct RunningReference {
   }
 };
 
-template <class Hw, class Tile>
+template <class Hw, typename S>
 struct SumsBlock {
   using Map = typename Hw::TensorMap;
+  using Tile = Sm90StoredTile<S>;
   using Ring = ProductRing<Hw, Tile, true>;
   using Place = typename Ring::Place;
   static constexpr int kSteps = Tile::kColumns / Tile::kDepth;  // of a tile of weights

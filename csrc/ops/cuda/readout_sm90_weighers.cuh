@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "ops/cuda/readout_sm90_block.cuh"
+#include "ops/cuda/readout_sm90_stored.h"
 
 namespace fcl::ops::cuda {
 
@@ -18,10 +19,10 @@ struct Sm90StoredReadout {
 };
 
 // Left rows are embeddings, right rows classes.
-template <class Hw, class Tile, bool kFactors, bool kWantStores>
+template <class Hw, typename S, bool kFactors, bool kWantStores>
 struct ReadoutWeigher {
   using Task = Sm90StoredReadout;
-  using S = typename Tile::S;
+  using Tile = Sm90StoredTile<S>;
   static constexpr bool kTerms = kFactors;
   static constexpr bool kStores = kWantStores;
   static constexpr float kLargest = 65504;  // float16's
@@ -81,9 +82,10 @@ struct Sm90StoredGradient {
 
 // Left rows are classes, right rows embeddings: weights are softmax probabilities of the classes
 // times the embedding's coefficient.
-template <class Hw, class Tile>
+template <class Hw, typename S>
 struct GradientWeigher {
   using Task = Sm90StoredGradient;
+  using Tile = Sm90StoredTile<S>;
   static constexpr bool kTerms = true;
   static constexpr bool kStores = true;
   static constexpr uint32_t kCoefficients = 4 * Tile::kColumns;

@@ -42,9 +42,10 @@ struct ChunkPart {
   }
 };
 
-template <class Hw, class Tile, class Weigher>
+template <class Hw, class Weigher>
 struct WeightsBlock {
   using Map = typename Hw::TensorMap;
+  using Tile = typename Weigher::Tile;
   using S = typename Tile::S;
   using Ring = ProductRing<Hw, Tile, false>;
   using Place = typename Ring::Place;

@@ -35,8 +35,6 @@ namespace {
 
 using namespace fcl::cuda;
 
-using Tile = Sm90StoredTile<BFloat16>;
-
 bool supports(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient which) {
   return which == ReadoutGradient::kPrototypes && b.grad_mean == nullptr &&
          p.dtype == Dtype::kBfloat16 && readout_sm90_supported(p);
@@ -91,10 +89,10 @@ void backward(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient
   sums.factor = static_cast<float>(p.scale);
   sums.mean = is_partial ? scratch.partial : grad;
   const Sm90Matrix rows{p.embeddings, p.num_rows, p.dim};
-  const Sm90StoredLaunch<Tile> launch{
+  const Sm90StoredLaunch<BFloat16> launch{
       op, p.dtype, plan, stream, {p.prototypes, p.num_classes, p.dim}, rows};
   plan.run(p.num_classes, p.num_rows, [&](const Sm90Chunk& chunk, int number, int row_tiles) {
-    launch.weigh<GradientWeigher<Sm90, Tile> >(chunk, row_tiles, scratch.weights, task);
+    launch.weigh<GradientWeigher<Sm90, BFloat16> >(chunk, row_tiles, scratch.weights, task);
     sums.adds = number > 0 || (accumulate && !is_partial);
     launch.sum(chunk, row_tiles, scratch.weights, rows, sums);
   });

@@ -53,20 +53,20 @@ Scratch take_scratch(const ReadoutProblem& p, bool need_mean, const Sm90StoredPl
   return s;
 }
 
-template <class Tile, bool kFactors, bool kStores>
+template <typename S, bool kFactors, bool kStores>
 void run(const ReadoutProblem& p, const Sm90StoredPlan& plan, const Scratch& scratch,
          Sm90StoredReadout task, Sm90StoredSums sums, cudaStream_t stream) {
-  const Sm90StoredLaunch<Tile> launch{"softmax_readout",
-                                      p.dtype,
-                                      plan,
-                                      stream,
-                                      {p.embeddings, p.num_rows, p.dim},
-                                      {p.prototypes, p.num_classes, p.dim}};
+  const Sm90StoredLaunch<S> launch{"softmax_readout",
+                                   p.dtype,
+                                   plan,
+                                   stream,
+                                   {p.embeddings, p.num_rows, p.dim},
+                                   {p.prototypes, p.num_classes, p.dim}};
   plan.run(p.num_rows, p.num_classes, [&](const Sm90Chunk& chunk, int number, int row_tiles) {
     task.readout.max = scratch.max.after(number);
     task.max_before = number == 0 ? nullptr : scratch.max.before(number);
-    launch.template weigh<ReadoutWeigher<Sm90, Tile, kFactors, kStores> >(chunk, row_tiles,
-                                                                          scratch.weights, task);
+    launch.template weigh<ReadoutWeigher<Sm90, S, kFactors, kStores> >(chunk, row_tiles,
+                                                                       scratch.weights, task);
     if constexpr (kStores) {
       sums.adds = number > 0;
       sums.top_before = scratch.top.before(number);
@@ -80,10 +80,9 @@ template <typename S>
 void run(const ReadoutProblem& p, bool need_mean, const Sm90StoredPlan& plan,
          const Scratch& scratch, const Sm90StoredReadout& task, const Sm90StoredSums& sums,
          cudaStream_t stream) {
-  using Tile = Sm90StoredTile<S>;
   const bool factors = p.inverse_norms != nullptr;
-  const auto run_with = need_mean ? (factors ? run<Tile, true, true> : run<Tile, false, true>)
-                                  : (factors ? run<Tile, true, false> : run<Tile, false, false>);
+  const auto run_with = need_mean ? (factors ? run<S, true, true> : run<S, false, true>)
+                                  : (factors ? run<S, true, false> : run<S, false, false>);
   run_with(p, plan, scratch, task, sums, stream);
 }
 
