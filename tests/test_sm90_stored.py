@@ -67,7 +67,7 @@ def test_options(stored, case, chunks):
 @pytest.mark.parametrize("steps", [12, 90])
 @pytest.mark.parametrize("float16", [0, 1])
 def test_references_that_move(stored, steps, float16, chunks):
-    """Logits up to 120 and 900 that rise and fall along the classes."""
+    """Logits up to 60 and 450, of either sign, that rise and fall along the classes."""
     case = {**SHAPE, **chunks, "steps": steps, "float16": float16}
     _check(stored(**case, late_loads=0), float16=bool(float16), lse=steps * 1e-6)
 

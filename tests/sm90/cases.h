@@ -73,13 +73,13 @@ Data make(const Case& given) {
     bits[at] = host_sm90::bits_of<S>(to);
     exact[at] = host_sm90::value_of(bits[at], std::is_same_v<S, fcl::BFloat16>);
   };
-  // Logits that rise and fall by `steps` from one group of classes to the next.
-  for (int64_t j = 0; given.number("steps", 0) != 0 && j < data.c; ++j) {
-    const double height =
-        given.number("steps", 0) / data.scale * static_cast<double>(j / 70 * 7 % 11);
+  // Logits that rise and fall by `steps`, or more, from one group of classes to the next.
+  const double steps = given.number("steps", 0);
+  for (int64_t j = 0; steps != 0 && j < data.c; ++j) {
+    const double height = steps / data.scale * static_cast<double>(5 - j / 128 * 3 % 5);
     set(data.w, data.exact_w, j * data.d, static_cast<float>(height));
   }
-  for (int64_t i = 0; given.number("steps", 0) != 0 && i < data.n; ++i) {
+  for (int64_t i = 0; steps != 0 && i < data.n; ++i) {
     set(data.x, data.exact_x, i * data.d, i % 2 == 0 ? 1 : -1);
   }
   for (int64_t i = 0; given.whole("exclude", 0) != 0 && i < data.n; ++i) {

@@ -26,7 +26,6 @@ struct RunningReference {
 
   // What sums are to be multiplied by before weights relative to `base` are added.
   FCL_DEVICE float move(int r, float base) {
-    if (base == -Hw::infinity()) return 1;  // those weights are zero
     top[r] = Hw::max(top[r], base);
     const float to = Hw::max(base, top[r] - kDepth);
     const float factor = power(now[r], to);
