@@ -50,9 +50,10 @@ struct SumsBlock {
     Ring::run(weights, right, [this] { produce(); }, [this](int consumer) { consume(consumer); });
   }
 
-  FCL_DEVICE int64_t split() const { return Hw::block_y() / p.panels; }
+  // 64-bit divisions would be function calls, beside which products wait for each other.
+  FCL_DEVICE int64_t split() const { return static_cast<int>(Hw::block_y()) / p.panels; }
   FCL_DEVICE int first_column() const {
-    return static_cast<int>(Hw::block_y() % p.panels) * Tile::kColumns;
+    return static_cast<int>(Hw::block_y()) % p.panels * Tile::kColumns;
   }
 
   FCL_DEVICE void produce() {
