@@ -131,7 +131,7 @@ void check_stored_plans() {
       for (const int64_t right : {1, 256, 257, 1000, 100000, 10000000}) {
         for (const int64_t dim : {64, 520, 1024, 4096}) {
           const Sm90StoredPlan plan =
-              plan_sm90_stored(left, right, dim, dim, true, multiprocessors);
+              plan_sm90_stored({left, right, dim, dim, true}, multiprocessors);
           const int at[] = {static_cast<int>(left), static_cast<int>(right), static_cast<int>(dim)};
           const auto holds = [&](bool condition, const char* what) {
             expect(condition, what, at[0], at[1], at[2]);
@@ -172,7 +172,7 @@ void check_stored_plans() {
   // Large problems keep nearly all multiprocessors busy nearly all of the time.
   for (const int64_t rows : {64, 128, 1024, 2048, 4096, 32768}) {
     for (const int64_t dim : {1024, 2048}) {
-      const Sm90StoredPlan plan = plan_sm90_stored(rows, 1000000, dim, dim, true, 132);
+      const Sm90StoredPlan plan = plan_sm90_stored({rows, 1000000, dim, dim, true}, 132);
       const auto busy = [&](int64_t blocks, int64_t splits, int64_t tiles) {
         const int64_t waves = (blocks * splits + 131) / 132;
         return static_cast<double>(blocks * plan.chunk_tiles) /

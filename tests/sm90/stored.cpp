@@ -25,7 +25,7 @@ Sm90StoredPlan plan_of(const Case& given, int64_t left, int64_t right, int64_t d
   limits.cached_bytes = given.whole("cached_kib", 32 << 10) << 10;
   limits.flush = given.whole("flush", 512);
   const Sm90StoredPlan plan =
-      plan_sm90_stored(left, right, depth, width, stores,
+      plan_sm90_stored({left, right, depth, width, stores},
                        static_cast<int>(given.whole("multiprocessors", 4)), limits);
   std::printf("cluster %d, blocks of %d row tiles, chunks of %d tiles: %d x %d, %d x %d: ",
               plan.cluster, plan.row_tiles, plan.chunk_tiles, plan.weight_splits, plan.weight_tiles,

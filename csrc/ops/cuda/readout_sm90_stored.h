@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "common/cuda_limits.h"
 #include "ops/cuda/readout_sm90.h"
@@ -123,74 +124,96 @@ struct Sm90StoredPlan {
 };
 
 // `depth` columns of left and right rows, `width` of the sums; stores: there is a second launch.
-inline Sm90StoredPlan plan_sm90_stored(int64_t num_left, int64_t num_right, int64_t depth,
-                                       int64_t width, bool stores, int multiprocessors,
+struct Sm90StoredShape {
+  int64_t num_left, num_right, depth, width;
+  bool stores;
+};
+
+// The best plan for blocks of so many row tiles, and its time: clocks of both launches, for all of
+// the work, in units that do not matter. Blocks, chunk and splits are to fill one to four waves. A
+// block's overhead, in tiles, is to fill the ring, and with sums their way to memory and back.
+inline std::pair<Sm90StoredPlan, double> plan_sm90_blocks(const Sm90StoredShape& shape,
+                                                          int64_t row_tiles, int multiprocessors,
+                                                          const Sm90StoredLimits& limits) {
+  constexpr int64_t kMostWaves = 4;
+  constexpr int64_t kWeightsOverhead = 1;
+  constexpr int64_t kSumsOverhead = 2;
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int cluster = sm90_cluster(row_tiles);
+  row_tiles = divide_up(row_tiles, cluster) * cluster;
+  const int64_t at_once = std::max(multiprocessors / cluster * cluster, cluster);
+  const int64_t right_tiles = std::max<int64_t>(divide_up(shape.num_right, kSm90StoredColumns), 1);
+  const int64_t panels = divide_up(std::max<int64_t>(shape.width, 1), kSm90StoredColumns);
+  int64_t most_tiles = right_tiles;
+  if (shape.stores) {
+    const int64_t row_bytes = row_tiles * kSm90StoredRows * kSm90StoredColumns * 2;
+    const int64_t stored = limits.weight_bytes / row_bytes;
+    const int64_t cached = limits.cached_bytes / (row_bytes + shape.depth * kSm90StoredColumns * 2);
+    // Of few left rows it takes many right ones to keep all multiprocessors busy.
+    const int64_t wave = divide_up(at_once, row_tiles);
+    most_tiles = std::clamp<int64_t>(std::min(stored, std::max(cached, wave)), 1, right_tiles);
+  }
+  const auto time_of = [&](int64_t blocks, int64_t splits, int64_t tiles, int64_t overhead) {
+    return divide_up(blocks * splits, at_once) * (divide_up(tiles, splits) + overhead);
+  };
+  Sm90StoredPlan best{};
+  double best_time = std::numeric_limits<double>::infinity();
+  for (int64_t waves = 1; waves <= kMostWaves; ++waves) {
+    const int64_t weight_splits = std::clamp<int64_t>(at_once * waves / row_tiles, 1, most_tiles);
+    // The same number of tiles for each, in all chunks but the last.
+    const int64_t tiles =
+        most_tiles < right_tiles ? most_tiles / weight_splits * weight_splits : most_tiles;
+    for (int64_t sum_waves = 1; sum_waves <= kMostWaves; ++sum_waves) {
+      const int64_t sum_splits =
+          std::clamp<int64_t>(at_once * sum_waves / (row_tiles * panels), 1, tiles);
+      int64_t clocks = shape.depth * time_of(row_tiles, weight_splits, tiles, kWeightsOverhead);
+      if (shape.stores) {
+        clocks +=
+            kSm90StoredColumns * time_of(row_tiles * panels, sum_splits, tiles, kSumsOverhead);
+      }
+      const int64_t blocks = divide_up(shape.num_left, row_tiles * kSm90StoredRows);
+      const double time = static_cast<double>(clocks) * static_cast<double>(blocks) *
+                          static_cast<double>(right_tiles) / static_cast<double>(tiles);
+      if (time >= best_time) continue;
+      best_time = time;
+      // Rounding up may leave nothing for the last splits.
+      const int64_t weight_tiles = divide_up(tiles, weight_splits);
+      const int64_t sum_tiles = std::min(divide_up(tiles, sum_splits),
+                                         std::max<int64_t>(limits.flush / kSm90StoredColumns, 1));
+      best = {cluster,
+              static_cast<int>(row_tiles),
+              static_cast<int>(tiles),
+              static_cast<int>(divide_up(tiles, weight_tiles)),
+              static_cast<int>(weight_tiles),
+              static_cast<int>(divide_up(tiles, sum_tiles)),
+              static_cast<int>(sum_tiles),
+              static_cast<int>(panels)};
+    }
+  }
+  return {best, best_time};
+}
+
+inline Sm90StoredPlan plan_sm90_stored(const Sm90StoredShape& shape, int multiprocessors,
                                        const Sm90StoredLimits& limits = {}) {
   const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   constexpr int64_t kTileBytes = kSm90StoredRows * kSm90StoredColumns * 2;
   // Sums come from memory and go back once a chunk: worth it from so many tiles.
   constexpr int64_t kFewestTiles = 12;
-  const int64_t right_tiles = std::max<int64_t>(divide_up(num_right, kSm90StoredColumns), 1);
-  int64_t row_tiles = std::max<int64_t>(divide_up(num_left, kSm90StoredRows), 1);
-  if (stores) {
-    const int64_t fitting =
-        limits.weight_bytes / (std::min(right_tiles, kFewestTiles) * kTileBytes);
-    const int64_t most = std::max<int64_t>(fitting / 2 * 2, 1);
-    row_tiles = divide_up(row_tiles, divide_up(row_tiles, most));
+  const int64_t all = std::max<int64_t>(divide_up(shape.num_left, kSm90StoredRows), 1);
+  if (!shape.stores) return plan_sm90_blocks(shape, all, multiprocessors, limits).first;
+  const int64_t right_tiles = std::max<int64_t>(divide_up(shape.num_right, kSm90StoredColumns), 1);
+  const int64_t fitting = limits.weight_bytes / (std::min(right_tiles, kFewestTiles) * kTileBytes);
+  const int64_t most = std::max<int64_t>(fitting / 2 * 2, 1);
+  auto best =
+      plan_sm90_blocks(shape, divide_up(all, divide_up(all, most)), multiprocessors, limits);
+  // Or as many rows as fill a wave with their panels of columns.
+  const int64_t panels = divide_up(std::max<int64_t>(shape.width, 1), kSm90StoredColumns);
+  const int64_t wave = multiprocessors / panels / 2 * 2;
+  if (wave > 0 && wave < all && 2 * wave * kTileBytes <= limits.weight_bytes) {
+    const auto other = plan_sm90_blocks(shape, wave, multiprocessors, limits);
+    if (other.second < best.second) best = other;
   }
-  const int cluster = sm90_cluster(row_tiles);
-  row_tiles = divide_up(row_tiles, cluster) * cluster;
-  const int64_t at_once = std::max(multiprocessors / cluster * cluster, cluster);
-  int64_t tiles = right_tiles;
-  if (stores) {
-    const int64_t stored = limits.weight_bytes / (row_tiles * kTileBytes);
-    const int64_t cached =
-        limits.cached_bytes / ((row_tiles * kSm90StoredRows + depth) * kSm90StoredColumns * 2);
-    // Of few left rows it takes many right ones to keep all multiprocessors busy.
-    const int64_t wave = divide_up(at_once, row_tiles);
-    tiles = std::clamp<int64_t>(std::min(stored, std::max(cached, wave)), 1, right_tiles);
-  }
-  // Chunk and splits that take least time for a tile, among those that fill one to four waves. A
-  // block's overhead, in tiles, is to fill the ring, and with sums their way to memory and back.
-  constexpr int64_t kMostWaves = 4;
-  constexpr int64_t kWeightsOverhead = 1;
-  constexpr int64_t kSumsOverhead = 2;
-  const int64_t panels = divide_up(std::max<int64_t>(width, 1), kSm90StoredColumns);
-  const auto time_of = [&](int64_t blocks, int64_t splits, int64_t some, int64_t overhead) {
-    return divide_up(blocks * splits, at_once) * (divide_up(some, splits) + overhead);
-  };
-  int64_t chunk = tiles;
-  int64_t weight_splits = 1;
-  int64_t sum_splits = 1;
-  double best = std::numeric_limits<double>::infinity();
-  for (int64_t waves = 1; waves <= kMostWaves; ++waves) {
-    const int64_t w = std::clamp<int64_t>(at_once * waves / row_tiles, 1, tiles);
-    // The same number of tiles for each, in all chunks but the last.
-    const int64_t some = tiles < right_tiles ? tiles / w * w : tiles;
-    for (int64_t sum_waves = 1; sum_waves <= kMostWaves; ++sum_waves) {
-      const int64_t s = std::clamp<int64_t>(at_once * sum_waves / (row_tiles * panels), 1, some);
-      const auto time = static_cast<double>(
-          depth * time_of(row_tiles, w, some, kWeightsOverhead) +
-          (stores ? kSm90StoredColumns * time_of(row_tiles * panels, s, some, kSumsOverhead) : 0));
-      if (time / static_cast<double>(some) >= best) continue;
-      best = time / static_cast<double>(some);
-      chunk = some;
-      weight_splits = w;
-      sum_splits = s;
-    }
-  }
-  // Rounding up may leave nothing for the last splits.
-  const int64_t weight_tiles = divide_up(chunk, weight_splits);
-  const int64_t sum_tiles = std::min(divide_up(chunk, sum_splits),
-                                     std::max<int64_t>(limits.flush / kSm90StoredColumns, 1));
-  return {cluster,
-          static_cast<int>(row_tiles),
-          static_cast<int>(chunk),
-          static_cast<int>(divide_up(chunk, weight_tiles)),
-          static_cast<int>(weight_tiles),
-          static_cast<int>(divide_up(chunk, sum_tiles)),
-          static_cast<int>(sum_tiles),
-          static_cast<int>(panels)};
+  return best.first;
 }
 
 }  // namespace fcl::ops::cuda

@@ -41,7 +41,7 @@ bool supports(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient
 }
 
 Sm90StoredPlan plan_of(const ReadoutProblem& p, const CudaDevice& device) {
-  return plan_sm90_stored(p.num_classes, p.num_rows, p.dim, p.dim, true, device.multiprocessors);
+  return plan_sm90_stored({p.num_classes, p.num_rows, p.dim, p.dim, true}, device.multiprocessors);
 }
 
 struct Scratch {

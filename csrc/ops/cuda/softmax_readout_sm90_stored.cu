@@ -17,7 +17,7 @@ namespace {
 using namespace fcl::cuda;
 
 Sm90StoredPlan plan_of(const ReadoutProblem& p, bool need_mean, int multiprocessors) {
-  return plan_sm90_stored(p.num_rows, p.num_classes, p.dim, p.value_dim, need_mean,
+  return plan_sm90_stored({p.num_rows, p.num_classes, p.dim, p.value_dim, need_mean},
                           multiprocessors);
 }
 
