@@ -87,10 +87,8 @@ struct Sm90StoredSums {
 };
 
 struct Sm90StoredLimits {
-  int64_t weight_bytes = 24 << 20;
-  // Of weights and the right rows of their chunk, which both launches read: with the sums, what the
-  // second-level cache (50 MB) holds.
-  int64_t cached_bytes = 32 << 20;
+  int64_t weight_bytes = fcl::cuda::kSm90WeightBytes;
+  int64_t cached_bytes = fcl::cuda::kSm90CachedBytes;
   int64_t flush = 2 * fcl::cuda::kFlush;  // terms of one float accumulator
 };
 
