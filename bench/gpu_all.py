@@ -54,6 +54,7 @@ def steps(out: Path) -> dict[str, tuple[list[str], int]]:
         "build": (build, 240),
         "registration": ([*pytest, "tests/test_cuda_registration.py"], 60),
         "device": ([*pytest, "tests/test_cuda_device.py"], 120),
+        "paths": ([*pytest, "tests/test_cuda_readout_device.py"], 240),
         "operators": ([*pytest, *tests, "-m", "needs_cuda"], 240),
         "measure": ([python, "bench/gpu_measure.py", "--json", str(out / "gpu.json")], 150),
         "memcheck": ([*sanitizer, "memcheck", *pytest, SANITIZED], 90),

@@ -33,7 +33,12 @@ TRAINABLE = {
     "smoke": [(8, 16, 50)],
     "full": [(1024, 256, 100_000), (4096, 512, 100_000), (4096, 2048, 100_000)],
 }
-PATHS = ("simt", "mma", "sm90")
+# With the dtypes that each has kernels for: others would be another path's times.
+PATHS = {
+    "simt": (torch.float32, torch.bfloat16),
+    "mma": (torch.float32, torch.bfloat16),
+    "sm90": (torch.bfloat16,),
+}
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -132,7 +137,11 @@ def _readout(
     }
     step = _step(ours, x, w, y)
     if device == "cuda":
-        steps |= {f"ours {path}": _on_path(path, step) for path in PATHS}
+        steps |= {
+            f"ours {path}": _on_path(path, step)
+            for path, dtypes in PATHS.items()
+            if dtype in dtypes
+        }
     else:
         steps["ours"] = step
     expected: Tensor | None = None

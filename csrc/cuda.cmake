@@ -44,9 +44,11 @@ add_library(
     ops/cuda/softmax_readout.cu
     ops/cuda/softmax_readout_backward.cu
     ops/cuda/softmax_readout_backward_mma.cu
+    ops/cuda/softmax_readout_backward_sm90.cu
     ops/cuda/softmax_readout_cuda.cpp
     ops/cuda/softmax_readout_mma.cu
     ops/cuda/softmax_readout_sm90.cu
+    ops/cuda/softmax_readout_sm90_stored.cu
     ops/cuda/sparse_readout.cu
     ops/cuda/sparse_readout_cuda.cpp
 )
@@ -60,7 +62,9 @@ set_target_properties(
 )
 if(FCL_CUDA_ARCHITECTURES MATCHES "90a")
     set_source_files_properties(
+        ops/cuda/softmax_readout_backward_sm90.cu
         ops/cuda/softmax_readout_sm90.cu
+        ops/cuda/softmax_readout_sm90_stored.cu
         PROPERTIES COMPILE_DEFINITIONS FCL_CUDA_SM90
     )
 endif()

@@ -24,6 +24,7 @@ CAN_BUILD = COMPILER is not None and (ROOT / "csrc").is_dir()
 FLAGS = [
     *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-w"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}"),
+    *(f"-I{ROOT / 'tests' / 'sm90'}", "-DFCL_CUDA_SM90"),
     *(f"-isystem{path}" for path in cpp_extension.include_paths()),
 ]
 # Indices that leave a shared or register array of known size end the process with a message.
@@ -47,6 +48,7 @@ def build(folder: Path) -> ctypes.CDLL:
         *((path, BINDING_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cpp"))),
         (ROOT / "csrc/schema.cpp", BINDING_FLAGS),
         (EMULATION / "fibers.cpp", ["-O2"]),
+        (EMULATION / "clusters.cpp", ["-O2"]),
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _compile(*source, folder), sources))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """softmax_readout's CUDA kernels on the host, by every path (see test_cuda_emulation.py).
 
-The path for Hopper alone has a stand-in of its own (test_sm90_layouts.py).
+The path for Hopper alone has tests of its own (test_cuda_emulated_sm90.py).
 """
 
 from __future__ import annotations

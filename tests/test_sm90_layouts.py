@@ -11,44 +11,22 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from sm90_host import APART, CAN_BUILD, LUCK, ROOT, build, runner
 
-ROOT = Path(__file__).parents[1]
-HOST = ROOT / "tests" / "sm90"
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NVCC = shutil.which(os.environ.get("CUDACXX", "nvcc"))
-CUOBJDUMP = shutil.which("cuobjdump")
+NVDISASM = runpy.run_path(str(ROOT / "tools" / "cuda_resources.py"))["find_nvdisasm"]()
 
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or not (ROOT / "csrc").is_dir(), reason="needs a C++ compiler and the sources"
-)
-
-
-def _compile(name: str, folder: Path) -> Path:
-    program = folder / name
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    include = [f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
-    subprocess.run([COMPILER, *flags, *include, HOST / f"{name}.cpp", "-o", program], check=True)
-    return program
+pytestmark = pytest.mark.skipif(not CAN_BUILD, reason="needs a C++ compiler and the sources")
 
 
 @pytest.fixture(scope="module")
 def readout(tmp_path_factory):
-    """Runs a case; the errors of log-sum-exp and mean."""
-    program = _compile("readout", tmp_path_factory.mktemp("sm90"))
-
-    def run(**case: object) -> tuple[float, float]:
-        arguments = [f"{name}={value}" for name, value in case.items()]
-        run = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stdout
-        lse, mean = re.search(r"errors (\S+) (\S+)", run.stdout).groups()
-        return float(lse), float(mean)
-
-    return run
+    return runner(build("readout", tmp_path_factory.mktemp("sm90")))
 
 
 def _check(errors: tuple[float, float], *, float16: bool = False) -> None:
@@ -58,16 +36,8 @@ def _check(errors: tuple[float, float], *, float16: bool = False) -> None:
 
 
 def test_layouts(tmp_path):
-    run = subprocess.run(
-        [_compile("layouts", tmp_path)], capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([build("layouts", tmp_path)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
-
-
-# Loads and products at once or late, and the order of the threads: ascending, descending, random,
-# and random with some threads of the warp that issues the loads far behind.
-APART = 96
-LUCK = [(0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 97), (0, 1, APART)]
 
 
 def _rows(dim: int) -> int:
@@ -118,25 +88,33 @@ def test_single_class_that_is_excluded(readout):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NVCC is None or CUOBJDUMP is None, reason="needs nvcc and cuobjdump")
-def test_machine_code(tmp_path):
-    """Warpgroup products that overlap, tile loads, no use of local memory."""
+@pytest.mark.skipif(NVCC is None or NVDISASM is None, reason="needs nvcc and nvdisasm")
+@pytest.mark.parametrize(
+    "source",
+    ["softmax_readout_sm90", "softmax_readout_sm90_stored", "softmax_readout_backward_sm90"],
+)
+def test_machine_code(source, tmp_path):
+    """Warpgroup products that overlap, tile loads, no use of local memory, no function calls."""
     cubin = tmp_path / "readout.cubin"
     command = [
         *(NVCC, "-cubin", "-std=c++20", "-O3", "-Xptxas=-v", "-DFCL_CUDA_SM90"),
         *("-gencode=arch=compute_90a,code=sm_90a", f"-I{ROOT / 'csrc'}", "-o", cubin),
-        ROOT / "csrc/ops/cuda/softmax_readout_sm90.cu",
+        ROOT / f"csrc/ops/cuda/{source}.cu",
     ]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "Performance Loss" not in report
     assert "ignored" not in report
     assert not re.search(r"[1-9]\d* bytes (stack frame|spill)", report)
     sass = subprocess.run(
-        [CUOBJDUMP, "-sass", cubin], capture_output=True, text=True, check=True
+        [NVDISASM, "-c", cubin], capture_output=True, text=True, check=True
     ).stdout
-    for function in re.split(r"Function : ", sass)[1:]:
-        if "readout_sm90_kernel" not in function[: function.index("\n")]:
+    kernels = 0
+    for function in re.split(r"\n\.text\.", sass)[1:]:
+        # A mangled name begins with its length.
+        if re.search(r"\dreadout_sm90_", function[: function.index(":")]) is None:
             continue
+        kernels += 1
         for instruction in ("HGMMA", "UTMALDG", "UTMALDG.2D.MULTICAST", "USETMAXREG"):
             assert instruction in function
-        assert not re.search(r"\b(LDL|STL)\b", function)
+        assert not re.search(r"\b(LDL|STL|CALL)\b", function)
+    assert kernels > 0

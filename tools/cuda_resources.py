@@ -9,7 +9,7 @@ warpgroups share registers out among themselves is listed with what it starts wi
 
 Where there is nvdisasm (on PATH, as NVDISASM, or from the wheel nvidia-cuda-nvdisasm), the machine
 code's tensor core instructions are counted, and a kernel that is made for them and has none fails
-the run too.
+the run too, as does one whose warpgroups use more registers than they ask for.
 
 Usage: ``python tools/cuda_resources.py [--architectures 80 90a] [--files softmax_readout_mma]
 [--json FILE]``. Needs nvcc, but no GPU.
@@ -29,6 +29,8 @@ import sysconfig
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from warpgroup_registers import shares
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +74,7 @@ def _shorten(name: str) -> str:
             break
     # Template arguments keep their last words only: cub's are pages long.
     name = re.sub(r"(?:\w+::)+(?=\w)", "", name)
-    return name if len(name) <= 70 else name[: name.index("<") + 1] + "...>"
+    return name if len(name) <= 75 else name[: name.index("<") + 1] + "...>"
 
 
 def parse(report: str, file: str, architecture: str) -> list[Kernel]:
@@ -113,14 +115,19 @@ def find_nvdisasm() -> str | None:
     )
 
 
-def count_tensor_instructions(nvdisasm: str, cubin: str) -> dict[str, dict[str, int]]:
-    """Of each kernel in an object, by its mangled name."""
+def disassemble(nvdisasm: str, cubin: str) -> str:
+    """The machine code of an object."""
     run = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=False)
     if run.returncode != 0:
         raise SystemExit(f"{nvdisasm} {cubin}: {run.stderr}")
+    return run.stdout
+
+
+def count_tensor_instructions(disassembly: str) -> dict[str, dict[str, int]]:
+    """Of each kernel in an object, by its mangled name."""
     instructions = [instruction for *_, instruction in _TENSOR_KERNELS]
     counts: dict[str, dict[str, int]] = {}
-    for line in run.stdout.splitlines():
+    for line in disassembly.splitlines():
         if line.startswith(".text."):
             of_kernel = counts.setdefault(line[6:-1], dict.fromkeys(instructions, 0))
         for instruction in instructions:
@@ -149,7 +156,14 @@ def compile_kernels(nvcc: str, source: Path, architecture: str, folder: str) -> 
     nvdisasm = find_nvdisasm()
     counts = None
     if nvdisasm is not None and Path(cubin).exists():
-        counts = count_tensor_instructions(nvdisasm, cubin)
+        disassembly = disassemble(nvdisasm, cubin)
+        counts = count_tensor_instructions(disassembly)
+        for share in shares(disassembly):
+            if share.used > share.asked:
+                raise SystemExit(
+                    f"{source.name} for sm_{architecture}: a warpgroup of {share.kernel} asks for "
+                    f"{share.asked} registers and uses {share.used}"
+                )
     for kernel, name in zip(kernels, _demangle([k.name for k in kernels]), strict=True):
         for start, architectures, instruction in _TENSOR_KERNELS:
             is_made_for = name.startswith(start) and re.fullmatch(architectures, architecture)
@@ -185,11 +199,11 @@ def main() -> int:
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n")
     columns = f"{'sm':>4} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5} {'mma':>5}"
-    print(f"{'file':30} {'kernel':70} {columns}")
+    print(f"{'file':32} {'kernel':75} {columns}")
     for k in kernels:
         tensor = "" if k.tensor_instructions is None else k.tensor_instructions
         print(
-            f"{k.file:30} {k.name:70} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
+            f"{k.file:32} {k.name:75} {k.architecture:>4} {k.registers:4} {k.shared_bytes:6} "
             f"{k.stack_bytes:5} {k.spill_bytes:5} {tensor:>5}"
         )
     bad = [k for k in kernels if k.stack_bytes or k.spill_bytes]

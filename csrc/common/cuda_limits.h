@@ -20,5 +20,9 @@ inline constexpr int64_t kFewestPerSplit = 512;
 inline constexpr int64_t kWeightBytes = 16 << 20;
 // Fewest columns of such weights that are worth a launch.
 inline constexpr int64_t kFewestStored = 512;
+// Such memory on Hopper, and with the right rows that both kernels read: with the sums, what its
+// second-level cache (50 MB) holds.
+inline constexpr int64_t kSm90WeightBytes = 24 << 20;
+inline constexpr int64_t kSm90CachedBytes = 32 << 20;
 
 }  // namespace fcl::cuda

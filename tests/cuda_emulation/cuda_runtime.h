@@ -40,6 +40,10 @@ namespace fcl_emulation {
 
 // Runs one kernel: every block, all of its threads between barriers.
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+// The same in clusters of blocks along x, on a machine of their own (clusters.cpp).
+void run_clusters(dim3 grid, int threads, size_t shared_bytes, int size,
+                  const std::function<void()>& thread);
+bool reversed();
 // Ends the launch.
 void fail(const char* what);
 // The dynamic shared memory: `bytes` at an offset that is a multiple of them.
@@ -84,17 +88,32 @@ T exchange_value(T value, int lane) {
 
 }  // namespace fcl_emulation
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  const cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  fcl_emulation::run(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                     [&] { kernel(arguments...); });
+  const auto thread = [&] { kernel(arguments...); };
+  if (config->numAttrs > 0) {
+    fcl_emulation::run_clusters(config->gridDim, static_cast<int>(config->blockDim.x),
+                                config->dynamicSmemBytes,
+                                static_cast<int>(config->attrs->val.clusterDim.x), thread);
+  } else {
+    fcl_emulation::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, thread);
+  }
   return cudaSuccess;
 }
 

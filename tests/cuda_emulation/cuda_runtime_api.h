@@ -22,9 +22,12 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// A small device of compute capability 8.0.
+namespace fcl_emulation {
+extern int major;
+}
+// A small device of compute capability 8.0, or what emulation_capability said.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrComputeCapabilityMajor ? 8
+  *value = which == cudaDevAttrComputeCapabilityMajor ? fcl_emulation::major
            : which == cudaDevAttrMultiProcessorCount  ? 6
                                                       : 0;
   return cudaSuccess;

@@ -26,6 +26,9 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace fcl_emulation {
+
+int major = 8;
+
 namespace {
 
 constexpr int kWarpSize = 32;
@@ -332,10 +335,16 @@ void skipped_shuffle_kernel(int) {
 
 }  // namespace
 
+bool fcl_emulation::reversed() { return reverse; }
+
 extern "C" {
 
 __attribute__((visibility("default"))) void emulation_reverse(int on) {
   fcl_emulation::reverse = on != 0;
+}
+// Major compute capability of the device.
+__attribute__((visibility("default"))) void emulation_capability(int major) {
+  fcl_emulation::major = major;
 }
 
 // assert() ends here: the .cu files are compiled with __assert_fail renamed to this.

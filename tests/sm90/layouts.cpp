@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The layout maths of csrc/common/sm90_layout.h and csrc/ops/cuda/readout_sm90.h against the tables
-// of the PTX ISA as host_sm90.h has them. Prints what is wrong.
+// The layout maths of csrc/common/sm90_layout.h against the tables of the PTX ISA as host_sm90.h
+// has them, and how csrc/ops/cuda/readout_sm90*.h cut the work. Prints what is wrong.
+#include <algorithm>
 #include <cstdio>
 #include <set>
+#include <utility>
 
 #include "common/sm90_layout.h"
 #include "host_sm90.h"
 #include "ops/cuda/readout_sm90.h"
+#include "ops/cuda/readout_sm90_stored.h"
 
 namespace {
 
@@ -120,6 +123,71 @@ void check_splits() {
   }
 }
 
+void check_stored_plans() {
+  using namespace fcl::ops::cuda;
+  const Sm90StoredLimits limits;
+  for (const int multiprocessors : {1, 78, 132}) {
+    for (const int64_t left : {1, 64, 129, 1024, 5000, 32768, 1000000}) {
+      for (const int64_t right : {1, 256, 257, 1000, 100000, 10000000}) {
+        for (const int64_t dim : {64, 520, 1024, 4096}) {
+          const Sm90StoredPlan plan =
+              plan_sm90_stored({left, right, dim, dim, true}, multiprocessors);
+          const int at[] = {static_cast<int>(left), static_cast<int>(right), static_cast<int>(dim)};
+          const auto holds = [&](bool condition, const char* what) {
+            expect(condition, what, at[0], at[1], at[2]);
+          };
+          holds(plan.weight_bytes() <= limits.weight_bytes, "stored weights");
+          holds(plan.row_tiles % plan.cluster == 0, "row tiles");
+          holds(plan.sum_tiles * 256 <= limits.flush, "terms of a sum");
+          holds(plan.panels * 256 >= dim && plan.panels * 256 < dim + 256, "panels");
+          for (const auto& [splits, tiles] : {std::pair{plan.weight_splits, plan.weight_tiles},
+                                              std::pair{plan.sum_splits, plan.sum_tiles}}) {
+            holds(splits * tiles >= plan.chunk_tiles, "splits cover the chunk");
+            holds((splits - 1) * tiles < plan.chunk_tiles, "an empty split");
+          }
+          // Every pair of rows is in one chunk.
+          int64_t pairs = 0;
+          int64_t left_end = 0;
+          int64_t right_end = 0;
+          plan.run(left, right, [&](const Sm90Chunk& chunk, int number, int row_tiles) {
+            if (number == 0) {
+              holds(chunk.left_begin == left_end && chunk.right_begin == 0, "block follows block");
+              left_end = chunk.left_begin + chunk.left_rows;
+              right_end = 0;
+            }
+            holds(chunk.right_begin == right_end, "chunk follows chunk");
+            right_end += chunk.columns;
+            const int64_t rows = std::min(left - chunk.left_begin, chunk.left_rows);
+            const int64_t columns = std::min(right - chunk.right_begin, chunk.columns);
+            holds(row_tiles * 128 >= rows && row_tiles <= plan.row_tiles, "row tiles of a block");
+            holds(row_tiles % plan.cluster == 0, "clusters of a block");
+            holds(chunk.tiles * 256 >= columns && chunk.tiles <= plan.chunk_tiles, "tiles");
+            pairs += rows * columns;
+          });
+          holds(pairs == left * right, "pairs of rows");
+        }
+      }
+    }
+  }
+  // Large problems keep nearly all multiprocessors busy nearly all of the time.
+  for (const int64_t rows : {64, 128, 1024, 2048, 4096, 32768}) {
+    for (const int64_t dim : {1024, 2048}) {
+      const Sm90StoredPlan plan = plan_sm90_stored({rows, 1000000, dim, dim, true}, 132);
+      const auto busy = [&](int64_t blocks, int64_t splits, int64_t tiles) {
+        const int64_t waves = (blocks * splits + 131) / 132;
+        return static_cast<double>(blocks * plan.chunk_tiles) /
+               (132.0 * static_cast<double>(waves * tiles));
+      };
+      const double weights = busy(plan.row_tiles, plan.weight_splits, plan.weight_tiles);
+      const double sums = busy(plan.row_tiles * plan.panels, plan.sum_splits, plan.sum_tiles);
+      expect(weights > 0.9, "percent busy with weights", static_cast<int>(rows),
+             static_cast<int>(dim), static_cast<int>(100 * weights));
+      expect(sums > 0.85, "percent busy with sums", static_cast<int>(rows), static_cast<int>(dim),
+             static_cast<int>(100 * sums));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -128,5 +196,6 @@ int main() {
   }
   check_fragments();
   check_splits();
+  check_stored_plans();
   return wrong == 0 ? 0 : 1;
 }

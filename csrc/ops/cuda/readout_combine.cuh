@@ -43,13 +43,22 @@ __device__ __forceinline__ T block_reduce(T value, const F& f) {
   return value;
 }
 
+// Weighted sums of values of the splits, and the references that their weights are relative to:
+// those of the sums of weights, unless values were split otherwise.
+template <typename T>
+struct PartialMeans {
+  int64_t splits;
+  const T* max;   // [splits][N]
+  const T* mean;  // [splits][N][Dv]
+};
+
 // Partial readouts -> lse and mean, one block per row. With a single split mean is normalised in
 // place. `exclude` (or null) is only checked: kernels of warpgroup products cannot, as a call in
 // them would make each product wait for the one before.
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads, 8)
     combine_kernel(int64_t num_rows, int64_t value_dim, int64_t splits, const T* max,
-                   const double* sum, const T* partial, T* logsumexp, T* mean,
+                   const double* sum, PartialMeans<T> means, T* logsumexp, T* mean,
                    const int64_t* exclude, int64_t num_classes) {
   __shared__ T weights[kCombineSplits];
   const int thread = threadIdx.x;
@@ -71,10 +80,10 @@ __global__ void __launch_bounds__(kCombineThreads, 8)
   const double lse = base + log2(total);  // of base-2 logits
   if (thread == 0) logsumexp[i] = static_cast<T>(lse * kLn2);
   if (mean == nullptr) return;
-  for (int64_t begin = 0; begin < splits; begin += kCombineSplits) {
-    const int count = static_cast<int>(min(splits - begin, int64_t{kCombineSplits}));
+  for (int64_t begin = 0; begin < means.splits; begin += kCombineSplits) {
+    const int count = static_cast<int>(min(means.splits - begin, int64_t{kCombineSplits}));
     for (int s = thread; s < count; s += kCombineThreads) {
-      const double m = static_cast<double>(max[(begin + s) * num_rows + i]);
+      const double m = static_cast<double>(means.max[(begin + s) * num_rows + i]);
       weights[s] = total == 0 ? T(0) : static_cast<T>(exp2(m - lse));
     }
     __syncthreads();  // weights are written
@@ -82,7 +91,7 @@ __global__ void __launch_bounds__(kCombineThreads, 8)
       T value = begin == 0 ? T(0) : mean[i * value_dim + d];
 #pragma unroll 4
       for (int s = 0; s < count; ++s) {
-        value += partial[((begin + s) * num_rows + i) * value_dim + d] * weights[s];
+        value += means.mean[((begin + s) * num_rows + i) * value_dim + d] * weights[s];
       }
       mean[i * value_dim + d] = value;
     }
@@ -92,11 +101,11 @@ __global__ void __launch_bounds__(kCombineThreads, 8)
 
 template <typename T>
 void combine_splits(const char* op, int64_t num_rows, int64_t value_dim, int64_t splits,
-                    const T* max, const double* sum, const T* partial, T* logsumexp, T* mean,
+                    const T* max, const double* sum, PartialMeans<T> means, T* logsumexp, T* mean,
                     cudaStream_t stream, const int64_t* exclude = nullptr,
                     int64_t num_classes = 0) {
   launch(op, combine_kernel<T>, {num_rows}, kCombineThreads, stream, num_rows, value_dim, splits,
-         max, sum, partial, logsumexp, mean, exclude, num_classes);
+         max, sum, means, logsumexp, mean, exclude, num_classes);
 }
 
 constexpr int kSumThreads = 256;

@@ -12,7 +12,8 @@ namespace {
 
 constexpr const ReadoutForwardPath* kForward[] = {&kReadoutForwardSm90, &kReadoutForwardMma,
                                                   &kReadoutForwardSimt};
-constexpr const ReadoutBackwardPath* kBackward[] = {&kReadoutBackwardMma, &kReadoutBackwardSimt};
+constexpr const ReadoutBackwardPath* kBackward[] = {&kReadoutBackwardSm90, &kReadoutBackwardMma,
+                                                    &kReadoutBackwardSimt};
 
 // Which entries of a table may be taken unasked.
 template <const auto& kTable>

@@ -41,6 +41,7 @@ struct ReadoutBackwardPath {
 extern const ReadoutForwardPath kReadoutForwardSm90;
 extern const ReadoutForwardPath kReadoutForwardMma;
 extern const ReadoutForwardPath kReadoutForwardSimt;
+extern const ReadoutBackwardPath kReadoutBackwardSm90;
 extern const ReadoutBackwardPath kReadoutBackwardMma;
 extern const ReadoutBackwardPath kReadoutBackwardSimt;
 

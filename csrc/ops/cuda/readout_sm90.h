@@ -159,38 +159,50 @@ void with_sm90_tile(int64_t dim, bool need_mean, const F& f) {
   }
 }
 
-// How a launch is cut: clusters of row tiles x splits of the classes.
-struct Sm90Split {
-  int cluster;        // blocks that share the loads of a class tile, neighbours in row tiles
-  int64_t row_tiles;  // a multiple of cluster; those past the last row only take part in loads
-  int splits;
-  int tiles_per_split;
-};
-
-// Splits fill whole waves of the multiprocessors: `multiprocessors` blocks run at a time, each as
-// long as its tiles and kOverhead more (filling the ring, writing the sums).
-inline Sm90Split split_sm90(int64_t num_rows, int64_t num_classes, int rows, int classes,
-                            int multiprocessors) {
-  constexpr int64_t kOverhead = 4;
+// The number of splits, at most `most`, that takes least time: `at_once` blocks run at a time, each
+// as long as its share of `tiles` and `overhead` tiles more; `blocks` are needed for every split.
+inline int64_t split_in_waves(int64_t blocks, int64_t tiles, int64_t most, int64_t at_once,
+                              int64_t overhead) {
   const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  int64_t row_tiles = std::max<int64_t>(divide_up(num_rows, rows), 1);
-  // An odd tile's neighbour would idle: worth it where that is little.
-  const int cluster = row_tiles % 2 == 0 || row_tiles > 15 ? 2 : 1;
-  row_tiles = divide_up(row_tiles, cluster) * cluster;
-  const int64_t tiles = divide_up(num_classes, classes);
-  const int64_t at_once = std::max(multiprocessors / cluster * cluster, cluster);
-  const int64_t most = std::min({tiles, 4 * at_once / row_tiles + 1, int64_t{65535}});
   int64_t best = 1;
   int64_t best_time = INT64_MAX;
   for (int64_t splits = 1; splits <= most; ++splits) {
     const int64_t time =
-        divide_up(row_tiles * splits, at_once) * (divide_up(tiles, splits) + kOverhead);
+        divide_up(blocks * splits, at_once) * (divide_up(tiles, splits) + overhead);
     if (time < best_time) {
       best = splits;
       best_time = time;
     }
   }
-  const int64_t per_split = divide_up(tiles, best);
+  return best;
+}
+
+// Blocks that share the loads of right tiles, neighbours in row tiles. An odd tile's neighbour
+// would idle: worth it where that is little.
+inline int sm90_cluster(int64_t row_tiles) { return row_tiles % 2 == 0 || row_tiles > 15 ? 2 : 1; }
+
+// How a launch is cut: clusters of row tiles x splits of the classes.
+struct Sm90Split {
+  int cluster;        // blocks that share the loads of a class tile
+  int64_t row_tiles;  // a multiple of cluster; those past the last row only take part in loads
+  int splits;
+  int tiles_per_split;
+};
+
+// Splits fill whole waves of the multiprocessors. A block's overhead is to fill the ring and to
+// write the sums.
+inline Sm90Split split_sm90(int64_t num_rows, int64_t num_classes, int rows, int classes,
+                            int multiprocessors) {
+  constexpr int64_t kOverhead = 4;
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  int64_t row_tiles = std::max<int64_t>(divide_up(num_rows, rows), 1);
+  const int cluster = sm90_cluster(row_tiles);
+  row_tiles = divide_up(row_tiles, cluster) * cluster;
+  const int64_t tiles = divide_up(num_classes, classes);
+  const int64_t at_once = std::max(multiprocessors / cluster * cluster, cluster);
+  const int64_t most = std::min({tiles, 4 * at_once / row_tiles + 1, int64_t{65535}});
+  const int64_t per_split =
+      divide_up(tiles, split_in_waves(row_tiles, tiles, most, at_once, kOverhead));
   // Rounding up may leave nothing for the last ones.
   return {cluster, row_tiles, static_cast<int>(divide_up(tiles, per_split)),
           static_cast<int>(per_split)};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both Hopper kernels of softmax_readout share: where a block works, the ring of class tiles,
+// What the Hopper kernels of softmax_readout share: where a block works, the ring of class tiles,
 // and the way of sums to memory.
 #pragma once
 
@@ -78,10 +78,10 @@ FCL_DEVICE void load_classes(const typename Hw::TensorMap* map, int64_t first, i
   }
 }
 
-// Moves the sums of two rows to the split's part of the mean, in float32 memory. `carried` brings
+// Moves the sums of two rows to the split's part of p.mean, in float32 memory. `carried` brings
 // what is there to today's reference.
-template <class Hw, int kCount>
-FCL_DEVICE void flush_sums(const Sm90Readout& p, int64_t split, int64_t first_row, int first_column,
+template <class Hw, class Task, int kCount>
+FCL_DEVICE void flush_sums(const Task& p, int64_t split, int64_t first_row, int first_column,
                            float (&sums)[kCount], const float (&carried)[2], bool adds) {
   constexpr int kBatch = 8;  // loads under way at a time
   const int column =

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // softmax_readout forward on Hopper (sm_90a): copy engine, warpgroup products. For bfloat16 and
-// float16 without values of their own; the caller takes another path where it is not supported.
+// float16; the caller takes another path where it is not supported.
 #pragma once
 
 #include <optional>
@@ -26,5 +26,11 @@ int64_t readout_sm90_forward_scratch(const ReadoutProblem& p, bool need_mean, in
 void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* logsumexp,
                                  void* mean, int multiprocessors, cudaStream_t stream,
                                  std::optional<double> fixed_shift = std::nullopt);
+
+// The same with weights that are stored: any number of columns, and values of their own.
+int64_t readout_sm90_stored_scratch(const ReadoutProblem& p, bool need_mean, int multiprocessors);
+void launch_readout_sm90_stored(const ReadoutProblem& p, void* scratch, void* logsumexp, void* mean,
+                                int multiprocessors, cudaStream_t stream,
+                                std::optional<double> fixed_shift);
 
 }  // namespace fcl::ops::cuda

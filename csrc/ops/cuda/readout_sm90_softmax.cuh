@@ -47,6 +47,30 @@ struct RowSoftmax {
     }
   }
 
+  // Goes on from the partial maxima [splits][N] and sums of an earlier launch. All splits take the
+  // largest reference, so that weights of the next classes are comparable.
+  FCL_DEVICE void resume(const Sm90Readout& p, const float* before, int64_t row, int splits,
+                         int64_t split) {
+    const int lane = Hw::thread() % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t at = row + 8 * r;
+      const bool inside = at < p.num_rows;
+      float top = -Hw::infinity();
+#pragma unroll 4
+      for (int s = lane; inside && s < splits; s += 4) {
+        top = Hw::max(top, before[s * p.num_rows + at]);
+      }
+      top = Hw::max(top, Hw::shuffle_xor(top, 1));
+      top = Hw::max(top, Hw::shuffle_xor(top, 2));
+      if (!inside) continue;
+      const float own = before[split * p.num_rows + at];
+      const float factor = own == top ? 1.0f : Hw::exp2(own - top);
+      base[r] = top;
+      sum[r] = lane == 0 ? p.sum[split * p.num_rows + at] * static_cast<double>(factor) : 0.0;
+    }
+  }
+
   // An infinite reference (no class so far, or a +inf logit) must not meet inf - inf.
   FCL_DEVICE static float finite(float x) {
     return x == Hw::infinity() || x == -Hw::infinity() ? 0.0f : x;

@@ -205,8 +205,9 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
   T* partial = mean == nullptr || split.splits == 1 ? static_cast<T*>(mean) : max + partials;
   launch(op, forward_kernel<S>, split.grid(), kTileThreads, stream, p, split.per_split, max, sum,
          partial);
-  combine_splits<T>(op, p.num_rows, p.value_dim, split.splits, max, sum, partial,
-                    static_cast<T*>(logsumexp), static_cast<T*>(mean), stream);
+  combine_splits<T>(op, p.num_rows, p.value_dim, split.splits, max, sum,
+                    {split.splits, max, partial}, static_cast<T*>(logsumexp), static_cast<T*>(mean),
+                    stream);
 }
 
 int64_t forward_scratch(const ReadoutProblem& p, bool need_mean, const CudaDevice&) {

@@ -140,8 +140,9 @@ void forward_typed(const ReadoutProblem& p, void* scratch, void* logsumexp, void
     launch(op, plan.variant.kernel, plan.split.grid(),
            Block(kMmaThreads, plan.variant.shared_bytes), stream, task, p, out, stored);
   }
-  combine_splits<float>(op, p.num_rows, p.value_dim, plan.split.splits, out.max, out.sum, out.mean,
-                        static_cast<float*>(logsumexp), static_cast<float*>(mean), stream);
+  combine_splits<float>(op, p.num_rows, p.value_dim, plan.split.splits, out.max, out.sum,
+                        {plan.split.splits, out.max, out.mean}, static_cast<float*>(logsumexp),
+                        static_cast<float*>(mean), stream);
 }
 
 int64_t forward_scratch(const ReadoutProblem& p, bool need_mean, const CudaDevice& device) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // softmax_readout forward on Hopper: choice of tile, launch and combination of the class splits.
-// readout_sm90.cuh and readout_sm90_wide.cuh have the kernels' bodies. FCL_CUDA_SM90 is defined
-// where the build has sm_90a; for its other architectures the kernels only stop.
+// readout_sm90.cuh and readout_sm90_wide.cuh have the kernels' bodies; what they cannot hold goes
+// to softmax_readout_sm90_stored.cu. FCL_CUDA_SM90 is defined where the build has sm_90a; for its
+// other architectures the kernels only stop.
 #include "ops/cuda/readout_path.h"
 #include "ops/cuda/readout_sm90_kernels.h"
 
@@ -24,11 +25,11 @@ void launch_readout_forward_sm90(const ReadoutProblem&, void*, void*, void*, int
 #else
 
 #include "common/cuda_device.cuh"
-#include "common/cuda_launch.cuh"
 #include "common/cuda_sm90.cuh"
 #include "common/cuda_tma.h"
 #include "ops/cuda/readout_combine.cuh"
 #include "ops/cuda/readout_sm90.cuh"
+#include "ops/cuda/readout_sm90_launch.cuh"
 #include "ops/cuda/readout_sm90_wide.cuh"
 
 namespace fcl::ops::cuda {
@@ -59,33 +60,15 @@ void with_tile(const ReadoutProblem& p, bool need_mean, const F& f) {
   }
 }
 
+// One block holds the sums of a row only where they are not too many, and has one tile for both
+// products only where prototypes are the values.
+bool stores_weights(const ReadoutProblem& p) {
+  return p.dim > kSm90MostColumns || p.values != p.prototypes;
+}
+
 template <class Tile>
 Sm90Split split_of(const ReadoutProblem& p, int multiprocessors) {
   return split_sm90(p.num_rows, p.num_classes, Tile::kRows, Tile::kClasses, multiprocessors);
-}
-
-template <class Tile, bool kFactors>
-void launch_tile(const char* op, const Sm90Split& split, const CUtensorMap& rows,
-                 const CUtensorMap& classes, const Sm90Readout& task, cudaStream_t stream) {
-  const auto kernel = readout_sm90_kernel<Tile, kFactors>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(Tile::kSharedBytes)),
-             op);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(split.cluster);
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>(split.row_tiles), static_cast<unsigned>(split.splits));
-  config.blockDim = dim3(Tile::kThreads);
-  config.dynamicSmemBytes = Tile::kSharedBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, rows, classes, task), op);
-  check_cuda(cudaGetLastError(), op);
 }
 
 }  // namespace
@@ -95,13 +78,14 @@ bool readout_sm90_built() { return true; }
 bool readout_sm90_supported(const ReadoutProblem& p) {
   const bool is_half = p.dtype == Dtype::kBfloat16 || p.dtype == Dtype::kFloat16;
   // Coordinates of the copy engine are 32-bit.
-  const bool fits =
-      p.dim <= kSm90MostColumns && p.num_rows < INT32_MAX / 2 && p.num_classes < INT32_MAX / 2;
-  return is_half && fits && p.values == p.prototypes && is_tensor_map_matrix(p.embeddings, p.dim) &&
-         is_tensor_map_matrix(p.prototypes, p.dim) && can_encode_tensor_maps();
+  const bool fits = p.num_rows < INT32_MAX / 2 && p.num_classes < INT32_MAX / 2;
+  return is_half && fits && is_tensor_map_matrix(p.embeddings, p.dim) &&
+         is_tensor_map_matrix(p.prototypes, p.dim) && is_tensor_map_matrix(p.values, p.value_dim) &&
+         can_encode_tensor_maps();
 }
 
 int64_t readout_sm90_forward_scratch(const ReadoutProblem& p, bool need_mean, int multiprocessors) {
+  if (stores_weights(p)) return readout_sm90_stored_scratch(p, need_mean, multiprocessors);
   int64_t bytes = 0;
   with_tile(p, need_mean, [&](auto tile) {
     const int64_t splits = split_of<decltype(tile)>(p, multiprocessors).splits;
@@ -114,6 +98,10 @@ void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* l
                                  void* mean, int multiprocessors, cudaStream_t stream,
                                  std::optional<double> fixed_shift) {
   if (p.num_rows == 0) return;
+  if (stores_weights(p)) {
+    launch_readout_sm90_stored(p, scratch, logsumexp, mean, multiprocessors, stream, fixed_shift);
+    return;
+  }
   const char* op = "softmax_readout";
   with_tile(p, mean != nullptr, [&](auto tile) {
     using Tile = decltype(tile);
@@ -141,12 +129,13 @@ void launch_readout_forward_sm90(const ReadoutProblem& p, void* scratch, void* l
         encode_tensor_map(op, p.dtype, p.embeddings, p.num_rows, p.dim, Tile::kRows);
     const CUtensorMap classes = encode_tensor_map(op, p.dtype, p.prototypes, p.num_classes, p.dim,
                                                   Tile::kClasses / split.cluster);
-    const auto launch_with =
-        task.factors == nullptr ? launch_tile<Tile, false> : launch_tile<Tile, true>;
-    launch_with(op, split, rows, classes, task, stream);
-    combine_splits<float>(op, p.num_rows, p.dim, split.splits, task.max, task.sum, task.mean,
-                          static_cast<float*>(logsumexp), static_cast<float*>(mean), stream,
-                          p.exclude, p.num_classes);
+    const auto kernel = task.factors == nullptr ? readout_sm90_kernel<Tile, false>
+                                                : readout_sm90_kernel<Tile, true>;
+    launch_clusters(op, kernel, split.cluster, {split.row_tiles, split.splits},
+                    Block(Tile::kThreads, Tile::kSharedBytes), stream, rows, classes, task);
+    combine_splits<float>(op, p.num_rows, p.dim, split.splits, task.max, task.sum,
+                          {split.splits, task.max, task.mean}, static_cast<float*>(logsumexp),
+                          static_cast<float*>(mean), stream, p.exclude, p.num_classes);
   });
 }
 

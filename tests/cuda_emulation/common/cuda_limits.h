@@ -11,5 +11,7 @@ inline constexpr int64_t kBlocks = 6;
 inline constexpr int64_t kFewestPerSplit = 64;
 inline constexpr int64_t kWeightBytes = 256 << 10;
 inline constexpr int64_t kFewestStored = 256;
+inline constexpr int64_t kSm90WeightBytes = 256 << 10;
+inline constexpr int64_t kSm90CachedBytes = 700 << 10;
 
 }  // namespace fcl::cuda
