@@ -74,7 +74,7 @@ def embed(
     Args:
         encoder: Maps float32 images ``(B, channels, H, W)`` in [0, 1] to ``(B, D)``, floating.
         dataset: An `ImageDataset`, or anything with its labels, ids, groups, class names and
-            ``tensor(index)``.
+            ``tensor(index)``; if it has ``prefetch(index)``, that is called a batch ahead.
         store_path: Folder of the store; a store already there is replaced at the end.
         fingerprint: What to record; ``dim`` is ``D``, ``norm`` is ``"l2"`` if ``normalize``.
         batch_size: Images per forward pass, at least 1.
@@ -116,7 +116,11 @@ def embed(
     done = num_images - sum(end - begin for begin, end in missing)
     with _bar(progress) as bar, _evaluating(encoder), torch.inference_mode():
         task = bar.add_task("embed", total=num_images, completed=done)
-        for begin, end in _batches(missing, batch_size):
+        prefetch = getattr(dataset, "prefetch", None)
+        batches = list(_batches(missing, batch_size))
+        for number, (begin, end) in enumerate(batches):
+            if prefetch is not None and number + 1 < len(batches):
+                prefetch(np.arange(*batches[number + 1]))
             images = dataset.tensor(np.arange(begin, end)).to(device)
             rows = _check_output(encoder(images), fingerprint.dim, dataset.ids[begin:end])
             if normalize:

@@ -176,8 +176,12 @@ class Trainer:
         sums = {"loss": 0.0, "new": 0.0, "compat": 0.0, "correct": 0.0}
         count = 0
         start = time.perf_counter()
-        for step in range(self._steps_per_epoch):
-            rows = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
+        batches = order[: self._steps_per_epoch * self.config.batch_size].view(
+            self._steps_per_epoch, -1
+        )
+        for step, rows in enumerate(batches):
+            if step + 1 < self._steps_per_epoch:
+                self.dataset.prefetch(batches[step + 1].numpy())
             self._step(rows.to(self.device), labels[rows].to(self.device), sums)
             count += len(rows)
             if interrupted() and step + 1 < self._steps_per_epoch:

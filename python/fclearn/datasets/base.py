@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fclearn.datasets.files import FileImages
+
 
 @dataclass(frozen=True)
 class ImageDataset:
     """Row-aligned images, labels, ids and groups.
 
     Attributes:
-        images: Shape ``(N, H, W)`` (grey) or ``(N, H, W, 3)`` (RGB), uint8; may be memory-mapped.
+        images: Shape ``(N, H, W)`` (grey) or ``(N, H, W, 3)`` (RGB), uint8; may be memory-mapped,
+            or files that are decoded when they are needed.
         labels: Class per image, shape ``(N,)``, int64 in ``[0, len(class_names))``.
         ids: One distinct string per image: the row's identity across old and new features.
         groups: Optional, shape ``(N,)``, int64: images of one group may be near-copies (weights of
@@ -39,7 +42,7 @@ class ImageDataset:
         (['c'], [0, 0])
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | FileImages
     labels: NDArray[np.int64]
     ids: list[str]
     groups: NDArray[np.int64] | None = None
@@ -95,6 +98,19 @@ class ImageDataset:
         batch = batch[:, None] if self.channels == 1 else batch.permute(0, 3, 1, 2)
         return batch.to(torch.float32) / 255
 
+    def pixels(self) -> NDArray[np.uint8]:
+        """All images as an array; decodes them if they are files."""
+        return self.images.load() if isinstance(self.images, FileImages) else self.images
+
+    def prefetch(self, index: NDArray[np.int64]) -> None:
+        """Say which rows `tensor` will be asked for next, so that files are decoded meanwhile.
+
+        Args:
+            index: Row numbers.
+        """
+        if isinstance(self.images, FileImages):
+            self.images.prefetch(index)
+
     def subset(self, index: NDArray[np.int64] | NDArray[np.bool_] | Sequence[int]) -> ImageDataset:
         """Rows ``index`` (integers or a mask), all class names kept.
 
@@ -104,7 +120,7 @@ class ImageDataset:
         # An empty list would be an array of floats, which cannot index.
         rows = np.arange(len(self))[np.asarray(index) if len(index) else slice(0)]
         return ImageDataset(
-            self.images[rows],
+            self.images.take(rows) if isinstance(self.images, FileImages) else self.images[rows],
             self.labels[rows],
             [self.ids[row] for row in rows],
             None if self.groups is None else self.groups[rows],

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Your own images: a folder with one folder per class, or a manifest of files and labels."""
+"""Your own images: a folder with one folder per class, or a manifest of files and labels.
+
+Up to a gigabyte of decoded images is kept in memory; more are decoded again each time, on all
+cores, while the batch before is at work.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from fclearn.datasets.base import ImageDataset
+from fclearn.datasets.files import images_of
 
 _EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
@@ -52,7 +56,7 @@ def load_image_folder(
         files += found
         labels += [label] * len(found)
     ids = [file.relative_to(root).as_posix() for file in files]
-    images = _load(files, size, grey)
+    images = images_of(files, size, grey)
     return ImageDataset(images, np.array(labels, np.int64), ids, class_names=class_names)
 
 
@@ -97,7 +101,7 @@ def load_image_manifest(
     if "group" in rows[0]:
         group_names, groups = _numbered([str(row["group"]) for row in rows])
     return ImageDataset(
-        _load([manifest.parent / str(row["path"]) for row in rows], size, grey),
+        images_of([manifest.parent / str(row["path"]) for row in rows], size, grey),
         labels,
         [str(row["id"] if "id" in row else row["path"]) for row in rows],
         groups,
@@ -110,25 +114,3 @@ def _numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
     distinct = sorted(set(names))
     number = {name: place for place, name in enumerate(distinct)}
     return distinct, np.array([number[name] for name in names], dtype=np.int64)
-
-
-def _load(files: Sequence[Path], size: int, grey: bool) -> NDArray[np.uint8]:
-    if not 8 <= size <= 1024:
-        raise ValueError(f"size: expected 8 to 1024 pixels, got {size}")
-    images = np.empty((len(files), size, size) if grey else (len(files), size, size, 3), np.uint8)
-    for row, file in enumerate(files):
-        images[row] = _read(file, size, grey)
-    return images
-
-
-def _read(file: Path, size: int, grey: bool) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if grey else "RGB")
-    except Exception as error:  # a hostile file can fail in many ways inside the decoders
-        raise ValueError(f"image {file}: cannot be read: {error}") from error
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -146,7 +146,7 @@ def data_fingerprint(data: UpgradeData) -> str:
     digest = hashlib.sha256()
     for part in (data.old, data.new, data.test):
         digest.update("\n".join(part.ids).encode())
-        for array in (part.images, part.labels, part.groups):
+        for array in (part.pixels(), part.labels, part.groups):
             if array is not None:
                 digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

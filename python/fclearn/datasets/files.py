@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files as one array of squares: in memory, or decoded when somebody asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+#: Decoded images up to this size are kept in memory.
+MEMORY_BYTES = 1 << 30
+_MOST_BATCHES = 4
+
+
+class FileImages:
+    """Image files in the place of an array ``(N, size, size)`` or ``(N, size, size, 3)``, uint8.
+
+    Every access decodes, on as many threads as there are cores; `prefetch` starts that early.
+
+    Args:
+        files: One per image.
+        size: Side in pixels. The short side is scaled to it, the centre kept.
+        grey: One channel instead of three.
+
+    Raises:
+        ValueError: A size out of range; on access, an image that cannot be read.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, files: Sequence[Path], size: int, grey: bool) -> None:
+        if not 8 <= size <= 1024:
+            raise ValueError(f"size: expected 8 to 1024 pixels, got {size}")
+        self._files = files
+        self._size, self._grey = size, grey
+        # Threads start with the first image, and end with the process or with this object.
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._pending: dict[int, Future[NDArray[np.uint8]]] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        square = (len(self._files), self._size, self._size)
+        return square if self._grey else (*square, 3)
+
+    @property
+    def ndim(self) -> int:
+        """3 for grey images, 4 for RGB."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all images, decoded."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._files)
+
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
+        """Start to decode rows that will be asked for next."""
+        if len(self._pending) > _MOST_BATCHES * len(rows):
+            self._pending.clear()  # of a loop that was left half-way
+        for row in rows.tolist():
+            if row not in self._pending:
+                self._pending[row] = self._pool.submit(self._read, row)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images of some rows, decoded: shape ``(B, …)``."""
+        wanted = rows.tolist()
+        self.prefetch(rows)
+        decoding = {row: self._pending.pop(row) for row in dict.fromkeys(wanted)}
+        images = np.empty((len(wanted), *self.shape[1:]), np.uint8)
+        for place, row in enumerate(wanted):
+            images[place] = decoding[row].result()
+        return images
+
+    def take(self, rows: NDArray[np.int64]) -> FileImages:
+        """The files of some rows, still not decoded."""
+        return FileImages([self._files[row] for row in rows.tolist()], self._size, self._grey)
+
+    def load(self) -> NDArray[np.uint8]:
+        """All images, decoded."""
+        images = np.empty(self.shape, np.uint8)
+        step = 4096
+        for begin in range(0, len(self), step):
+            rows = np.arange(begin, min(begin + step, len(self)))
+            images[rows] = self[rows]
+        return images
+
+    def _read(self, row: int) -> NDArray[np.uint8]:
+        file, size = self._files[row], self._size
+        try:
+            with Image.open(file) as opened:
+                # JPEGs are decoded at half, a quarter … of their size where that is enough.
+                opened.draft(None, (2 * size, 2 * size))
+                image = opened.convert("L" if self._grey else "RGB")
+        except Exception as error:  # a hostile file can fail in many ways inside the decoders
+            raise ValueError(f"image {file}: cannot be read: {error}") from error
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        left, top = (width - size) // 2, (height - size) // 2
+        return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def images_of(files: Sequence[Path], size: int, grey: bool) -> NDArray[np.uint8] | FileImages:
+    """An array where all images fit into `MEMORY_BYTES`, else the files.
+
+    Raises:
+        ValueError: A size out of range; an image that cannot be read, where they are read now.
+    """
+    images = FileImages(files, size, grey)
+    return images.load() if images.nbytes <= MEMORY_BYTES else images
