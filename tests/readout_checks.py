@@ -109,9 +109,9 @@ def check_backward(ops, sample, case, through_mean, device="cpu"):
         _assert_close(mine, truth, tolerance(*case))
 
 
-def check_unit_prototypes(ops, value_dim, case, device="cpu"):
+def check_unit_prototypes(ops, value_dim, case, device="cpu", dim=33):
     """normalize: prototypes that count at unit length, one of them zero, and their gradients."""
-    (x, w, v), _, scale = _inputs((90, 33, 300, value_dim, 9.0), case[1], "cpu")
+    (x, w, v), _, scale = _inputs((90, dim, 300, value_dim, 9.0), case[1], "cpu")
     w = (w * torch.linspace(0.5, 2, 300)[:, None]).to(case[1])
     w[7] = 0
     tensors = [None if t is None else t.to(device) for t in (x, w, v)]

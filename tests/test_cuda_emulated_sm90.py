@@ -11,6 +11,9 @@ import readout_checks as checks
 import test_compat_loss
 import torch
 
+import reference
+from support import error
+
 CASES = [case for case in checks.CASES if case[0] == "sm90"]
 
 
@@ -49,6 +52,26 @@ def test_readout(sample, ops, case):
 @pytest.mark.parametrize("sample", [READOUTS[0], *STORED[::3]], ids=str)
 def test_readout_excludes_classes(sample, ops, case):
     checks.check_excluded_classes(ops, sample, case)
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(40, None), (520, None), (40, 24)])
+def test_unit_prototypes(dim, value_dim, ops, case):
+    checks.check_unit_prototypes(ops, value_dim, case, dim=dim)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_that_rise_and_fall_along_the_classes(sign, ops, case):
+    """From chunk to chunk references move, each split's and each panel's own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(150, 520, generator=generator) / 30
+    w = torch.randn(1300, 520, generator=generator) / 30
+    x[:, 0] = torch.linspace(-1, 1, 150)
+    w[:, 0] = sign * torch.linspace(-1, 1, 1300)
+    x, w = x.to(case[1]), w.to(case[1])
+    got = ops.softmax_readout(x, w, None, None, 40.0, True)
+    expected = reference.softmax_readout(x.double(), w.double(), scale=40.0)
+    for mine, truth in zip(got, expected, strict=True):
+        assert error(mine, truth) < checks.tolerance(*case)
 
 
 @pytest.mark.parametrize("sample", [(300, 24, 200, None, 9.0), (700, 520, 40, None, 9.0)], ids=str)

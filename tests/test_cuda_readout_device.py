@@ -34,6 +34,9 @@ LARGE = [
     (130, 64, 70_000, None, 64.0),
     (257, 512, 20_000, None, 30.0),
     (64, 1024, 9000, None, 30.0),
+    # Several chunks, and of the first two blocks of rows, where weights are stored.
+    (4300, 768, 9000, None, 30.0),
+    (40, 520, 90_000, None, 30.0),
     (300, 100, 20_001, 40, 20.0),
 ]
 READOUTS = [*emulated.READOUTS, *emulated.WIDE, *LARGE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -67,6 +68,15 @@ def test_a_kernel_for_tensor_cores_that_uses_none_fails(tmp_path):
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == code_of_run, run.stdout + run.stderr
         assert f"{code_of_run} for tensor cores without their instructions" in run.stdout
+
+
+def test_the_committed_report_is_of_all_files_and_clean():
+    report = (ROOT / "docs" / "cuda_resources.txt").read_text(encoding="utf-8")
+    sources = {source.name for source in (ROOT / "csrc" / "ops" / "cuda").glob("*.cu")}
+    listed = set(re.findall(r"^(\w+\.cu) ", report, flags=re.MULTILINE))
+    assert listed == sources
+    assert re.search(r"^\d+ kernels, 0 with a stack frame or spills$", report, flags=re.MULTILINE)
+    assert "\n0 for tensor cores without their instructions" in report
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ Where there is nvdisasm (on PATH, as NVDISASM, or from the wheel nvidia-cuda-nvd
 code's tensor core instructions are counted, and a kernel that is made for them and has none fails
 the run too, as does one whose warpgroups use more registers than they ask for.
 
+``docs/cuda_resources.txt`` is the committed output: run this again where kernels change.
+
 Usage: ``python tools/cuda_resources.py [--architectures 80 90a] [--files softmax_readout_mma]
 [--json FILE]``. Needs nvcc, but no GPU.
 """
@@ -173,6 +175,13 @@ def compile_kernels(nvcc: str, source: Path, architecture: str, folder: str) -> 
     return kernels
 
 
+def version(nvcc: str) -> str:
+    """What the compiler calls itself."""
+    run = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"release .*", run.stdout)
+    return f"nvcc {found[0]}" if found else "nvcc of an unknown version"
+
+
 def main() -> int:
     """Print the table; 1 if a kernel spills, has a stack frame or no tensor core instruction."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,6 +207,7 @@ def main() -> int:
         kernels = [kernel for group in found for kernel in group]
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(k) for k in kernels], indent=1) + "\n")
+    print(version(nvcc))
     columns = f"{'sm':>4} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5} {'mma':>5}"
     print(f"{'file':32} {'kernel':75} {columns}")
     for k in kernels:

@@ -71,46 +71,62 @@ struct Sm90Matrix {
   int64_t rows, columns;
 };
 
-// The launches of one readout or gradient.
+// The launches of one readout or gradient. Rows of `summed` go with the right ones; without memory
+// for weights there is only the first kernel.
 template <typename S>
-struct Sm90StoredLaunch {
+class Sm90StoredLaunch {
   using Tile = Sm90StoredTile<S>;
 
-  const char* op;
-  Dtype dtype;
-  const Sm90StoredPlan& plan;
-  cudaStream_t stream;
-  Sm90Matrix left, right;
-
-  template <class Weigher>
-  void weigh(const Sm90Chunk& chunk, int row_tiles, uint16_t* weights,
-             const typename Weigher::Task& task) const {
-    const int64_t steps = divide_up(left.columns, Tile::kDepth);
-    const Sm90Weights p{chunk, right.rows, static_cast<int>(steps), plan.weight_tiles, weights};
-    launch_clusters(op, readout_sm90_weights_kernel<Weigher>, plan.cluster,
-                    {row_tiles, plan.weight_splits}, block(), stream, map(left, Tile::kRows),
-                    map(right, Tile::kColumns / plan.cluster), p, task);
+ public:
+  Sm90StoredLaunch(const char* op, Dtype dtype, const Sm90StoredPlan& plan, cudaStream_t stream,
+                   const Sm90Matrix& left, const Sm90Matrix& right, const Sm90Matrix& summed,
+                   uint16_t* weights)
+      : op_(op),
+        plan_(plan),
+        stream_(stream),
+        left_(left),
+        right_(right),
+        summed_(summed),
+        weights_(weights) {
+    const auto map = [&](const Sm90Matrix& m, int box_rows) {
+      return encode_tensor_map(op, dtype, m.data, m.rows, m.columns, box_rows);
+    };
+    left_map_ = map(left, Tile::kRows);
+    right_map_ = map(right, Tile::kColumns / plan.cluster);
+    if (weights == nullptr) return;
+    weights_map_ = map({weights, plan.left_rows(), plan.columns()}, Tile::kRows);
+    summed_map_ = map(summed, Tile::kDepth / plan.cluster);
   }
 
-  // Sums rows of `summed`, as many as there are right rows.
-  void sum(const Sm90Chunk& chunk, int row_tiles, const uint16_t* weights, const Sm90Matrix& summed,
-           Sm90StoredSums p) const {
+  template <class Weigher>
+  void weigh(const Sm90Chunk& chunk, int row_tiles, const typename Weigher::Task& task) const {
+    const int64_t steps = divide_up(left_.columns, Tile::kDepth);
+    const Sm90Weights p{chunk, right_.rows, static_cast<int>(steps), plan_.weight_tiles, weights_};
+    launch_clusters(op_, readout_sm90_weights_kernel<Weigher>, plan_.cluster,
+                    {row_tiles, plan_.weight_splits}, block(), stream_, left_map_, right_map_, p,
+                    task);
+  }
+
+  void sum(const Sm90Chunk& chunk, int row_tiles, Sm90StoredSums p) const {
     p.chunk = chunk;
-    p.tiles_per_split = plan.sum_tiles;
-    p.panels = plan.panels;
-    p.num_rows = left.rows;
-    p.dim = summed.columns;
-    const Sm90Matrix stored{weights, chunk.left_rows, chunk.columns};
-    launch_clusters(op, readout_sm90_sums_kernel<S>, plan.cluster,
-                    {row_tiles, int64_t{plan.sum_splits} * plan.panels}, block(), stream,
-                    map(stored, Tile::kRows), map(summed, Tile::kDepth / plan.cluster), p);
+    p.tiles_per_split = plan_.sum_tiles;
+    p.panels = plan_.panels;
+    p.num_rows = left_.rows;
+    p.dim = summed_.columns;
+    launch_clusters(op_, readout_sm90_sums_kernel<S>, plan_.cluster,
+                    {row_tiles, int64_t{plan_.sum_splits} * plan_.panels}, block(), stream_,
+                    weights_map_, summed_map_, p);
   }
 
  private:
   static Block block() { return {Tile::kThreads, static_cast<int>(Tile::kSharedBytes)}; }
-  CUtensorMap map(const Sm90Matrix& m, int box_rows) const {
-    return encode_tensor_map(op, dtype, m.data, m.rows, m.columns, box_rows);
-  }
+
+  const char* op_;
+  const Sm90StoredPlan& plan_;
+  cudaStream_t stream_;
+  Sm90Matrix left_, right_, summed_;
+  uint16_t* weights_;
+  CUtensorMap left_map_, right_map_, weights_map_ = {}, summed_map_ = {};
 };
 
 }  // namespace

@@ -77,11 +77,13 @@ struct RowSoftmax {
   }
 
   // Products of tile classes [first, first + 2 kCount) -> weights; `classes` are valid, `factors`
-  // is where the tile's are in shared memory. True if some row of the warp moved its reference.
-  template <typename S, bool kFactors, int kCount>
+  // is where the tile's are in shared memory. True if some row of the warp moved its reference: at
+  // once where the maximum rises (kFollows), or lazily.
+  template <typename S, bool kFactors, bool kFollows = false, int kCount>
   FCL_DEVICE bool step(const Sm90Readout& p, float (&s)[kCount], int first, int classes,
                        uint32_t factors) {
     using Range = SoftmaxRange<S, kFactors>;
+    constexpr float kSlack = kFollows ? 0 : Range::kSlack;
     const int column = fcl::sm90::accumulator_column(Hw::thread() % fcl::sm90::kWarpgroup, 0);
     if constexpr (kFactors) {
 #pragma unroll
@@ -115,7 +117,7 @@ struct RowSoftmax {
         top[r] = Hw::max(top[r], Hw::shuffle_xor(top[r], 1));
         top[r] = Hw::max(top[r], Hw::shuffle_xor(top[r], 2));
         const float wanted = top[r] * p.scale - Range::kHeadroom;
-        const bool moves = wanted > base[r] + Range::kSlack;
+        const bool moves = wanted > base[r] + kSlack;
         keep[r] = moves ? Hw::exp2(base[r] - wanted) : 1.0f;
         base[r] = moves ? wanted : base[r];
         moved = moved || moves;

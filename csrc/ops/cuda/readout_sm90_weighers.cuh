@@ -43,7 +43,9 @@ struct ReadoutWeigher {
   template <int kCount>
   FCL_DEVICE void weigh(const Task& task, float (&w)[kCount], int first, int count,
                         uint32_t terms) {
-    softmax.template step<S, kFactors>(task.readout, w, first, count, terms);
+    // No sums are at hand that would have to be rescaled, and the weight of a class that outweighs
+    // all others is then a power of two, free of rounding.
+    softmax.template step<S, kFactors, true>(task.readout, w, first, count, terms);
     if constexpr (kFactors && kStores) {
       if (!task.scale_weights) return;
       const int column = fcl::sm90::accumulator_column(Hw::thread() % fcl::sm90::kWarpgroup, 0);

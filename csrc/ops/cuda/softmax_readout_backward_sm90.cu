@@ -89,12 +89,13 @@ void backward(const ReadoutProblem& p, const ReadoutBackward& b, ReadoutGradient
   sums.factor = static_cast<float>(p.scale);
   sums.mean = is_partial ? scratch.partial : grad;
   const Sm90Matrix rows{p.embeddings, p.num_rows, p.dim};
-  const Sm90StoredLaunch<BFloat16> launch{
-      op, p.dtype, plan, stream, {p.prototypes, p.num_classes, p.dim}, rows};
+  const Sm90Matrix classes{p.prototypes, p.num_classes, p.dim};
+  const Sm90StoredLaunch<BFloat16> launch(op, p.dtype, plan, stream, classes, rows, rows,
+                                          scratch.weights);
   plan.run(p.num_classes, p.num_rows, [&](const Sm90Chunk& chunk, int number, int row_tiles) {
-    launch.weigh<GradientWeigher<Sm90, BFloat16> >(chunk, row_tiles, scratch.weights, task);
+    launch.weigh<GradientWeigher<Sm90, BFloat16> >(chunk, row_tiles, task);
     sums.adds = number > 0 || (accumulate && !is_partial);
-    launch.sum(chunk, row_tiles, scratch.weights, rows, sums);
+    launch.sum(chunk, row_tiles, sums);
   });
   if (is_partial)
     sum_splits(op, scratch.partial, plan.sum_splits, elements, accumulate, grad, stream);

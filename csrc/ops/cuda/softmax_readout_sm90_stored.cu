@@ -56,22 +56,19 @@ Scratch take_scratch(const ReadoutProblem& p, bool need_mean, const Sm90StoredPl
 template <typename S, bool kFactors, bool kStores>
 void run(const ReadoutProblem& p, const Sm90StoredPlan& plan, const Scratch& scratch,
          Sm90StoredReadout task, Sm90StoredSums sums, cudaStream_t stream) {
-  const Sm90StoredLaunch<S> launch{"softmax_readout",
-                                   p.dtype,
-                                   plan,
-                                   stream,
+  const Sm90StoredLaunch<S> launch("softmax_readout", p.dtype, plan, stream,
                                    {p.embeddings, p.num_rows, p.dim},
-                                   {p.prototypes, p.num_classes, p.dim}};
+                                   {p.prototypes, p.num_classes, p.dim},
+                                   {p.values, p.num_classes, p.value_dim}, scratch.weights);
   plan.run(p.num_rows, p.num_classes, [&](const Sm90Chunk& chunk, int number, int row_tiles) {
     task.readout.max = scratch.max.after(number);
     task.max_before = number == 0 ? nullptr : scratch.max.before(number);
-    launch.template weigh<ReadoutWeigher<Sm90, S, kFactors, kStores> >(chunk, row_tiles,
-                                                                       scratch.weights, task);
+    launch.template weigh<ReadoutWeigher<Sm90, S, kFactors, kStores> >(chunk, row_tiles, task);
     if constexpr (kStores) {
       sums.adds = number > 0;
       sums.top_before = scratch.top.before(number);
       sums.top_after = scratch.top.after(number);
-      launch.sum(chunk, row_tiles, scratch.weights, {p.values, p.num_classes, p.value_dim}, sums);
+      launch.sum(chunk, row_tiles, sums);
     }
   });
 }
