@@ -16,8 +16,8 @@ import fclearn
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-# Done once per graph, on the host.
-CPU_ONLY = {"class_walk", "graph_prepare"}
+# Done once per graph, on the host; or, on CUDA, by torch's own kernels (fcl_ext/_registrations).
+CPU_ONLY = {"class_walk", "graph_prepare", "knn_search"}
 
 
 def _modules():

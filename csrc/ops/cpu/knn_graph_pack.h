@@ -119,6 +119,7 @@ KnnRefusal pack_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock blo
       *refused = row;
       return why;
     }
+    if (tables.counts == nullptr) continue;
     static_cast<Key<T>*>(tables.bounds)[row] = 0;
     tables.counts[row] = 0;
   }
