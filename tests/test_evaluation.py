@@ -289,7 +289,7 @@ def test_memory_stays_within_a_block(tmp_path, monkeypatch):
 def test_many_pairs_are_split_without_changing_a_bit(data, monkeypatch):
     keyword = {"query_labels": data[2], "gallery_labels": data[3], "metrics": METRICS}
     whole = evaluate_retrieval(*data[:2], **keyword)
-    monkeypatch.setattr("fclearn.evaluation._ranks._MAX_PAIRS", 40)
+    monkeypatch.setattr("fclearn.evaluation._pairs._MAX_PAIRS", 40)
     assert dict(evaluate_retrieval(*data[:2], **keyword)) == dict(whole)
 
 
@@ -324,7 +324,8 @@ BAD = [
     ({"metrics": ()}, "metrics: expected at least one"),
     ({"metric": "euclid"}, "metric: expected one of cosine, ip, l2, got 'euclid'"),
     ({"query_labels": [0]}, r"query_labels: expected one value for each of the 3 rows.*\[1\]"),
-    ({"gallery_labels": [[0, 1]] * 2}, "gallery_labels: expected one value for each of the 4"),
+    ({"gallery_labels": [0, 1]}, "gallery_labels: expected one value for each of the 4"),
+    ({"gallery_labels": [[0, 1]] * 2}, "expected one label per row on both sides, or several"),
     ({"query_labels": [9, 9, 9]}, "none of the 3 queries has a positive"),
     ({"exclude_self": True}, "exclude_self: expected query_ids and gallery_ids"),
     ({"query_groups": [0, 1, 2]}, "query_groups and gallery_groups: expected both or neither"),

@@ -24,8 +24,8 @@ METRICS = ("cosine", "ip", "l2")
 
 # l2 adds three products, which leaves two bits less than one product has.
 _GRID_BITS = {"cosine": 26, "ip": 26, "l2": 25}
-# Rows read at once while checking: about 64 MB as float64.
-_CHECK_ELEMENTS = 2**23
+# Numbers read at once while checking: as float64 and their squares, they stay in the cache.
+_CHECK_ELEMENTS = 2**17
 
 
 class Rows:
@@ -55,12 +55,20 @@ class Rows:
         self.num_rows, self.dim = int(self._data.shape[0]), int(self._data.shape[1])
         self.device = self._data.device if isinstance(self._data, Tensor) else torch.device("cpu")
 
-    def read(self, index: slice | np.ndarray, dim: int) -> Tensor:
-        """Rows ``index``, cut to their first ``dim`` columns, as a new float64 tensor."""
+    @property
+    def is_narrow(self) -> bool:
+        """Whether float32 holds all values as they are."""
+        return self._data.dtype not in (torch.float64, np.dtype("<f8"), np.dtype(">f8"))
+
+    def read(
+        self, index: slice | np.ndarray, dim: int, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Rows ``index``, cut to their first ``dim`` columns, as a new tensor."""
         if isinstance(self._data, Tensor):
             at = torch.from_numpy(index).to(self.device) if isinstance(index, np.ndarray) else index
-            return self._data[at][:, :dim].detach().to(torch.float64, copy=True)
-        return torch.from_numpy(np.array(self._data[index, :dim], dtype=np.float64))
+            return self._data[at][:, :dim].detach().to(dtype, copy=True)
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        return torch.from_numpy(np.array(self._data[index, :dim], dtype=kind))
 
     def check(self, dim: int, *, needs_norm: bool) -> float:
         """Read all rows once and return the largest norm.
@@ -116,8 +124,10 @@ class Scorer:
             )
         if gallery.dim == 0:
             raise ValueError("gallery: expected at least one dim, got shape [G, 0]")
-        self._query, self._gallery, self._metric = query, gallery, metric
+        self._query, self._gallery = query, gallery
         self.device = gallery.device
+        self.metric = metric
+        self.num_gallery, self.dim = gallery.num_rows, gallery.dim
         cosine = metric == "cosine"
         gallery_norm = gallery.check(gallery.dim, needs_norm=cosine)
         query_norm = query.check(gallery.dim, needs_norm=cosine)
@@ -136,20 +146,57 @@ class Scorer:
         """Gallery rows on the grid, float64 ``(n, D)``."""
         return self._prepare(self._gallery, index, self._gallery_scale)
 
+    def narrow(self, side: str, index: slice | np.ndarray) -> Tensor:
+        """Rows in float32, as `fcl_ext.knn_search` takes them: their scores are within `slack`.
+
+        Args:
+            side: ``"query"`` or ``"gallery"``.
+            index: Rows.
+        """
+        rows = self._query if side == "query" else self._gallery
+        if self.metric == "cosine" and rows.is_narrow:
+            return rows.read(index, self._gallery.dim, torch.float32)  # the kernel normalises
+        return (self.queries(index) if side == "query" else self.gallery(index)).float()
+
+    @property
+    def slack(self) -> float:
+        r"""Most by which a float32 score of rows from `narrow` can differ from `score`.
+
+        Norms are at most 1, so D products and sums, each rounded to :math:`u = 2^{-24}`, err by at
+        most :math:`(D + O(1))u`; rounding rows to the grid moves a score by less than
+        :math:`\sqrt{D} u / 2`. For l2 three such sums are added, one of them twice.
+        """
+        dim = self._gallery.dim
+        return (4 if self.metric == "l2" else 1) * (dim + math.sqrt(dim) + 8) * 2.0**-24
+
+    @property
+    def unit(self) -> float:
+        """A score times this is the similarity of the rows as given; a power of two."""
+        if self.metric == "cosine":
+            return 1.0
+        return self._query_scale * self._gallery_scale
+
+    def score_pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Scores of rows side by side, ``(n,)`` float32: the same numbers as of `score`."""
+        scores = (queries * gallery).sum(1)
+        if self.metric == "l2":
+            scores = 2 * scores - (queries**2).sum(1) - (gallery**2).sum(1)
+        return scores.float()
+
     def score(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """Scores ``(b, n)``, float32: exact in float64, then rounded once."""
         scores = queries @ gallery.T
-        if self._metric == "l2":
+        if self.metric == "l2":
             scores = 2 * scores - (queries**2).sum(1)[:, None] - (gallery**2).sum(1)
         return scores.float()
 
     def _prepare(self, rows: Rows, index: slice | np.ndarray, scale: float) -> Tensor:
         block = rows.read(index, self._gallery.dim).to(self.device)
-        if self._metric == "cosine":
+        if self.metric == "cosine":
             block /= _norms(block)[:, None]
         else:
             block /= scale  # a power of two: exact
-        grid = 2.0 ** _GRID_BITS[self._metric]
+        grid = 2.0 ** _GRID_BITS[self.metric]
         return block.mul_(grid).round_().div_(grid)
 
 

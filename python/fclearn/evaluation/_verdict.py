@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from fclearn.evaluation.compatibility import CompatibilityReport
 
 #: Names of metrics as people write them.
-TITLES = {"map": "mAP", "map@r": "mAP@R", "mrr": "MRR"}
+TITLES = {
+    "map": "mAP",
+    "map@r": "mAP@R",
+    "map_trapezoid": "mAP (trapezoid)",
+    "precision@r": "R-precision",
+    "ndcg": "NDCG",
+    "mrr": "MRR",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ def metric_title(name: str) -> str:
     if name in TITLES:
         return TITLES[name]
     stem, _, k = name.partition("@")
-    titles = {"map": "mAP", "cmc": "CMC", "ndcg": "NDCG", "recall": "Recall"}
+    titles = {"map": "mAP", "cmc": "CMC", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall"}
     return f"{titles.get(stem, stem.capitalize())}@{k}"
 
 
