@@ -58,7 +58,7 @@ def build_relevance(
         return Judged(np.concatenate([[0], np.cumsum(counts)]), pairs.row, np.ones(len(pairs.row)))
     if labels[0] is None or labels[1] is None:
         raise ValueError("query_labels and gallery_labels: expected both")
-    several = [_is_several(side) for side in labels]
+    several = [_is_several(labels[0]), _is_several(labels[1])]
     if several == [False, False]:
         return SameLabel(join_keys("labels", labels[0], labels[1], sizes))  # type: ignore[arg-type]
     if several != [True, True]:

@@ -115,7 +115,7 @@ def discounted_gain(ranks: Ranks, k: NDArray[np.int64]) -> Floats:
     reachable = np.minimum(ranks.counts, k)
     if ranks.grades is None or ranks.ideal is None:
         discounts = 1.0 / np.log2(np.arange(2.0, int(reachable.max()) + 2.0))
-        return _sums(ranks, gains) / np.cumsum(discounts)[reachable - 1]
+        return np.asarray(_sums(ranks, gains) / np.cumsum(discounts)[reachable - 1])
     place = _count_within(ranks.counts)
     query = np.repeat(np.arange(len(ranks.counts)), ranks.counts)
     best = (place <= k[query]) * ranks.ideal / np.log2(1.0 + place)
@@ -129,7 +129,7 @@ def reciprocal_rank(ranks: Ranks, k: NDArray[np.int64]) -> Floats:
     Voorhees, *The TREC-8 Question Answering Track Report*, 1999.
     """
     first = ranks.first
-    return np.where(first <= k, 1.0 / first, 0.0)
+    return np.asarray(np.where(first <= k, 1.0 / first, 0.0))
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ def metric_values(name: str, ranks: Ranks) -> Floats:
 
 def _sums(ranks: Ranks, gains: Floats) -> Floats:
     # bincount adds in order, so a query's sum does not depend on its neighbours.
-    return np.bincount(ranks.query, weights=gains, minlength=len(ranks.counts))
+    sums = np.bincount(ranks.query, weights=gains, minlength=len(ranks.counts))
+    return np.asarray(sums, dtype=np.float64)
 
 
 def _count_within(counts: NDArray[np.int64]) -> NDArray[np.int64]:

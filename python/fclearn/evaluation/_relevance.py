@@ -89,7 +89,7 @@ class SameLabel(Relevance):
     def grades(self, queries: Ints, rows: Ints) -> Floats:
         """Compare labels, all at once."""
         same = self._labels.gallery[rows] == self._labels.query[queries][:, None]
-        return (same & (rows >= 0)).astype(np.float64)
+        return np.asarray(same & (rows >= 0), dtype=np.float64)
 
 
 class SharedLabels(Relevance):

@@ -169,7 +169,7 @@ def _settle(scorer: Scorer, chunk: Ints, values: NDArray[np.float32], rows: Ints
     starts = np.ones(values.shape, dtype=bool)
     starts[:, 1:] = ~close
     cluster = np.cumsum(starts.reshape(-1)).reshape(values.shape)[query, place]
-    settled = rows.copy()
+    settled: Ints = rows.copy()
     settled[query, place] = row[np.lexsort((row, -score, cluster))]
     return settled
 
@@ -179,4 +179,4 @@ def _end_of_cluster(scorer: Scorer, values: NDArray[np.float32], place: Ints) ->
     apart = np.ones(values.shape, dtype=bool)
     apart[:, :-1] = ~_close(scorer, values)
     apart &= np.arange(values.shape[1]) >= place[:, None]
-    return np.argmax(apart, axis=1)
+    return np.asarray(np.argmax(apart, axis=1), dtype=np.int64)
