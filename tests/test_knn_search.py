@@ -44,7 +44,9 @@ def _all_similarities(query, gallery, metric):
 
 def _reference(query, gallery, k, metric):
     """A stable sort: equal similarities keep the order of the gallery."""
-    best, order = _all_similarities(query, gallery, metric).sort(dim=1, descending=True, stable=True)
+    best, order = _all_similarities(query, gallery, metric).sort(
+        dim=1, descending=True, stable=True
+    )
     return order[:, :k], best[:, :k]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_ALL_RANKS = np.iinfo(np.int64).max
+_NOT_FOUND = np.iinfo(np.int64).max
+_ALL_RANKS = _NOT_FOUND - 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Ranks:
     @property
     def first(self) -> NDArray[np.int64]:
         """Rank of the best positive of each query, shape ``(n,)``; the largest integer if none."""
-        best = np.full(len(self.counts), _ALL_RANKS)
+        best = np.full(len(self.counts), _NOT_FOUND)
         first = np.flatnonzero(self.hits == 1)
         best[self.query[first]] = self.rank[first]
         return best

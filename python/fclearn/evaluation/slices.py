@@ -77,9 +77,9 @@ def worst_slices(
         [('b', 0.25, 2), ('a', 0.75, 2)]
     """
     check_bootstrap(num_bootstrap, confidence)
-    for name, number in (("n", n), ("min_queries", min_queries)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}")
+    for name, count in (("n", n), ("min_queries", min_queries)):
+        if count < 1:
+            raise ValueError(f"{name}: expected at least 1, got {count}")
     names = np.array([str(one) for one in slices])
     values = np.asarray(values, np.float64)
     before = None if baseline is None else np.asarray(baseline, np.float64)
@@ -97,15 +97,15 @@ def worst_slices(
     order = np.argsort(means, kind="stable").tolist()
     chosen = [at for at in order if counts[at] >= min_queries][:n]
     found = []
-    for at in chosen:
-        rows = counted[number == at]
+    for place in chosen:
+        rows = counted[number == place]
         draws = bootstrap_means(compared[rows][:, None], num_bootstrap, seed)[:, 0]
         found.append(
             Slice(
-                name=str(unique[at]),
+                name=str(unique[place]),
                 num_queries=len(rows),
                 mean=float(values[rows].mean()),
-                change=None if before is None else float(means[at]),
+                change=None if before is None else float(means[place]),
                 interval=interval(draws, confidence) if len(rows) > 1 else None,
             )
         )
