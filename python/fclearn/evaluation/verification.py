@@ -231,7 +231,7 @@ def _at(
     rates = accepted / total
     aim = float(rates[0]) if wanted is None else wanted
     point = OperatingPoint(
-        aim, float(threshold), float(rates[0]), float(rates[1]), aim * total[0] >= 1
+        aim, float(threshold), float(rates[0]), float(rates[1]), bool(aim * total[0] >= 1)
     )
     return point, int(accepted[0]), int(total[0])
 
