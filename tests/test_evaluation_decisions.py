@@ -132,7 +132,7 @@ def test_a_threshold_that_keeps_the_old_rate(scale):
     gallery, gallery_labels = models(1.5, 80, seed=1)
     new, new_gallery = 3 * old, scale * gallery
     impostor = labels[:, None] != gallery_labels
-    before, after = old @ gallery.T, new @ new_gallery.T
+    before, after = scores_of(old, gallery, "ip"), scores_of(new, new_gallery, "ip")
     threshold = float(np.quantile(before[impostor], 0.98))
     moved = transfer_threshold(
         threshold, old_query=old, old_gallery=gallery, new_query=new, new_gallery=new_gallery,

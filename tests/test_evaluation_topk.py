@@ -57,6 +57,7 @@ def full_rankings(monkeypatch):
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 def test_same_bits(metric, dtype, full_rankings, monkeypatch):
     monkeypatch.setattr(_topk, "_BLOCK_ELEMENTS", 20 * 700)  # several blocks of both sides
+    monkeypatch.setattr(_topk, "_PROPOSED", 25 * 200)
     query, gallery, labels = rows(60, 3000, 20)
     both(query.astype(dtype), gallery.astype(dtype), metric=metric, **labels)
     assert full_rankings == [0, 60]  # nothing was left to the ranking of everything

@@ -202,6 +202,11 @@ class Scorer:
 
 def _norms(block: Tensor) -> Tensor:
     """Norm of each row, summed pairwise in one fixed order so that no block shape can change it."""
+    step = max(1, _CHECK_ELEMENTS // max(block.shape[1], 1))
+    return torch.cat([_norms_at_once(rows) for rows in block.split(step)])
+
+
+def _norms_at_once(block: Tensor) -> Tensor:
     squares = block * block
     while squares.shape[1] > 1:
         half = (squares.shape[1] + 1) // 2

@@ -30,6 +30,8 @@ MAX_DEPTH = 2048
 _MARGIN = 28
 # Numbers of a block of the gallery, and of the queries at once, in float32: 128 MB each.
 _BLOCK_ELEMENTS = 2**25
+# Rows proposed at once, for all queries together; some 60 bytes each while they are sorted out.
+_PROPOSED = 2**23
 # Numbers scored again at once, as float64.
 _EXACT_ELEMENTS = 2**20
 
@@ -51,7 +53,7 @@ def search(
     """
     hidden = sum(exclusion.most_hidden() for exclusion in excluded)
     width = min(scorer.num_gallery, depth + hidden + _MARGIN)
-    step = max(1, _BLOCK_ELEMENTS // max(scorer.dim, width))
+    step = max(1, min(_BLOCK_ELEMENTS // scorer.dim, _PROPOSED // width))
     for start in range(0, len(queries), step):
         chunk = queries[start : start + step]
         values, rows = _propose(scorer, chunk, width)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._metrics import check_metrics
 from fclearn.evaluation._verdict import Verdict, judge
@@ -121,8 +122,8 @@ def compatibility_report(
     new_gallery: FeatureSource | None = None,
     independent_query: FeatureSource | None = None,
     independent_gallery: FeatureSource | None = None,
-    query_labels: PerRow,
-    gallery_labels: PerRow,
+    query_labels: Labels,
+    gallery_labels: Labels,
     exclude_self: bool = False,
     query_ids: PerRow | None = None,
     gallery_ids: PerRow | None = None,
@@ -153,7 +154,7 @@ def compatibility_report(
         new_gallery: New features of the gallery, shape ``(G, D_new)``; None leaves new/new out.
         independent_query: Features of the independent model, shape ``(Q, D)`` with any D.
         independent_gallery: Shape ``(G, D)``. Both or neither.
-        query_labels: Shape ``(Q,)``, integers or strings.
+        query_labels: As in `evaluate_retrieval`, one or several for each row, ``(Q,)``.
         gallery_labels: Shape ``(G,)``.
         exclude_self: Ignore the gallery rows that have the query's id.
         query_ids: Shape ``(Q,)``. Row numbers if old_query is old_gallery.
@@ -196,10 +197,7 @@ def compatibility_report(
         >>> report.verdict.status
         'compatible'
     """
-    if num_bootstrap < 1:
-        raise ValueError(f"num_bootstrap: expected at least 1, got {num_bootstrap}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")
+    check_bootstrap(num_bootstrap, confidence)
     if (independent_query is None) != (independent_gallery is None):
         raise ValueError("independent_query and independent_gallery: expected both or neither")
     if exclude_self and query_ids is None and gallery_ids is None and old_query is old_gallery:
