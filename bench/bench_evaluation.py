@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """mAP@100 and CMC of a gallery on disk: ours, and a flat faiss index with metrics in numpy.
 
-Run: ``pytest bench/bench_evaluation.py --shapes full``. Peers are parameters of one test, asserted to
-agree; ``extra_info`` has the ratio of the peer's time to ours in the same round, and the memory
+Run: ``pytest bench/bench_evaluation.py --shapes full``. Peers are parameters of one test, asserted
+to agree; ``extra_info`` has the ratio of the peer's time to ours in the same round, and the memory
 of one call beyond mapped files (``RssAnon``, which leaves out pages of the gallery's file).
 """
 
