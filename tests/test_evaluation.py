@@ -22,7 +22,7 @@ from fclearn.evaluation import (
 )
 from fclearn.evaluation import retrieval as retrieval_module
 from fclearn.evaluation._bootstrap import bootstrap_means
-from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation._rows import InOrder, Rows, Scorer
 from fclearn.features import FeatureStore, Fingerprint
 
 METRICS = (
@@ -234,6 +234,18 @@ def test_every_kind_of_features_gives_the_same(data, dtype, tmp_path):
         )
     ]  # fmt: skip
     assert all(result == results[0] for result in results)
+
+
+def test_rows_in_another_order_are_read_where_they_are(data, tmp_path):
+    query, gallery, labels, gallery_labels = data
+    order = np.random.default_rng(0).permutation(300)
+    np.save(tmp_path / "shuffled.npy", gallery[order])
+    back = InOrder(tmp_path / "shuffled.npy", np.argsort(order))
+    for metrics in (METRICS, ("map@10", "cmc@1")):
+        keyword = {"query_labels": labels, "gallery_labels": gallery_labels, "metrics": metrics}
+        assert dict(evaluate_retrieval(query, back, **keyword)) == dict(
+            evaluate_retrieval(query, gallery, **keyword)
+        )
 
 
 @pytest.mark.needs_cuda

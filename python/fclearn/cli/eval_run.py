@@ -12,8 +12,9 @@ import numpy as np
 from fclearn.cli.alignment import rows_of_ids
 from fclearn.evaluation import CompatibilityReport, compatibility_report
 from fclearn.evaluation._inputs import Labels
+from fclearn.evaluation._rows import InOrder, RowSource
 from fclearn.evaluation.compatibility import CROSS, INDEPENDENT, NEW, OLD
-from fclearn.features import Features, FeatureStore
+from fclearn.features import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,18 @@ def evaluate_stores(
     )
 
 
-def ordered(store: FeatureStore, like: FeatureStore) -> Features:
-    """Features in the order of another store's ids; a memory map if it has that order already.
+def ordered(store: FeatureStore, like: FeatureStore) -> RowSource:
+    """Features in the order of another store's ids, left on disk.
 
     Raises:
         ValueError: Ids without features; the first ones are named.
     """
     if store.ids == like.ids:
         return store.features
-    return np.array(store.features[rows_of_ids(store, like.ids, str(like.path))])
+    return InOrder(store.features, rows_of_ids(store, like.ids, str(like.path)))
 
 
-def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> Features | None:
+def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> RowSource | None:
     return None if store is None else ordered(store, like)
 
 

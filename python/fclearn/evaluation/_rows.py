@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.features import Features, FeatureSource, as_features
@@ -28,11 +31,29 @@ _GRID_BITS = {"cosine": 26, "ip": 26, "l2": 25}
 _CHECK_ELEMENTS = 2**17
 
 
+@dataclass(frozen=True, eq=False)
+class InOrder:
+    """Features in another order of rows, without a copy: read as they are needed.
+
+    Attributes:
+        features: Whatever `fclearn.features.as_features` takes.
+        rows: Row of ``features`` at each place, shape ``(N,)``, int64.
+    """
+
+    features: FeatureSource
+    rows: NDArray[np.int64]
+
+
+#: What evaluation reads features from.
+RowSource: TypeAlias = FeatureSource | InOrder
+
+
 class Rows:
     """A ``(N, D)`` matrix of features that is never loaded as a whole.
 
     Args:
-        source: Whatever `fclearn.features.as_features` takes; tensors stay on their device.
+        source: Whatever `fclearn.features.as_features` takes, maybe in another order; tensors stay
+            on their device.
         name: Argument to name in messages.
 
     Raises:
@@ -40,9 +61,12 @@ class Rows:
         ValueError: Not two-dimensional, or an unreadable file.
     """
 
-    def __init__(self, source: FeatureSource, name: str) -> None:
+    def __init__(self, source: RowSource, name: str) -> None:
         """Open the source; nothing is read yet."""
         self.name = name
+        self._order: NDArray[np.int64] | None = None
+        if isinstance(source, InOrder):
+            self._order, source = source.rows, source.features
         self._data: Tensor | Features
         if isinstance(source, Tensor) and source.device.type != "cpu":
             if not source.is_floating_point():
@@ -53,6 +77,8 @@ class Rows:
         if self._data.ndim != 2:
             raise ValueError(f"{name}: expected shape [N, D], got {list(self._data.shape)}")
         self.num_rows, self.dim = int(self._data.shape[0]), int(self._data.shape[1])
+        if self._order is not None:
+            self.num_rows = len(self._order)
         self.device = self._data.device if isinstance(self._data, Tensor) else torch.device("cpu")
 
     @property
@@ -64,6 +90,8 @@ class Rows:
         self, index: slice | np.ndarray, dim: int, dtype: torch.dtype = torch.float64
     ) -> Tensor:
         """Rows ``index``, cut to their first ``dim`` columns, as a new tensor."""
+        if self._order is not None:
+            index = self._order[index]
         if isinstance(self._data, Tensor):
             at = torch.from_numpy(index).to(self.device) if isinstance(index, np.ndarray) else index
             return self._data[at][:, :dim].detach().to(dtype, copy=True)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._keys import PerRow
+from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
-from fclearn.features import FeatureSource
 
 #: The summaries of a chain, as `ChainReport` names them.
 SUMMARIES = (
@@ -90,8 +90,8 @@ class ChainReport:
 
 
 def chain_report(
-    queries: Sequence[FeatureSource],
-    galleries: Sequence[FeatureSource],
+    queries: Sequence[RowSource],
+    galleries: Sequence[RowSource],
     *,
     query_labels: Labels,
     gallery_labels: Labels,

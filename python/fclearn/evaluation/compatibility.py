@@ -13,9 +13,9 @@ from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_boots
 from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._metrics import check_metrics
+from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation._verdict import Verdict, judge
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
-from fclearn.features import FeatureSource
 
 OLD, CROSS, NEW, INDEPENDENT = "old/old", "new/old", "new/new", "independent/independent"
 #: Differences of two entries of the matrix that decide about an upgrade.
@@ -116,12 +116,12 @@ class CompatibilityReport:
 
 def compatibility_report(
     *,
-    old_query: FeatureSource,
-    old_gallery: FeatureSource,
-    new_query: FeatureSource,
-    new_gallery: FeatureSource | None = None,
-    independent_query: FeatureSource | None = None,
-    independent_gallery: FeatureSource | None = None,
+    old_query: RowSource,
+    old_gallery: RowSource,
+    new_query: RowSource,
+    new_gallery: RowSource | None = None,
+    independent_query: RowSource | None = None,
+    independent_gallery: RowSource | None = None,
     query_labels: Labels,
     gallery_labels: Labels,
     exclude_self: bool = False,

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from fclearn.evaluation._keys import Ints, PerRow, exclusions
-from fclearn.evaluation._rows import Rows, Scorer
-from fclearn.features import FeatureSource
+from fclearn.evaluation._rows import Rows, RowSource, Scorer
 
 
 def top_hits(
-    query: FeatureSource,
-    gallery: FeatureSource,
+    query: RowSource,
+    gallery: RowSource,
     k: int,
     *,
     exclude_self: bool = False,

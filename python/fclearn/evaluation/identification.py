@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from fclearn.evaluation._keys import Exclusion, Ints, PerRow, exclusions, join_keys
 from fclearn.evaluation._pairs import list_pairs, split
 from fclearn.evaluation._relevance import SameLabel
-from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation._rows import Rows, RowSource, Scorer
 from fclearn.evaluation._thresholds import OperatingPoint, check_rates, just_above
-from fclearn.features import FeatureSource
 
 _BATCH, _GALLERY_BATCH = 256, 16384
 
@@ -39,8 +38,8 @@ class IdentificationResult:
 
 
 def evaluate_identification(
-    query: FeatureSource,
-    gallery: FeatureSource,
+    query: RowSource,
+    gallery: RowSource,
     *,
     query_labels: PerRow,
     gallery_labels: PerRow,

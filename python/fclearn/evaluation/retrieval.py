@@ -16,11 +16,10 @@ from fclearn.evaluation._keys import Exclusion, Ints, PerRow, exclusions
 from fclearn.evaluation._metrics import Ranks, check_metrics, deepest_rank, metric_values
 from fclearn.evaluation._ranks import positive_ranks
 from fclearn.evaluation._relevance import Judged, Relevance
-from fclearn.evaluation._rows import METRICS, Rows, Scorer
+from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
 from fclearn.evaluation._topk import MAX_DEPTH, ranks_of, search
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.qrels import Qrels
-from fclearn.features import FeatureSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +87,8 @@ class RetrievalResult(Mapping[str, float]):
 
 
 def evaluate_retrieval(
-    query: FeatureSource,
-    gallery: FeatureSource | IndexedGallery,
+    query: RowSource,
+    gallery: RowSource | IndexedGallery,
     *,
     query_labels: Labels | None = None,
     gallery_labels: Labels | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation._keys import PerRow, exclusions, join_keys
-from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation._rows import Rows, RowSource, Scorer
 from fclearn.evaluation._thresholds import (
     OperatingPoint,
     ScorePass,
@@ -18,7 +18,6 @@ from fclearn.evaluation._thresholds import (
     count_pairs,
     operating_points,
 )
-from fclearn.features import FeatureSource
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class ThresholdTransfer:
 
 
 def evaluate_verification(
-    query: FeatureSource,
-    gallery: FeatureSource,
+    query: RowSource,
+    gallery: RowSource,
     *,
     query_labels: PerRow,
     gallery_labels: PerRow,
@@ -125,10 +124,10 @@ def evaluate_verification(
 def transfer_threshold(
     threshold: float,
     *,
-    old_query: FeatureSource,
-    old_gallery: FeatureSource,
-    new_query: FeatureSource,
-    new_gallery: FeatureSource,
+    old_query: RowSource,
+    old_gallery: RowSource,
+    new_query: RowSource,
+    new_gallery: RowSource,
     query_labels: PerRow,
     gallery_labels: PerRow,
     exclude_self: bool = False,
@@ -183,8 +182,8 @@ def transfer_threshold(
 
 
 def _pairs(
-    query: FeatureSource,
-    gallery: FeatureSource,
+    query: RowSource,
+    gallery: RowSource,
     labels: tuple[PerRow, PerRow],
     exclude_self: bool,
     ids: tuple[PerRow | None, PerRow | None],
