@@ -146,7 +146,7 @@ def evaluate(
     else:
         for option, given in (("--old-query", old_query), ("--new-query", new_query)):
             if given is None:
-                raise ValueError(f"Missing option '{option}'")
+                raise ValueError(f"Missing option '{option}'.")
         from fclearn.cli.eval_pair import run_pair
 
         run_pair(
