@@ -119,6 +119,36 @@ def test_an_index_in_place_of_the_gallery(fcl, stores, tmp_path):
     assert "small.faiss: expected the 60 x 8 rows of" in error
 
 
+def test_an_upgrade_through_the_index_that_serves(fcl, stores, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    old = FeatureStore.open(stores["v1"])
+    unit = old.features / np.linalg.norm(old.features, axis=1, keepdims=True)
+    for name, key in (("exact", "Flat"), ("coarse", "PQ2x2")):
+        index = faiss.index_factory(8, key, faiss.METRIC_INNER_PRODUCT)
+        index.train(unit)
+        index.add(unit)
+        faiss.write_index(index, str(tmp_path / name))
+    pair = ["eval", "--old-query", stores["v1"], "--new-query", stores["v2"], "--json"]
+    pair += ["--num-bootstrap", 20]
+    _, whole, _ = fcl(*pair, "--metrics", "map@100,cmc@5")
+    code, served, error = fcl(
+        *pair, "--index", tmp_path / "exact", "--gate", "new/old.map@100>=0", "--report", tmp_path
+    )
+    assert code == 0
+    assert (whole["primary"], served["primary"]) == ("map", "map@100")
+    for entry in ("old/old", "new/old", "new/new"):
+        for name in ("map@100", "cmc@1", "cmc@5"):
+            assert served["matrix"][entry][name] == pytest.approx(whole["matrix"][entry][name])
+    assert "reach mAP@100" in served["verdict"]["text"]
+    assert "mAP@100 of new/old" in (tmp_path / "report.html").read_text()
+    _, coarse, _ = fcl(*pair, "--index", tmp_path / "coarse", "--worst", 2)
+    assert coarse["matrix"]["old/old"]["map@100"] < whole["matrix"]["old/old"]["map@100"]
+    assert coarse["matrix"]["new/new"] == served["matrix"]["new/new"]
+    code, _, error = fcl(*pair, "--index", tmp_path / "exact", "--metrics", "map")
+    assert code == 2
+    assert "old/old (query/gallery): metrics: map would need all ranks" in error
+
+
 def test_judgements(fcl, stores, tmp_path):
     (tmp_path / "qrels").write_text("i0 0 i4 2\ni0 0 i9 1\ni3 0 i5 1\ni3 0 gone 1\n")
     code, result, error = fcl(

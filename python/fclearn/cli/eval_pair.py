@@ -9,10 +9,16 @@ from pathlib import Path
 from rich.console import Console
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_run import evaluate_stores, numbers_of, numbers_to_come, open_side
+from fclearn.cli.eval_run import (
+    evaluate_stores,
+    numbers_of,
+    numbers_to_come,
+    open_index,
+    open_side,
+)
 from fclearn.cli.eval_show import Show, finish, say_skipped, worst_of
 from fclearn.evaluation import render_table
-from fclearn.evaluation.compatibility import CROSS, OLD
+from fclearn.evaluation.compatibility import CROSS, OLD, report_metrics
 
 
 def run_pair(
@@ -20,7 +26,9 @@ def run_pair(
     *,
     exclude_self: bool,
     use_groups: bool,
-    metrics: Sequence[str],
+    metrics: Sequence[str] | None,
+    index: Path | None,
+    parameters: Sequence[str],
     report_folder: Path | None,
     show: Show,
 ) -> None:
@@ -32,6 +40,8 @@ def run_pair(
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metrics: As `compatibility_report`.
+        index: A faiss index of the old gallery's rows, to search in place of its features.
+        parameters: Of the index, ``NAME=VALUE``.
         report_folder: Where ``report.html`` goes, if anywhere.
         show: What to print.
 
@@ -48,7 +58,7 @@ def run_pair(
     if (independent_query is None) != (independent_gallery is None):
         raise ValueError("--independent-query and --independent-gallery: expected both or neither")
     known = numbers_to_come(
-        ["map", "cmc@1", *metrics],
+        report_metrics(metrics, has_index=index is not None),
         has_new_gallery=new_gallery is not None,
         has_independent=independent_query is not None,
     )
@@ -67,13 +77,14 @@ def run_pair(
         exclude_self=exclude_self or old.gallery is old.query,
         use_groups=use_groups,
         metrics=metrics,
+        index=open_index(index, parameters, old.gallery or old.query),
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
     )
     Console(stderr=True).print(render_table(report))
     say_skipped(report.num_skipped)
     say(report.verdict.text)
-    before, after = (report.per_query[entry]["map"] for entry in (OLD, CROSS))
+    before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, show)
     if report_folder is not None:
         from fclearn.report import write_report

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fclearn.cli.alignment import rows_of_ids
-from fclearn.evaluation import CompatibilityReport, compatibility_report
+from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
 from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._rows import InOrder, RowSource
 from fclearn.evaluation.compatibility import CROSS, INDEPENDENT, NEW, OLD
@@ -51,6 +51,32 @@ def open_side(name: str, query: Path, gallery: Path | None) -> Side:
     rows = FeatureStore.open(gallery)
     queries.fingerprint.check_same(rows.fingerprint, f"--{name}-query and --{name}-gallery")
     return Side(name, queries, rows)
+
+
+def open_index(
+    index: Path | None, parameters: Sequence[str], rows: FeatureStore
+) -> IndexedGallery | None:
+    """Open an index of a store's rows, if there is one.
+
+    Args:
+        index: A faiss index file.
+        parameters: How to search it, ``NAME=NUMBER``.
+        rows: What it must hold.
+
+    Raises:
+        ValueError: Not an index, or of another size; parameters that are none, or of no index.
+    """
+    if index is None:
+        if parameters:
+            raise ValueError("--index-parameter: expected --index, whose parameter it is")
+        return None
+    indexed = IndexedGallery.open(index, parameters=_numbers(parameters))
+    if (indexed.num_rows, indexed.dim) != (len(rows), rows.dim):
+        raise ValueError(
+            f"{index}: expected the {len(rows)} x {rows.dim} rows of {rows.path}, found "
+            f"{indexed.num_rows} x {indexed.dim}"
+        )
+    return indexed
 
 
 def numbers_to_come(
@@ -95,7 +121,8 @@ def evaluate_stores(
     *,
     exclude_self: bool,
     use_groups: bool,
-    metrics: Sequence[str],
+    metrics: Sequence[str] | None,
+    index: IndexedGallery | None,
     num_bootstrap: int,
     seed: int,
 ) -> CompatibilityReport:
@@ -108,6 +135,7 @@ def evaluate_stores(
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metrics: As `compatibility_report`.
+        index: Searched in place of the old gallery's features.
         num_bootstrap: As there.
         seed: As there.
 
@@ -119,7 +147,7 @@ def evaluate_stores(
     query_labels, gallery_labels = labels_of(old.query, old.gallery)
     return compatibility_report(
         old_query=old.query.features,
-        old_gallery=old.gallery.features,
+        old_gallery=old.gallery.features if index is None else index,
         new_query=ordered(new.query, old.query),
         new_gallery=_ordered_or_none(new.gallery, old.gallery),
         independent_query=None if independent is None else ordered(independent.query, old.query),
@@ -194,3 +222,16 @@ def groups_of(store: FeatureStore) -> np.ndarray:
     if store.groups is None:
         raise ValueError(f"{store.path}: --use-groups needs a column 'group' in the manifest")
     return store.groups
+
+
+def _numbers(parameters: Sequence[str]) -> dict[str, float]:
+    numbers = {}
+    for text in parameters:
+        name, _, value = text.partition("=")
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"--index-parameter: expected NAME=NUMBER, as in nprobe=16, got {text!r}"
+            ) from None
+    return numbers

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_run import groups_of, labels_of
+from fclearn.cli.eval_run import groups_of, labels_of, open_index
 from fclearn.cli.eval_show import Show, finish, say_skipped, worst_of
-from fclearn.evaluation import IndexedGallery, RetrievalResult, evaluate_retrieval, metric_title
+from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
 from fclearn.features import FeatureStore
 
 
@@ -47,16 +47,7 @@ def evaluate_single(
         queries.fingerprint.check_same(
             rows.fingerprint, "--query and --gallery (of two models? then say --across)"
         )
-    if parameters and index is None:
-        raise ValueError("--index-parameter: expected --index, whose parameter it is")
-    indexed = None
-    if index is not None:
-        indexed = IndexedGallery.open(index, parameters=_numbers(parameters))
-        if (indexed.num_rows, indexed.dim) != (len(rows), rows.dim):
-            raise ValueError(
-                f"{index}: expected the {len(rows)} x {rows.dim} rows of {rows.path}, found "
-                f"{indexed.num_rows} x {indexed.dim}"
-            )
+    indexed = open_index(index, parameters, rows)
     labels = (None, None) if qrels is not None else labels_of(queries, rows)
     result = evaluate_retrieval(
         queries,
@@ -74,19 +65,6 @@ def evaluate_single(
         return_per_query=True,
     )
     return result, queries
-
-
-def _numbers(parameters: Sequence[str]) -> dict[str, float]:
-    numbers = {}
-    for text in parameters:
-        name, _, value = text.partition("=")
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            raise ValueError(
-                f"--index-parameter: expected NAME=NUMBER, as in nprobe=16, got {text!r}"
-            ) from None
-    return numbers
 
 
 def run_single(

@@ -46,7 +46,7 @@ def evaluate(
         bool, typer.Option("--across", help="--query and --gallery are of two models.")
     ] = False,
     index: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="faiss index of the gallery's rows.")
+        Path | None, typer.Option(metavar="FILE", help="faiss index of the (old) gallery's rows.")
     ] = None,
     index_parameter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=NUMBER", help="As nprobe=16, efSearch=64.")
@@ -66,8 +66,12 @@ def evaluate(
         typer.Option(metavar="CONDITION", help="Exit with 1 unless it holds; may be given again."),
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Of map, map@K, cmc@K, recall@K and others, by commas.")
-    ] = "map,cmc@1,cmc@5",
+        str | None,
+        typer.Option(
+            help="Of map, map@K, cmc@K, recall@K and others, by commas; map,cmc@1,cmc@5 unless "
+            "given, map@100 with an index."
+        ),
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="Show this many of the worst classes.")] = 0,
     slice_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Of the manifest, in place of classes.")
@@ -89,7 +93,9 @@ def evaluate(
     Without --old-gallery every query store is its own gallery, each query's own row left out.
 
     With --model twice or more, a chain: each model's queries against its own gallery and all older
-    ones, by the first of --metrics. With --query, one store and one gallery, or its index.
+    ones, by the first of --metrics. With --query, one store and one gallery.
+
+    With --index, the (old) gallery is searched as it is served, by the first ranks alone.
 
     Gates: update_gain, self_test_tax, negative_flip_rate, or ENTRY.METRIC, compared with a number
     or with each other. Of a chain: average_compatibility, average_accuracy, backward_compatibility,
@@ -104,13 +110,17 @@ def evaluate(
       fcl eval --query q/new --gallery g/old --across --index live.faiss \\
         --index-parameter nprobe=16 --metrics map@100,cmc@1
     """
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    names = None
+    if metrics is not None:
+        names = [name.strip() for name in metrics.split(",") if name.strip()]
     pair = (old_query, new_query, old_gallery, new_gallery, independent_query, independent_gallery)
     is_pair, is_chain = any(pair), bool(model or model_gallery)
     if is_pair + is_chain + (query is not None) > 1:
         raise ValueError("expected stores of one kind: --old-query and such, --model, or --query")
-    if query is None and (gallery or index or qrels or index_parameter or across):
-        raise ValueError("--query: expected one, as --gallery, --index or --qrels are given")
+    if query is None and (gallery or qrels or across):
+        raise ValueError("--query: expected one, as --gallery, --qrels or --across are given")
+    if is_chain and (index or index_parameter):
+        raise ValueError("--index: expected two stores or one, a chain has many galleries")
     if report_folder is not None and (is_chain or query is not None):
         raise ValueError("--report: expected --old-query and --new-query, whose report it is")
 
@@ -130,6 +140,7 @@ def evaluate(
         )
     elif query is not None:
         from fclearn.cli.eval_single import run_single
+        from fclearn.evaluation.compatibility import report_metrics
 
         run_single(
             query,
@@ -140,7 +151,7 @@ def evaluate(
             qrels=qrels,
             exclude_self=exclude_self,
             use_groups=use_groups,
-            metrics=names,
+            metrics=names or report_metrics(None, has_index=index is not None),
             show=show,
         )
     else:
@@ -155,6 +166,8 @@ def evaluate(
             exclude_self=exclude_self,
             use_groups=use_groups,
             metrics=names,
+            index=index,
+            parameters=index_parameter or [],
             report_folder=report_folder,
             show=show,
         )  # fmt: skip

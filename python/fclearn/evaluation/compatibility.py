@@ -15,6 +15,7 @@ from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._metrics import check_metrics
 from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation._verdict import Verdict, judge
+from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 OLD, CROSS, NEW, INDEPENDENT = "old/old", "new/old", "new/new", "independent/independent"
@@ -70,14 +71,19 @@ class CompatibilityReport:
         return tuple(self.matrix[OLD])
 
     @property
+    def primary(self) -> str:
+        """The metric that decides: ``map``, or a ``map@k`` where an index has no more ranks."""
+        return self.metrics[0]
+
+    @property
     def update_gain(self) -> float | None:
-        """On mAP: (M(new/old) - M(old/old)) / (M(n*/n*) - M(old/old))."""
-        return self.update_gains["map"]
+        """On the primary metric: (M(new/old) - M(old/old)) / (M(n*/n*) - M(old/old))."""
+        return self.update_gains[self.primary]
 
     @property
     def self_test_tax(self) -> float | None:
-        """On mAP: M(n*/n*) - M(new/new)."""
-        return self.self_test_taxes.get("map")
+        """On the primary metric: M(n*/n*) - M(new/new)."""
+        return self.self_test_taxes.get(self.primary)
 
     @property
     def verdict(self) -> Verdict:
@@ -94,6 +100,7 @@ class CompatibilityReport:
                 "details": verdict.details,
                 "text": verdict.text,
             },
+            "primary": self.primary,
             "matrix": self.matrix,
             "differences": self.differences,
             "update_gain": self.update_gain,
@@ -117,9 +124,9 @@ class CompatibilityReport:
 def compatibility_report(
     *,
     old_query: RowSource,
-    old_gallery: RowSource,
+    old_gallery: RowSource | IndexedGallery,
     new_query: RowSource,
-    new_gallery: RowSource | None = None,
+    new_gallery: RowSource | IndexedGallery | None = None,
     independent_query: RowSource | None = None,
     independent_gallery: RowSource | None = None,
     query_labels: Labels,
@@ -129,7 +136,7 @@ def compatibility_report(
     gallery_ids: PerRow | None = None,
     query_groups: PerRow | None = None,
     gallery_groups: PerRow | None = None,
-    metrics: Sequence[str] = ("map", "cmc@1", "cmc@5"),
+    metrics: Sequence[str] | None = None,
     metric: str = "cosine",
     num_bootstrap: int = 1000,
     confidence: float = 0.95,
@@ -148,7 +155,8 @@ def compatibility_report(
 
     Args:
         old_query: Old features of the queries, shape ``(Q, D_old)``; as in `evaluate_retrieval`.
-        old_gallery: Old features of the gallery, shape ``(G, D_old)``.
+        old_gallery: Old features of the gallery, shape ``(G, D_old)``, or the index that serves
+            them.
         new_query: New features of the queries, shape ``(Q, D_new)``, :math:`D_{new} ≥ D_{old}`;
             the first ``D_old`` dims meet the old gallery.
         new_gallery: New features of the gallery, shape ``(G, D_new)``; None leaves new/new out.
@@ -161,7 +169,9 @@ def compatibility_report(
         gallery_ids: Shape ``(G,)``.
         query_groups: Shape ``(Q,)``; gallery rows of the query's own group are ignored.
         gallery_groups: Shape ``(G,)``.
-        metrics: As in `evaluate_retrieval`; ``map`` and ``cmc@1`` are always among them.
+        metrics: As in `evaluate_retrieval`, by default ``map``, ``cmc@1`` and ``cmc@5``. Always
+            among them are ``cmc@1`` and what decides: ``map``, or with an index the first ``map@k``
+            (``map@100`` if there is none).
         metric: ``"cosine"``, ``"ip"`` or ``"l2"``.
         num_bootstrap: Resamples of the queries. All entries share them: differences are paired.
         confidence: Of the percentile intervals, in (0, 1).
@@ -202,8 +212,8 @@ def compatibility_report(
         raise ValueError("independent_query and independent_gallery: expected both or neither")
     if exclude_self and query_ids is None and gallery_ids is None and old_query is old_gallery:
         query_ids = gallery_ids = np.arange(len(query_labels))
-    names = check_metrics(tuple(metrics) if not isinstance(metrics, str) else metrics)
-    names = tuple(dict.fromkeys(("map", *names, *(() if "cmc@1" in names else ("cmc@1",)))))
+    has_index = any(isinstance(side, IndexedGallery) for side in (old_gallery, new_gallery))
+    names = report_metrics(metrics, has_index=has_index)
 
     sides = {OLD: (old_query, old_gallery), CROSS: (new_query, old_gallery)}
     if new_gallery is not None:
@@ -232,6 +242,29 @@ def compatibility_report(
     return _summarise(results, names, num_bootstrap, confidence, seed)
 
 
+def report_metrics(metrics: Sequence[str] | None, *, has_index: bool) -> tuple[str, ...]:
+    """The metrics of a report, the one that decides first.
+
+    Args:
+        metrics: As asked for; None: the usual ones.
+        has_index: Whether a gallery is behind an index, which has no ``map``.
+
+    Raises:
+        TypeError: A single string.
+        ValueError: An unknown name.
+
+    Example:
+        >>> report_metrics(["ndcg@10"], has_index=True)
+        ('map@100', 'ndcg@10', 'cmc@1')
+    """
+    names = () if metrics is None else check_metrics(metrics)
+    primary = "map"
+    if has_index:
+        primary = next((name for name in names if name.startswith("map@")), "map@100")
+    usual = ("cmc@1", "cmc@5") if metrics is None else ("cmc@1",)
+    return tuple(dict.fromkeys((primary, *names, *usual)))
+
+
 def _summarise(
     results: dict[str, RetrievalResult],
     names: tuple[str, ...],
@@ -240,7 +273,7 @@ def _summarise(
     seed: int,
 ) -> CompatibilityReport:
     old = results[OLD]
-    counted = ~np.isnan(old.per_query["map"])
+    counted = ~np.isnan(old.per_query[names[0]])
     values = {
         key: np.stack([result.per_query[name][counted] for name in names], axis=1)
         for key, result in results.items()
