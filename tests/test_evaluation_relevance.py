@@ -160,6 +160,18 @@ def test_a_query_whose_positives_are_all_missing_counts_as_nothing_found(rows):
     assert all(result.per_query[name][1] == 0 for name in ALL)
 
 
+def test_missing_positives_count_in_how_deep_r_is():
+    """One of three relevant documents is there, at rank 2: R-precision is 1 / 3."""
+    gallery = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    for metrics in (("precision@r", "map@r"), ("precision@r", "map@r", "map")):
+        result = evaluate_retrieval(
+            gallery[:1], gallery, qrels=Qrels({"q": {"b": 1, "x": 1, "y": 1}}), query_ids=["q"],
+            gallery_ids=["a", "b", "c"], metrics=metrics,
+        )  # fmt: skip
+        assert result["precision@r"] == pytest.approx(1 / 3)
+        assert result["map@r"] == pytest.approx(1 / 6)
+
+
 def test_revisited_protocols(rows):
     query, gallery = rows
     rng = np.random.default_rng(6)

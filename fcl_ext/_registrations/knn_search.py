@@ -93,7 +93,9 @@ def _by_torch(query: Tensor, gallery: Tensor, k: int, metric: str) -> tuple[Tens
                 found = (2 * found - squares).clamp(max=0)
             columns = torch.arange(start, start + len(block), device=rows.device).int()
             # Stable, and earlier rows stand first; adding zero makes -0 tie with 0.
-            best, order = torch.cat([best, found + 0.0], 1).sort(dim=1, descending=True, stable=True)
+            best, order = torch.cat([best, found + 0.0], 1).sort(
+                dim=1, descending=True, stable=True
+            )
             near = torch.cat([near, columns.expand(len(rows), -1)], 1).gather(1, order)[:, :k]
             best = best[:, :k]
         indices[begin : begin + step] = near

@@ -234,7 +234,7 @@ def _depth(names: Sequence[str], relevance: Relevance, *, needs_one: bool) -> in
     Raises:
         ValueError: All ranks are asked of what has only the first ones.
     """
-    depths = {name: deepest_rank(name, relevance.counts) for name in names}
+    depths = {name: deepest_rank(name, relevance.totals) for name in names}
     endless = [name for name, depth in depths.items() if depth is None]
     if endless and needs_one:
         raise ValueError(
