@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fclearn.evaluation import _topk, evaluate_retrieval
-from fclearn.evaluation import retrieval as retrieval_module
+from fclearn.evaluation import _topk, _ways, evaluate_retrieval
 
 FIRST = ("map@5", "map@40", "map@r", "cmc@1", "recall@10", "precision@7", "precision@r", "ndcg@10",
          "mrr@3")  # fmt: skip
@@ -43,13 +42,13 @@ def rows(num_query, num_gallery, dim, seed=0, classes=12):
 def full_rankings(monkeypatch):
     """How many queries were sent to the ranking of the whole gallery."""
     sent = []
-    original = retrieval_module.positive_ranks
+    original = _ways.positive_ranks
 
     def spy(scorer, relevance, excluded, queries, *sizes):
         sent.append(len(queries))
         return original(scorer, relevance, excluded, queries, *sizes)
 
-    monkeypatch.setattr(retrieval_module, "positive_ranks", spy)
+    monkeypatch.setattr(_ways, "positive_ranks", spy)
     return sent
 
 

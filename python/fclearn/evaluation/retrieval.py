@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 from fclearn.evaluation._inputs import Labels, build_relevance
-from fclearn.evaluation._keys import Exclusion, Ints, PerRow, exclusions
-from fclearn.evaluation._metrics import Ranks, check_metrics, deepest_rank, metric_values
-from fclearn.evaluation._ranks import positive_ranks
-from fclearn.evaluation._relevance import Judged, Relevance
+from fclearn.evaluation._keys import PerRow, exclusions
+from fclearn.evaluation._metrics import check_metrics, metric_values
+from fclearn.evaluation._relevance import Judged
 from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
-from fclearn.evaluation._topk import MAX_DEPTH, ranks_of, search
+from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.qrels import Qrels
 
@@ -201,13 +200,13 @@ def evaluate_retrieval(
         same=query is gallery,
         junk=junk,
     )
-    depth = _depth(names, relevance, needs_one=is_index)
+    depth = deepest(names, relevance, needs_one=is_index)
     if isinstance(gallery_rows, IndexedGallery):
         assert depth is not None
-        parts = _indexed_ranks(query_rows, gallery_rows, relevance, excluded, depth, metric)
+        parts = indexed_ranks(query_rows, gallery_rows, relevance, excluded, depth, metric)
     else:
         scorer = Scorer(query_rows, gallery_rows, metric)
-        parts = _exact_ranks(scorer, relevance, excluded, depth, batch_size, gallery_batch_size)
+        parts = exact_ranks(scorer, relevance, excluded, depth, batch_size, gallery_batch_size)
     values = {name: np.full(sizes[0], np.nan) for name in names}
     for rows, ranks in parts:
         for name in names:
@@ -226,57 +225,3 @@ def evaluate_retrieval(
         num_missing=relevance.num_missing if isinstance(relevance, Judged) else 0,
         per_query=values if return_per_query else {},
     )
-
-
-def _depth(names: Sequence[str], relevance: Relevance, *, needs_one: bool) -> int | None:
-    """Ranks that the metrics look at; None: all of them.
-
-    Raises:
-        ValueError: All ranks are asked of what has only the first ones.
-    """
-    depths = {name: deepest_rank(name, relevance.totals) for name in names}
-    endless = [name for name, depth in depths.items() if depth is None]
-    if endless and needs_one:
-        raise ValueError(
-            f"metrics: {', '.join(endless)} would need all ranks, and an index has only the first "
-            f"ones; ask for {', '.join(f'{name}@100' for name in endless)}"
-        )
-    return None if endless else max(1, *(depth or 0 for depth in depths.values()))
-
-
-def _exact_ranks(
-    scorer: Scorer,
-    relevance: Relevance,
-    excluded: tuple[Exclusion, ...],
-    depth: int | None,
-    batch_size: int,
-    gallery_batch_size: int,
-) -> Iterator[tuple[Ints, Ranks]]:
-    queries = np.flatnonzero(relevance.totals > 0)
-    hidden = sum(exclusion.most_hidden() for exclusion in excluded)
-    if depth is not None and depth + hidden <= MAX_DEPTH and scorer.device.type == "cpu":
-        unsure = [np.empty(0, np.int64)]
-        for chunk, rows, certain in search(scorer, excluded, queries, depth):
-            yield from ranks_of(relevance, excluded, chunk[certain], rows[certain])
-            unsure.append(chunk[~certain])
-        queries = np.concatenate(unsure)
-    yield from positive_ranks(scorer, relevance, excluded, queries, batch_size, gallery_batch_size)
-
-
-def _indexed_ranks(
-    query: Rows,
-    gallery: IndexedGallery,
-    relevance: Relevance,
-    excluded: tuple[Exclusion, ...],
-    depth: int,
-    metric: str,
-) -> Iterator[tuple[Ints, Ranks]]:
-    if query.dim < gallery.dim:
-        raise ValueError(
-            f"query: expected at least as many dims as the index's {gallery.dim}, got {query.dim}"
-        )
-    gallery.check_metric(metric)
-    query.check(gallery.dim, needs_norm=metric == "cosine")
-    queries = np.flatnonzero(relevance.totals > 0)
-    rows = gallery.search(query, queries, depth, excluded, unit_norm=metric == "cosine")
-    yield from ranks_of(relevance, excluded, queries, rows)
