@@ -17,6 +17,7 @@ from rich.console import Console
 from fclearn.evaluation import (
     compatibility_report,
     evaluate_retrieval,
+    paired_test,
     render_table,
     top_hits,
 )
@@ -457,6 +458,14 @@ def test_report_is_consistent_with_single_evaluations():
                 "self_test_tax": report.self_test_taxes, "negative_flip_rate": {"cmc@1": flips},
             }[key][name]  # fmt: skip
             assert low <= value <= high, (key, name)
+
+
+def test_report_has_p_values():
+    report = make_report()
+    values = [report.per_query[entry]["map"] for entry in ("old/old", "new/old")]
+    assert report.p_values["map"] == paired_test(*values, num_samples=200).p_value
+    assert set(report.p_values) == set(report.metrics)
+    assert make_report(cross=1.5).p_values["map"] > 0.01 > report.p_values["map"]
 
 
 def test_report_is_strict_json_and_reproducible():

@@ -18,7 +18,8 @@ from fclearn.cli.eval_run import (
 )
 from fclearn.cli.eval_show import Show, finish, say_skipped, worst_of
 from fclearn.evaluation import render_table
-from fclearn.evaluation.compatibility import CROSS, OLD, report_metrics
+from fclearn.evaluation.compatibility import report_metrics
+from fclearn.evaluation.matrix import CROSS, OLD
 
 
 def run_pair(

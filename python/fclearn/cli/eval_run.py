@@ -13,7 +13,7 @@ from fclearn.cli.alignment import rows_of_ids
 from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
 from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._rows import InOrder, RowSource
-from fclearn.evaluation.compatibility import CROSS, INDEPENDENT, NEW, OLD
+from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
 from fclearn.features import FeatureStore
 
 

@@ -7,10 +7,11 @@ from fclearn.evaluation._metrics import METRIC_NAMES
 from fclearn.evaluation._thresholds import OperatingPoint
 from fclearn.evaluation._verdict import Verdict, metric_title
 from fclearn.evaluation.chain import ChainReport, chain_report
-from fclearn.evaluation.compatibility import CompatibilityReport, compatibility_report
+from fclearn.evaluation.compatibility import compatibility_report
 from fclearn.evaluation.hits import top_hits
 from fclearn.evaluation.identification import IdentificationResult, evaluate_identification
 from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.matrix import CompatibilityReport
 from fclearn.evaluation.paired import PairedTest, paired_test
 from fclearn.evaluation.protocols import revisited_protocol
 from fclearn.evaluation.qrels import Qrels

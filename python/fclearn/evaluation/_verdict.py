@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from fclearn.evaluation.compatibility import CompatibilityReport
+    from fclearn.evaluation.matrix import CompatibilityReport
 
 #: Names of metrics as people write them.
 TITLES = {
