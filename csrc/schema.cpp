@@ -98,4 +98,8 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "knn_graph_segments(Tensor features, Tensor offsets, int k, str metric) "
       "-> (Tensor indices, Tensor similarities)");
+  // The k nearest rows of gallery (G, D) of each row of query (Q, D), likewise.
+  m.def(
+      "knn_search(Tensor query, Tensor gallery, int k, str metric) "
+      "-> (Tensor indices, Tensor similarities)");
 }

@@ -14,7 +14,7 @@ _loader.load_libraries()
 from fcl_ext import _registrations  # noqa: E402, F401  (needs the loaded schemas)
 from fcl_ext._C import version as __version__  # noqa: E402
 from fcl_ext._loader import cuda_error, has_cuda_kernels  # noqa: E402
-from fcl_ext.knn import knn_graph, knn_graph_segments  # noqa: E402
+from fcl_ext.knn import knn_graph, knn_graph_segments, knn_search  # noqa: E402
 from fcl_ext.losses import (  # noqa: E402
     PositiveSets,
     Teacher,
@@ -39,6 +39,7 @@ __all__ = [
     "has_cuda_kernels",
     "knn_graph",
     "knn_graph_segments",
+    "knn_search",
     "random_walk",
     "softmax_readout",
     "sparse_readout",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact k-nearest-neighbour graphs: of a set of features, and within segments of it."""
+"""Exact nearest neighbours: graphs of one set of features, and searches of one in another."""
 
 from __future__ import annotations
 
@@ -76,3 +76,41 @@ def knn_graph_segments(
         [[1, 2], [0, 2], [1, 0], [-1, -1]]
     """
     return ops.knn_graph_segments(features.detach(), offsets, k, metric)
+
+
+def knn_search(
+    query: Tensor, gallery: Tensor, k: int, *, metric: str = "cosine"
+) -> tuple[Tensor, Tensor]:
+    r"""Find the k most similar gallery rows of each query, exactly, without a Q×G matrix.
+
+    Args:
+        query: Shape ``(Q, D)``, float32, float64, bfloat16 or float16, finite.
+        gallery: Shape ``(G, D)``, same dtype and device, finite.
+        k: Hits per query, in ``[1, G]``.
+        metric: ``"cosine"``, ``"ip"`` or ``"l2"``, as in `knn_graph`.
+
+    Returns:
+        ``indices`` ``(Q, k)`` int32, rows of the gallery, and ``similarities`` ``(Q, k)``, best
+        first, float32 (float64 for float64 features); equal similarities are ordered by lower
+        index. The result does not depend on the number of threads, nor on what other rows are
+        searched in the same call.
+
+    Raises:
+        RuntimeError: A wrong shape or dtype, k outside ``[1, G]``, an unknown metric, a NaN or
+            infinite value (the message names the argument, on the CPU also the row).
+
+    Note:
+        Not differentiable. Accuracy as `knn_graph`. Memory on the CPU: a packed copy of both sides,
+        and up to 2k candidates of 8 bytes a query (16 for float64): search a gallery larger than
+        memory in blocks, and keep the best. On CUDA this is a product of torch and a sort per
+        block, in float32 as torch is set to compute it.
+
+    Example:
+        >>> import torch
+        >>> from fcl_ext import knn_search
+        >>> gallery = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+        >>> indices, similarities = knn_search(torch.tensor([[1.0, 0.0]]), gallery, 2)
+        >>> indices.tolist(), similarities.tolist()
+        ([[0, 2]], [[1.0, 1.0]])
+    """
+    return ops.knn_search(query.detach(), gallery.detach(), k, metric)

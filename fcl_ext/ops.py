@@ -342,3 +342,9 @@ def knn_graph_segments(
         features, offsets, k, metric
     )
     return out
+
+
+def knn_search(query: Tensor, gallery: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Exact nearest gallery rows of each query: indices (Q, k) int32, similarities (Q, k)."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.knn_search.default(query, gallery, k, metric)
+    return out

@@ -85,6 +85,7 @@ def _run_all(t):
         "edge_dot": (fcl.edge_dot(t["crow"], t["col"], t["x"], t["x"]),),
         "csr_transpose": fcl.csr_transpose(t["crow"], t["col"], 150),
         "knn_graph": fcl.knn_graph(t["x"], 20, "cosine"),
+        "knn_search": fcl.knn_search(t["x"], t["w"], 20, "cosine"),
         "knn_graph_segments": fcl.knn_graph_segments(
             t["x"], torch.tensor([0, 60, 61, 61, len(t["x"])], device=t["x"].device), 20, "cosine"
         ),

@@ -36,7 +36,7 @@ needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this t
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 17
+    assert len(OPERATORS) == 18
 
 
 @needs_cuda_torch
@@ -102,6 +102,7 @@ def _calls():
         "graph_prepare": ((crow, col), [(5,), (6,), (9,), (9,)]),
         "knn_graph": ((x, 2, "cosine"), [(5, 2), (5, 2)]),
         "knn_graph_segments": ((x, crow, 2, "cosine"), [(5, 2), (5, 2)]),
+        "knn_search": ((x, w, 2, "cosine"), [(5, 2), (5, 2)]),
     }
 
 

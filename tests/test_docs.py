@@ -16,8 +16,8 @@ import fclearn
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-# Done once per graph, on the host.
-CPU_ONLY = {"class_walk", "graph_prepare"}
+# Done once per graph, on the host; or, on CUDA, by torch's own kernels (fcl_ext/_registrations).
+CPU_ONLY = {"class_walk", "graph_prepare", "knn_search"}
 
 
 def _modules():
@@ -49,18 +49,24 @@ def test_every_public_name_has_a_docstring():
                 assert thing.__doc__, f"{package.__name__}.{name} has no docstring"
 
 
-def _readme_blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def test_readme_python_blocks_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["README.md", "docs/evaluation.md"])
+def test_python_blocks_run(name, tmp_path, monkeypatch):
     """The blocks share one namespace, as a reader who types them in order would."""
     monkeypatch.chdir(tmp_path)
-    blocks = _readme_blocks()
+    text = (ROOT / name).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     namespace: dict[str, object] = {}
     for number, block in enumerate(blocks):
-        exec(compile(block, f"README.md block {number}", "exec"), namespace)
+        exec(compile(block, f"{name} block {number}", "exec"), namespace)
+
+
+def test_every_metric_is_documented():
+    from fclearn.evaluation import METRIC_NAMES
+
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name in METRIC_NAMES:
+        assert f"`{name}`" in text
 
 
 def test_readme_links_exist():

@@ -17,12 +17,13 @@ from rich.console import Console
 from fclearn.evaluation import (
     compatibility_report,
     evaluate_retrieval,
+    paired_test,
     render_table,
     top_hits,
 )
 from fclearn.evaluation import retrieval as retrieval_module
 from fclearn.evaluation._bootstrap import bootstrap_means
-from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation._rows import InOrder, Rows, Scorer
 from fclearn.features import FeatureStore, Fingerprint
 
 METRICS = (
@@ -236,6 +237,18 @@ def test_every_kind_of_features_gives_the_same(data, dtype, tmp_path):
     assert all(result == results[0] for result in results)
 
 
+def test_rows_in_another_order_are_read_where_they_are(data, tmp_path):
+    query, gallery, labels, gallery_labels = data
+    order = np.random.default_rng(0).permutation(300)
+    np.save(tmp_path / "shuffled.npy", gallery[order])
+    back = InOrder(tmp_path / "shuffled.npy", np.argsort(order))
+    for metrics in (METRICS, ("map@10", "cmc@1")):
+        keyword = {"query_labels": labels, "gallery_labels": gallery_labels, "metrics": metrics}
+        assert dict(evaluate_retrieval(query, back, **keyword)) == dict(
+            evaluate_retrieval(query, gallery, **keyword)
+        )
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 def test_a_gpu_gives_the_same_bits(data, metric):
@@ -289,7 +302,7 @@ def test_memory_stays_within_a_block(tmp_path, monkeypatch):
 def test_many_pairs_are_split_without_changing_a_bit(data, monkeypatch):
     keyword = {"query_labels": data[2], "gallery_labels": data[3], "metrics": METRICS}
     whole = evaluate_retrieval(*data[:2], **keyword)
-    monkeypatch.setattr("fclearn.evaluation._ranks._MAX_PAIRS", 40)
+    monkeypatch.setattr("fclearn.evaluation._pairs._MAX_PAIRS", 40)
     assert dict(evaluate_retrieval(*data[:2], **keyword)) == dict(whole)
 
 
@@ -324,7 +337,8 @@ BAD = [
     ({"metrics": ()}, "metrics: expected at least one"),
     ({"metric": "euclid"}, "metric: expected one of cosine, ip, l2, got 'euclid'"),
     ({"query_labels": [0]}, r"query_labels: expected one value for each of the 3 rows.*\[1\]"),
-    ({"gallery_labels": [[0, 1]] * 2}, "gallery_labels: expected one value for each of the 4"),
+    ({"gallery_labels": [0, 1]}, "gallery_labels: expected one value for each of the 4"),
+    ({"gallery_labels": [[0, 1]] * 2}, "expected one label per row on both sides, or several"),
     ({"query_labels": [9, 9, 9]}, "none of the 3 queries has a positive"),
     ({"exclude_self": True}, "exclude_self: expected query_ids and gallery_ids"),
     ({"query_groups": [0, 1, 2]}, "query_groups and gallery_groups: expected both or neither"),
@@ -444,6 +458,14 @@ def test_report_is_consistent_with_single_evaluations():
                 "self_test_tax": report.self_test_taxes, "negative_flip_rate": {"cmc@1": flips},
             }[key][name]  # fmt: skip
             assert low <= value <= high, (key, name)
+
+
+def test_report_has_p_values():
+    report = make_report()
+    values = [report.per_query[entry]["map"] for entry in ("old/old", "new/old")]
+    assert report.p_values["map"] == paired_test(*values, num_samples=200).p_value
+    assert set(report.p_values) == set(report.metrics)
+    assert make_report(cross=1.5).p_values["map"] > 0.01 > report.p_values["map"]
 
 
 def test_report_is_strict_json_and_reproducible():

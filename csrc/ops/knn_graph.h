@@ -21,6 +21,14 @@ struct KnnShape {
   int64_t num_rows, dim, k;
 };
 
+inline KnnMetric check_knn_metric(const char* op, std::string_view metric) {
+  const bool cosine = metric == "cosine";
+  const bool inner = metric == "ip";
+  FCL_REQUIRE(cosine || inner || metric == "l2", "fcl::", op,
+              ": expected metric cosine, ip or l2, got ", metric);
+  return cosine ? KnnMetric::kCosine : inner ? KnnMetric::kInnerProduct : KnnMetric::kSquaredL2;
+}
+
 // What both ops ask of their features, k and metric, but for the upper end of k.
 inline KnnShape check_knn_features(const char* op, const Tensor& features, int64_t k,
                                    std::string_view metric) {
@@ -30,15 +38,7 @@ inline KnnShape check_knn_features(const char* op, const Tensor& features, int64
   FCL_REQUIRE(features.size(1) > 0, "fcl::", op,
               ": expected features with at least one dim, got shape ", shape_string(features));
   FCL_REQUIRE(n <= INT32_MAX, "fcl::", op, ": expected at most 2^31 - 1 features, got ", n);
-  const bool cosine = metric == "cosine";
-  const bool inner = metric == "ip";
-  FCL_REQUIRE(cosine || inner || metric == "l2", "fcl::", op,
-              ": expected metric cosine, ip or l2, got ", metric);
-  return {dtype,
-          cosine  ? KnnMetric::kCosine
-          : inner ? KnnMetric::kInnerProduct
-                  : KnnMetric::kSquaredL2,
-          n, features.size(1), k};
+  return {dtype, check_knn_metric(op, metric), n, features.size(1), k};
 }
 
 inline KnnShape check_knn_graph(const Tensor& features, int64_t k, std::string_view metric) {

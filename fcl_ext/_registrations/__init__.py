@@ -10,6 +10,7 @@ from fcl_ext._registrations import (  # noqa: F401
     edge_dot,
     graph_prepare,
     knn_graph,
+    knn_search,
     random_walk,
     softmax_readout,
     sparse_readout,

@@ -12,19 +12,39 @@
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
-#include "ops/cpu/knn_graph_kernels.h"
+#include "ops/cpu/knn_graph_driver.h"
 #include "ops/knn_graph.h"
 
 namespace fcl::ops::cpu {
-namespace {
 
-const KnnGraphKernels& kernels() {
+const KnnGraphKernels& knn_kernels() {
 #ifdef FCL_X86
   return select_by_isa(knn_graph_portable, knn_graph_avx2, knn_graph_avx512);
 #else
   return knn_graph_portable;
 #endif
 }
+
+void pack_blocks(const char* op, const char* name, const KnnProblem& p, const KnnTables& tables,
+                 const std::vector<KnnBlock>& blocks, size_t scratch_bytes) {
+  const auto count = static_cast<int64_t>(blocks.size());
+  // No exception may leave a parallel loop: refusals are collected, and the first is reported.
+  std::vector<KnnRefusal> why(count, KnnRefusal::kNone);
+  std::vector<int64_t> row(count, -1);
+  const double flops = 8.0 * p.num_rows * p.dim;
+  parallel_tasks(count, flops, scratch_bytes, [&](int64_t b, void* scratch) {
+    why[b] = knn_kernels().pack(p, tables, blocks[b], scratch, &row[b]);
+  });
+  for (int64_t b = 0; b < count; ++b) {
+    FCL_REQUIRE(why[b] != KnnRefusal::kNotFinite, "fcl::", op, ": expected finite ", name,
+                ", got a NaN or an infinity in row ", row[b]);
+    FCL_REQUIRE(why[b] != KnnRefusal::kTooLarge, "fcl::", op, ": expected ", name,
+                " whose squared norms do not overflow (scale them down, or use float64), got row ",
+                row[b]);
+  }
+}
+
+namespace {
 
 // A block of rows, and the blocks [first, first + count) of its segment.
 struct Member {
@@ -52,26 +72,6 @@ Plan plan_segments(const int64_t* offsets, int64_t num_segments, int64_t dim) {
   return plan;
 }
 
-void pack_all(const char* op, const KnnProblem& p, const KnnTables& tables, const Plan& plan,
-              size_t scratch_bytes) {
-  const auto blocks = static_cast<int64_t>(plan.blocks.size());
-  // No exception may leave a parallel loop: refusals are collected, and the first is reported.
-  std::vector<KnnRefusal> why(blocks, KnnRefusal::kNone);
-  std::vector<int64_t> row(blocks, -1);
-  const double flops = 8.0 * p.num_rows * p.dim;
-  parallel_tasks(blocks, flops, scratch_bytes, [&](int64_t b, void* scratch) {
-    why[b] = kernels().pack(p, tables, plan.blocks[b].block, scratch, &row[b]);
-  });
-  for (int64_t b = 0; b < blocks; ++b) {
-    FCL_REQUIRE(why[b] != KnnRefusal::kNotFinite, "fcl::", op,
-                ": expected finite features, got a NaN or an infinity in row ", row[b]);
-    FCL_REQUIRE(why[b] != KnnRefusal::kTooLarge, "fcl::", op,
-                ": expected features whose squared norms do not overflow (scale them down, or "
-                "use float64), got row ",
-                row[b]);
-  }
-}
-
 // Of the m blocks of a segment, block b meets b, b + 1, ... b + m / 2, modulo m: every pair meets
 // once, every block has the same work, and threads on neighbouring blocks stay out of each other's
 // way.
@@ -81,20 +81,20 @@ void search_all(const KnnProblem& p, const KnnTables& tables, const Plan& plan,
   const auto blocks = static_cast<int64_t>(plan.blocks.size());
   parallel_tasks(blocks, plan.flops, scratch_bytes, [&](int64_t b, void* scratch) {
     const auto [columns, first, m] = plan.blocks[b];
-    kernels().load_columns(p, tables, columns, scratch);
+    knn_kernels().load_columns(p, tables, columns, scratch);
     // For an even m, the blocks opposite each other meet from the first one's side.
     const int64_t partners = m % 2 == 0 && b - first >= m / 2 ? m / 2 : m / 2 + 1;
     for (int64_t step = 0; step < partners; ++step) {
       const int64_t other = first + (b - first + step) % m;
       const KnnBlock rows = plan.blocks[other].block;
-      kernels().multiply(p, tables, rows, columns, scratch);
+      knn_kernels().multiply(p, tables, rows, columns, scratch);
       {
         const std::lock_guard<std::mutex> lock(lists[b]);
-        kernels().offer_to_columns(p, tables, rows, columns, scratch);
+        knn_kernels().offer_to_columns(p, tables, rows, columns, scratch);
       }
       if (other == b) continue;
       const std::lock_guard<std::mutex> lock(lists[other]);
-      kernels().offer_to_rows(p, tables, rows, columns, scratch);
+      knn_kernels().offer_to_rows(p, tables, rows, columns, scratch);
     }
   });
 }
@@ -116,13 +116,16 @@ std::tuple<Tensor, Tensor> neighbours(const char* op, const Tensor& given, const
                      shape.dim,
                      k,
                      std::min(2 * k, others),
-                     shape.k};
+                     shape.k,
+                     true};
   const Plan plan = plan_segments(offsets, num_segments, shape.dim);
-  const KnnBytes bytes = kernels().bytes(p);
+  const KnnBytes bytes = knn_kernels().bytes(p);
   const Scratch rows(bytes.rows), squares(bytes.squares), keys(bytes.keys), bounds(bytes.bounds),
       counts(n * sizeof(int32_t));
   const KnnTables tables{rows.get(), squares.get(), keys.get(), bounds.get(), counts.as<int32_t>()};
-  pack_all(op, p, tables, plan, bytes.scratch);
+  std::vector<KnnBlock> every_block;
+  for (const Member& member : plan.blocks) every_block.push_back(member.block);
+  pack_blocks(op, "features", p, tables, every_block, bytes.scratch);
   search_all(p, tables, plan, bytes.scratch);
   Tensor indices = torch::stable::new_empty(features, {n, shape.k}, ScalarType::Int);
   Tensor similarities =
@@ -131,7 +134,7 @@ std::tuple<Tensor, Tensor> neighbours(const char* op, const Tensor& given, const
   void* similarity_data = similarities.mutable_data_ptr();
   const auto blocks = static_cast<int64_t>(plan.blocks.size());
   parallel_tasks(blocks, 20.0 * n * shape.k, 0, [&](int64_t b, void*) {
-    kernels().finish(p, tables, plan.blocks[b].block, index_data, similarity_data);
+    knn_kernels().finish(p, tables, plan.blocks[b].block, index_data, similarity_data);
   });
   return {indices, similarities};
 }

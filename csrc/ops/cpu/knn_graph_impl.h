@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU kernels of knn_graph, compiled once per ISA by knn_graph_<isa>.cpp.
+// CPU kernels of knn_graph and knn_search, compiled once per ISA by knn_graph_<isa>.cpp.
 //
 // Similarity is symmetric, so the product of two blocks of rows is computed once and read twice: by
 // columns, where one vector comparison tests a row against the k-th best of many columns, and by
@@ -89,7 +89,7 @@ void multiply_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows,
   if (p.metric == KnnMetric::kSquaredL2) {
     to_distances(w, static_cast<const T*>(tables.squares) + rows.begin, rows, columns);
   }
-  if (rows.begin != columns.begin) return;
+  if (!p.one_table || rows.begin != columns.begin) return;
   // NaN reaches no threshold.
   for (int64_t i = 0; i < rows.count; ++i) {
     w.products[i * kKnnBlock + i] = static_cast<T>(__builtin_nan(""));

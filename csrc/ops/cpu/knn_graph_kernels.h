@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Interface between the driver of knn_graph on the CPU and its per-ISA kernels. Torch-free.
+// Interface between the drivers of knn_graph and knn_search on the CPU and their per-ISA kernels.
+// Torch-free.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,7 @@ struct KnnProblem {
   int64_t k;         // neighbours looked for: fewer than the rows of the largest segment
   int64_t capacity;  // candidates kept per row, >= k
   int64_t width;     // neighbours per row of the result, >= k
+  bool one_table;    // rows and columns are the same features: a row is not its own neighbour
 };
 
 // Consecutive rows of one segment.
@@ -30,7 +32,8 @@ struct KnnBlock {
   int64_t begin, count;
 };
 
-// What is known of all rows. Packed rows are in the accumulation type, normalised for cosine.
+// What is known of all rows. Packed rows are in the accumulation type, normalised for cosine. Rows
+// that are only looked for, and look for none themselves, have no keys, bounds or counts.
 struct KnnTables {
   void* rows;       // per block: [padded dim / panel][count][panel]
   void* squares;    // [num_rows]: squared norms

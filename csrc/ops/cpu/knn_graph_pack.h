@@ -47,7 +47,7 @@ inline T* packed_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock b
   return static_cast<T*>(tables.rows) + block.begin * w.dim;
 }
 
-// Largest absolute value, NaN if there is one, and the sum of (x / unit)^2. Eight chains at a time:
+// Largest absolute value, NaN if there is one, and the sum of (x factor)^2. Eight chains at a time:
 // a single one would wait for its own latency.
 template <typename T, typename S>
 double largest_size(const S* row, int64_t dim) {
@@ -64,33 +64,51 @@ double largest_size(const S* row, int64_t dim) {
   return all;
 }
 template <typename T, typename S>
-double sum_of_squares(const S* row, int64_t dim, double unit) {
+double sum_of_squares(const S* row, int64_t dim, double factor) {
   double sum[8] = {};
-  for (int64_t begin = 0; begin < dim; begin += 8) {
-    const int64_t count = dim - begin < 8 ? dim - begin : 8;
-    for (int64_t j = 0; j < count; ++j) {
-      const double x = static_cast<double>(load_as<T>(row + begin + j)) / unit;
+  int64_t begin = 0;
+  for (; begin + 8 <= dim; begin += 8) {
+    for (int64_t j = 0; j < 8; ++j) {
+      const double x = static_cast<double>(load_as<T>(row + begin + j)) * factor;
       sum[j] += x * x;
     }
+  }
+  for (int64_t j = 0; begin + j < dim; ++j) {
+    const double x = static_cast<double>(load_as<T>(row + begin + j)) * factor;
+    sum[j] += x * x;
   }
   double all = 0;
   for (double one : sum) all += one;
   return all;
 }
 
-// Converts one row to T, normalised for cosine. The norm is taken relative to the largest entry, in
-// double, so neither tiny nor huge rows lose it.
+// A power of two that brings an entry of this size near 1: multiplying by it is exact.
+inline double factor_near_one(double size) {
+  int exponent = 0;
+  if (size > 0) __builtin_frexp(size, &exponent);
+  // 2^1074, for the smallest numbers, would not be finite; 2^1000 serves them as well.
+  return __builtin_ldexp(1.0, exponent < -1000 ? 1000 : -exponent);
+}
+
+// Converts one row to T, normalised for cosine. The norm is taken in double: squares of narrower
+// numbers neither overflow nor vanish there, and doubles are brought near 1 first.
 template <typename T, typename S>
 KnnRefusal convert_row(const KnnProblem& p, const S* from, T* to, T* square) {
-  const double largest = largest_size<T>(from, p.dim);
-  if (!(largest <= __DBL_MAX__)) return KnnRefusal::kNotFinite;
-  if (p.metric == KnnMetric::kCosine) {
+  constexpr bool kIsWide = sizeof(S) == sizeof(double);
+  const bool cosine = p.metric == KnnMetric::kCosine;
+  double factor = 1.0;
+  if (kIsWide || !cosine) {
+    const double largest = largest_size<T>(from, p.dim);
+    if (!(largest <= __DBL_MAX__)) return KnnRefusal::kNotFinite;
+    if (kIsWide) factor = factor_near_one(largest);
+  }
+  if (cosine) {
+    const double sum = sum_of_squares<T>(from, p.dim, factor);
+    if (!(sum <= __DBL_MAX__)) return KnnRefusal::kNotFinite;
     // A zero row stays zero: similarity 0 to everything.
-    const double unit = largest > 0 ? largest : 1.0;
-    const double inverse =
-        largest > 0 ? 1.0 / __builtin_sqrt(sum_of_squares<T>(from, p.dim, unit)) : 1.0;
+    const double inverse = sum > 0 ? 1.0 / __builtin_sqrt(sum) : 1.0;
     for (int64_t d = 0; d < p.dim; ++d) {
-      to[d] = static_cast<T>(static_cast<double>(load_as<T>(from + d)) / unit * inverse);
+      to[d] = static_cast<T>(static_cast<double>(load_as<T>(from + d)) * factor * inverse);
     }
     return KnnRefusal::kNone;
   }
@@ -119,6 +137,7 @@ KnnRefusal pack_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock blo
       *refused = row;
       return why;
     }
+    if (tables.counts == nullptr) continue;
     static_cast<Key<T>*>(tables.bounds)[row] = 0;
     tables.counts[row] = 0;
   }

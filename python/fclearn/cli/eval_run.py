@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from fclearn.cli.alignment import rows_of_ids
-from fclearn.evaluation import CompatibilityReport, compatibility_report
-from fclearn.evaluation.compatibility import CROSS, INDEPENDENT, NEW, OLD
-from fclearn.features import Features, FeatureStore
+from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
+from fclearn.evaluation._inputs import Labels
+from fclearn.evaluation._rows import InOrder, RowSource
+from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
+from fclearn.features import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Side:
     """Stores of one model: what its queries are, and its gallery.
 
     Attributes:
-        name: Of the options, ``"old"``, ``"new"`` or ``"independent"``.
+        name: Of the options, ``"old"``, ``"new"`` or ``"independent"``, or of a model in a chain.
         query: Store of the queries.
         gallery: Store of the gallery; None: there is none.
     """
@@ -49,6 +51,32 @@ def open_side(name: str, query: Path, gallery: Path | None) -> Side:
     rows = FeatureStore.open(gallery)
     queries.fingerprint.check_same(rows.fingerprint, f"--{name}-query and --{name}-gallery")
     return Side(name, queries, rows)
+
+
+def open_index(
+    index: Path | None, parameters: Sequence[str], rows: FeatureStore
+) -> IndexedGallery | None:
+    """Open an index of a store's rows, if there is one.
+
+    Args:
+        index: A faiss index file.
+        parameters: How to search it, ``NAME=NUMBER``.
+        rows: What it must hold.
+
+    Raises:
+        ValueError: Not an index, or of another size; parameters that are none, or of no index.
+    """
+    if index is None:
+        if parameters:
+            raise ValueError("--index-parameter: expected --index, whose parameter it is")
+        return None
+    indexed = IndexedGallery.open(index, parameters=_numbers(parameters))
+    if (indexed.num_rows, indexed.dim) != (len(rows), rows.dim):
+        raise ValueError(
+            f"{index}: expected the {len(rows)} x {rows.dim} rows of {rows.path}, found "
+            f"{indexed.num_rows} x {indexed.dim}"
+        )
+    return indexed
 
 
 def numbers_to_come(
@@ -93,7 +121,8 @@ def evaluate_stores(
     *,
     exclude_self: bool,
     use_groups: bool,
-    metrics: Sequence[str],
+    metrics: Sequence[str] | None,
+    index: IndexedGallery | None,
     num_bootstrap: int,
     seed: int,
 ) -> CompatibilityReport:
@@ -106,6 +135,7 @@ def evaluate_stores(
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metrics: As `compatibility_report`.
+        index: Searched in place of the old gallery's features.
         num_bootstrap: As there.
         seed: As there.
 
@@ -114,13 +144,13 @@ def evaluate_stores(
         TypeError: As `compatibility_report`.
     """
     assert old.gallery is not None
-    query_labels, gallery_labels = _labels(old.query, old.gallery)
+    query_labels, gallery_labels = labels_of(old.query, old.gallery)
     return compatibility_report(
         old_query=old.query.features,
-        old_gallery=old.gallery.features,
-        new_query=_ordered(new.query, old.query),
+        old_gallery=old.gallery.features if index is None else index,
+        new_query=ordered(new.query, old.query),
         new_gallery=_ordered_or_none(new.gallery, old.gallery),
-        independent_query=None if independent is None else _ordered(independent.query, old.query),
+        independent_query=None if independent is None else ordered(independent.query, old.query),
         independent_gallery=None
         if independent is None
         else _ordered_or_none(independent.gallery, old.gallery),
@@ -129,8 +159,8 @@ def evaluate_stores(
         exclude_self=exclude_self,
         query_ids=old.query.ids,
         gallery_ids=old.gallery.ids,
-        query_groups=_groups(old.query) if use_groups else None,
-        gallery_groups=_groups(old.gallery) if use_groups else None,
+        query_groups=groups_of(old.query) if use_groups else None,
+        gallery_groups=groups_of(old.gallery) if use_groups else None,
         metrics=metrics,
         metric=old.query.fingerprint.metric,
         num_bootstrap=num_bootstrap,
@@ -138,19 +168,32 @@ def evaluate_stores(
     )
 
 
-def _ordered(store: FeatureStore, like: FeatureStore) -> Features:
-    """Features in the order of another store's ids; a memory map if it has that order already."""
+def ordered(store: FeatureStore, like: FeatureStore) -> RowSource:
+    """Features in the order of another store's ids, left on disk.
+
+    Raises:
+        ValueError: Ids without features; the first ones are named.
+    """
     if store.ids == like.ids:
         return store.features
-    return np.array(store.features[rows_of_ids(store, like.ids, str(like.path))])
+    return InOrder(store.features, rows_of_ids(store, like.ids, str(like.path)))
 
 
-def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> Features | None:
-    return None if store is None else _ordered(store, like)
+def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> RowSource | None:
+    return None if store is None else ordered(store, like)
 
 
-def _labels(query: FeatureStore, gallery: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-    """Class names where both have them, else numbers: those of two stores may differ."""
+def labels_of(query: FeatureStore, gallery: FeatureStore) -> tuple[Labels, Labels]:
+    """What is right, by the best column both have: sets of labels, class names, else numbers.
+
+    A column ``labels`` holds several for a row: a list in parquet, text parted by ``|`` in csv. The
+    numbers of two stores may differ where their names do not.
+
+    Raises:
+        ValueError: A store without any of the columns.
+    """
+    if "labels" in query.manifest and "labels" in gallery.manifest:
+        return _sets(query), _sets(gallery)
     if "class_name" in query.manifest and "class_name" in gallery.manifest:
         return np.asarray(query.manifest["class_name"]), np.asarray(gallery.manifest["class_name"])
     for store in (query, gallery):
@@ -161,7 +204,34 @@ def _labels(query: FeatureStore, gallery: FeatureStore) -> tuple[np.ndarray, np.
     return query.labels, gallery.labels
 
 
-def _groups(store: FeatureStore) -> np.ndarray:
+def _sets(store: FeatureStore) -> list[set[str]]:
+    return [
+        {part for part in cell.split("|") if part}
+        if isinstance(cell, str)
+        else {str(label) for label in cell or ()}
+        for cell in store.manifest["labels"]
+    ]
+
+
+def groups_of(store: FeatureStore) -> np.ndarray:
+    """Group of each row.
+
+    Raises:
+        ValueError: A store without groups.
+    """
     if store.groups is None:
         raise ValueError(f"{store.path}: --use-groups needs a column 'group' in the manifest")
     return store.groups
+
+
+def _numbers(parameters: Sequence[str]) -> dict[str, float]:
+    numbers = {}
+    for text in parameters:
+        name, _, value = text.partition("=")
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"--index-parameter: expected NAME=NUMBER, as in nprobe=16, got {text!r}"
+            ) from None
+    return numbers

@@ -8,15 +8,18 @@ from typing import Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.console import JsonFlag
 
-_Store = Annotated[Path, typer.Option(metavar="STORE", help="Old features of the queries.")]
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
 
 def evaluate(
-    old_query: _Store,
-    new_query: Annotated[Path, typer.Option(metavar="STORE", help="New ones of the same images.")],
+    old_query: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Old features of the queries.")
+    ] = None,
+    new_query: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="New ones of the same images.")
+    ] = None,
     old_gallery: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Old features of the gallery.")
     ] = None,
@@ -26,6 +29,31 @@ def evaluate(
         typer.Option(metavar="STORE", help="Of the new model trained without compatibility."),
     ] = None,
     independent_gallery: _MaybeStore = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="STORE", help="A model of a chain, oldest first; give each."),
+    ] = None,
+    model_gallery: Annotated[
+        list[Path] | None, typer.Option(metavar="STORE", help="Its gallery, in the same order.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Queries to evaluate alone.")
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="What they are searched in.")
+    ] = None,
+    across: Annotated[
+        bool, typer.Option("--across", help="--query and --gallery are of two models.")
+    ] = False,
+    index: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="faiss index of the (old) gallery's rows.")
+    ] = None,
+    index_parameter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="As nprobe=16, efSearch=64.")
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TREC judgements in place of labels.")
+    ] = None,
     exclude_self: Annotated[
         bool, typer.Option("--exclude-self", help="Leave out gallery rows with the query's id.")
     ] = False,
@@ -38,8 +66,16 @@ def evaluate(
         typer.Option(metavar="CONDITION", help="Exit with 1 unless it holds; may be given again."),
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Of map, map@K, cmc@K, recall@K and others, by commas.")
-    ] = "map,cmc@1,cmc@5",
+        str | None,
+        typer.Option(
+            help="Of map, map@K, cmc@K, recall@K and others, by commas; map,cmc@1,cmc@5 unless "
+            "given, map@100 with an index."
+        ),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Show this many of the worst classes.")] = 0,
+    slice_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of the manifest, in place of classes.")
+    ] = None,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     report_folder: Annotated[
@@ -56,71 +92,82 @@ def evaluate(
 
     Without --old-gallery every query store is its own gallery, each query's own row left out.
 
+    With --model twice or more, a chain: each model's queries against its own gallery and all older
+    ones, by the first of --metrics. With --query, one store and one gallery.
+
+    With --index, the (old) gallery is searched as it is served, by the first ranks alone.
+
     Gates: update_gain, self_test_tax, negative_flip_rate, or ENTRY.METRIC, compared with a number
-    or with each other.
+    or with each other. Of a chain: average_compatibility, average_accuracy, backward_compatibility,
+    forward_compatibility, or 2/1 for models by number. Of one store: the metrics.
 
     \b
     Examples:
       fcl eval --old-query runs/old-test --new-query runs/new-test
       fcl eval --old-query q/old --old-gallery g/old --new-query q/new \\
-        --gate "new/old.map>old/old.map" --gate "negative_flip_rate<=0.05"
+        --gate "new/old.map>old/old.map" --gate "negative_flip_rate<=0.05" --worst 10
+      fcl eval --model v1 --model v2 --model v3 --gate "average_compatibility>=1"
+      fcl eval --query q/new --gallery g/old --across --index live.faiss \\
+        --index-parameter nprobe=16 --metrics map@100,cmc@1
     """
-    from rich.console import Console
+    names = None
+    if metrics is not None:
+        names = [name.strip() for name in metrics.split(",") if name.strip()]
+    pair = (old_query, new_query, old_gallery, new_gallery, independent_query, independent_gallery)
+    is_pair, is_chain = any(pair), bool(model or model_gallery)
+    if is_pair + is_chain + (query is not None) > 1:
+        raise ValueError("expected stores of one kind: --old-query and such, --model, or --query")
+    if query is None and (gallery or qrels or across):
+        raise ValueError("--query: expected one, as --gallery, --qrels or --across are given")
+    if is_chain and (index or index_parameter):
+        raise ValueError("--index: expected two stores or one, a chain has many galleries")
+    if report_folder is not None and (is_chain or query is not None):
+        raise ValueError("--report: expected --old-query and --new-query, whose report it is")
 
-    from fclearn.cli.eval_run import evaluate_stores, numbers_of, numbers_to_come, open_side
-    from fclearn.cli.gates import Gate
-    from fclearn.evaluation import render_table
+    from fclearn.cli.eval_show import Show
 
-    if old_gallery is None:
-        if new_gallery is not None or independent_gallery is not None:
-            raise ValueError("--old-gallery: expected one, as another gallery is given")
-        old_gallery, new_gallery, independent_gallery = old_query, new_query, independent_query
-    if (independent_query is None) != (independent_gallery is None):
-        raise ValueError("--independent-query and --independent-gallery: expected both or neither")
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    known = numbers_to_come(
-        ["map", "cmc@1", *names],
-        has_new_gallery=new_gallery is not None,
-        has_independent=independent_query is not None,
-    )
-    gates = [Gate.parse(text, known) for text in gate or []]
-    old = open_side("old", old_query, old_gallery)
-    new = open_side("new", new_query, new_gallery)
-    independent = None
-    if independent_query is not None:
-        independent = open_side("independent", independent_query, independent_gallery)
-    report = evaluate_stores(
-        old,
-        new,
-        independent,
-        exclude_self=exclude_self or old.gallery is old.query,
-        use_groups=use_groups,
-        metrics=names,
-        num_bootstrap=num_bootstrap,
-        seed=seed,
-    )
-    Console(stderr=True).print(render_table(report))
-    say(report.verdict.text)
-    if report_folder is not None:
-        from fclearn.report import write_report
+    show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json)
+    if is_chain:
+        from fclearn.cli.eval_chain import run_chain
 
-        stores = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
-        facts = {"title": "Upgrade report", "stores": stores, "gates": gate or []}
-        write_report(report_folder, report=report, facts=facts)
-        say(f"report: {report_folder / 'report.html'}")
-    numbers = numbers_of(report)
-    outcomes = []
-    for item in gates:
-        passed = item.passes(numbers)
-        outcomes.append({"gate": item.text, "value": numbers[item.left], "passed": passed})
-        word = "passed" if passed else "FAILED"
-        say(f"gate {word}: {item.text} ({item.left} is {_text(numbers[item.left])})")
-    passed = all(outcome["passed"] for outcome in outcomes)
-    if json:
-        emit({**report.to_dict(), "gates": outcomes, "passed": passed})
-    if not passed:
-        raise typer.Exit(1)
+        run_chain(
+            model or [],
+            model_gallery or [],
+            exclude_self=exclude_self,
+            use_groups=use_groups,
+            metric_name=names[0] if names else "map",
+            show=show,
+        )
+    elif query is not None:
+        from fclearn.cli.eval_single import run_single
+        from fclearn.evaluation.compatibility import report_metrics
 
+        run_single(
+            query,
+            gallery,
+            across=across,
+            index=index,
+            parameters=index_parameter or [],
+            qrels=qrels,
+            exclude_self=exclude_self,
+            use_groups=use_groups,
+            metrics=names or report_metrics(None, has_index=index is not None),
+            show=show,
+        )
+    else:
+        for option, given in (("--old-query", old_query), ("--new-query", new_query)):
+            if given is None:
+                raise ValueError(f"Missing option '{option}'.")
+        from fclearn.cli.eval_pair import run_pair
 
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+        run_pair(
+            {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
+             "independent": (independent_query, independent_gallery)},
+            exclude_self=exclude_self,
+            use_groups=use_groups,
+            metrics=names,
+            index=index,
+            parameters=index_parameter or [],
+            report_folder=report_folder,
+            show=show,
+        )  # fmt: skip

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fclearn.cli.console import say
 from fclearn.wording import nearest
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -78,6 +79,25 @@ class Gate:
         if left is None or right is None:
             return False
         return _COMPARISONS[self.comparison](left, right)
+
+
+def judge_gates(
+    gates: Sequence[Gate], numbers: Mapping[str, float | None]
+) -> list[dict[str, object]]:
+    """Say for each gate whether it holds, and return that for JSON.
+
+    Args:
+        gates: To be judged.
+        numbers: Value by name.
+    """
+    outcomes: list[dict[str, object]] = []
+    for gate in gates:
+        passed = gate.passes(numbers)
+        value = numbers[gate.left]
+        outcomes.append({"gate": gate.text, "value": value, "passed": passed})
+        text = "undefined" if value is None else f"{value:.4f}"
+        say(f"gate {'passed' if passed else 'FAILED'}: {gate.text} ({gate.left} is {text})")
+    return outcomes
 
 
 def _is_number(text: str) -> bool:

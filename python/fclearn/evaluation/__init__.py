@@ -1,25 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a model is, and how compatible: exact streaming metrics and the 2x2 report."""
+"""How good a model is, and how compatible: exact streaming metrics and what follows from them."""
 
 from __future__ import annotations
 
 from fclearn.evaluation._metrics import METRIC_NAMES
+from fclearn.evaluation._thresholds import OperatingPoint
 from fclearn.evaluation._verdict import Verdict, metric_title
 from fclearn.evaluation.ceiling import oracle_gain
-from fclearn.evaluation.compatibility import CompatibilityReport, compatibility_report
+from fclearn.evaluation.chain import ChainReport, chain_report
+from fclearn.evaluation.compatibility import compatibility_report
 from fclearn.evaluation.hits import top_hits
+from fclearn.evaluation.identification import IdentificationResult, evaluate_identification
+from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.matrix import CompatibilityReport
+from fclearn.evaluation.paired import PairedTest, paired_test
+from fclearn.evaluation.protocols import revisited_protocol
+from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from fclearn.evaluation.slices import Slice, worst_slices
 from fclearn.evaluation.table import render_table
+from fclearn.evaluation.verification import (
+    ThresholdTransfer,
+    VerificationResult,
+    evaluate_verification,
+    transfer_threshold,
+)
 
 __all__ = [
     "METRIC_NAMES",
+    "ChainReport",
     "CompatibilityReport",
+    "IdentificationResult",
+    "IndexedGallery",
+    "OperatingPoint",
+    "PairedTest",
+    "Qrels",
     "RetrievalResult",
+    "Slice",
+    "ThresholdTransfer",
     "Verdict",
+    "VerificationResult",
+    "chain_report",
     "compatibility_report",
+    "evaluate_identification",
     "evaluate_retrieval",
+    "evaluate_verification",
     "metric_title",
     "oracle_gain",
+    "paired_test",
     "render_table",
+    "revisited_protocol",
     "top_hits",
+    "transfer_threshold",
+    "worst_slices",
 ]

@@ -49,3 +49,15 @@ def interval(samples: NDArray[np.float64], confidence: float) -> Interval:
     tail = 50 * (1 - confidence)
     low, high = np.percentile(samples, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def check_bootstrap(num_bootstrap: int, confidence: float) -> None:
+    """Refuse what no interval can be made of.
+
+    Raises:
+        ValueError: Fewer than one resample, or a confidence outside (0, 1).
+    """
+    if num_bootstrap < 1:
+        raise ValueError(f"num_bootstrap: expected at least 1, got {num_bootstrap}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")

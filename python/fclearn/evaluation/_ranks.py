@@ -10,38 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.evaluation._keys import Ints, Keys
+from fclearn.evaluation._keys import Exclusion, Ints
 from fclearn.evaluation._metrics import Ranks
+from fclearn.evaluation._pairs import Pairs, list_pairs, split, totals
+from fclearn.evaluation._relevance import Relevance
 from fclearn.evaluation._rows import Scorer
-
-# Pairs of a query and a positive held at once, about 32 bytes each.
-_MAX_PAIRS = 2**22
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Queries and their positives, query by query; ``query`` counts from 0 within the chunk."""
-
-    query: Ints
-    row: Ints
-    score: NDArray[np.float32]
-    counts: Ints
-
-    def of_queries(self, start: int, stop: int) -> slice:
-        return slice(int(self.counts[:start].sum()), int(self.counts[:stop].sum()))
 
 
 def positive_ranks(
     scorer: Scorer,
-    labels: Keys,
-    excluded: tuple[Keys, ...],
+    relevance: Relevance,
+    excluded: tuple[Exclusion, ...],
+    queries: Ints,
     batch_size: int,
     gallery_batch_size: int,
 ) -> Iterator[tuple[Ints, Ranks]]:
@@ -49,86 +35,59 @@ def positive_ranks(
 
     Args:
         scorer: Scores of rows.
-        labels: A positive is a gallery row of the query's label.
-        excluded: Gallery rows that share one of these keys with the query do not exist for it.
+        relevance: What the positives are.
+        excluded: Gallery rows that do not exist for a query.
+        queries: Queries to rank, in any order.
         batch_size: Queries scored at once.
         gallery_batch_size: Gallery rows scored at once.
     """
-    by_label = np.argsort(labels.gallery, kind="stable")
-    sorted_labels = labels.gallery[by_label]
-    starts = np.searchsorted(sorted_labels, labels.query, side="left")
-    counts = np.searchsorted(sorted_labels, labels.query, side="right") - starts
-    # Same label, same positives: adjacent queries share what is read for them. Similar numbers of
+    # Same positives side by side: adjacent queries share what is read for them. Similar numbers of
     # positives side by side keep the padding of `_add_above` small.
-    queries = np.lexsort((labels.query, counts))
-    queries = queries[counts[queries] > 0]
-    for chunk in _split(queries, counts[queries]):
-        pairs = _collect(
-            scorer, labels, excluded, chunk, by_label, starts[chunk], counts[chunk],
-            gallery_batch_size,
-        )  # fmt: skip
+    queries = queries[np.lexsort((relevance.keys[queries], relevance.counts[queries]))]
+    for chunk in split(queries, relevance.counts[queries]):
+        pairs = _scored(scorer, relevance, chunk, gallery_batch_size).without(excluded, chunk)
         above = np.zeros(len(pairs.row), dtype=np.int64)
-        for row in range(0, len(labels.gallery), gallery_batch_size):
-            rows = slice(row, min(row + gallery_batch_size, len(labels.gallery)))
+        num_gallery = scorer.num_gallery if len(pairs.row) else 0
+        for row in range(0, num_gallery, gallery_batch_size):
+            rows = slice(row, min(row + gallery_batch_size, num_gallery))
             block = scorer.gallery(rows)
             for first in range(0, len(chunk), batch_size):
                 part = slice(first, min(first + batch_size, len(chunk)))
                 scores = scorer.score(scorer.queries(chunk[part]), block)
-                for keys in excluded:
-                    same = keys.equal(chunk[part], rows).to(scores.device)
-                    scores.masked_fill_(same, -torch.inf)
+                for exclusion in excluded:
+                    hidden = exclusion.hidden(chunk[part], rows).to(scores.device)
+                    scores.masked_fill_(hidden, -torch.inf)
                 _add_above(above, scores, pairs, part, rows)
-        yield from _as_ranks(chunk, pairs, above)
+        yield from _as_ranks(relevance, chunk, pairs, above)
 
 
-def _split(queries: Ints, counts: Ints) -> Iterator[Ints]:
-    """Cut queries so that no part has more than `_MAX_PAIRS` pairs, unless one query alone has."""
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(queries):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + _MAX_PAIRS, side="right")))
-        yield queries[start:stop]
-        start = stop
-
-
-def _collect(
-    scorer: Scorer,
-    labels: Keys,
-    excluded: tuple[Keys, ...],
-    chunk: Ints,
-    by_label: Ints,
-    starts: Ints,
-    counts: Ints,
-    gallery_batch_size: int,
-) -> _Pairs:
-    """Score the queries of a chunk against their own positives, one label at a time."""
-    query = np.repeat(np.arange(len(chunk)), counts)
-    offsets = np.cumsum(counts) - counts
-    row = by_label[np.arange(len(query)) - np.repeat(offsets - starts, counts)]
-    score = np.empty(len(query), dtype=np.float32)
-    borders = np.flatnonzero(np.diff(labels.query[chunk])) + 1
-    for first, last in zip([0, *borders], [*borders, len(chunk)], strict=True):
-        positives = by_label[starts[first] : starts[first] + counts[first]]
-        # A view: writing into it fills `score`.
-        table = score[offsets[first] : offsets[first] + (last - first) * counts[first]]
-        table = table.reshape(last - first, counts[first])
-        queries = scorer.queries(chunk[first:last])
-        for begin in range(0, len(positives), gallery_batch_size):
-            part = slice(begin, begin + gallery_batch_size)
-            table[:, part] = scorer.score(queries, scorer.gallery(positives[part])).cpu().numpy()
+def _scored(scorer: Scorer, relevance: Relevance, chunk: Ints, gallery_batch_size: int) -> Pairs:
+    """Score the queries of a chunk against their own positives, one set of positives at a time."""
+    pairs = list_pairs(relevance, chunk)
+    score = np.empty(len(pairs.row), dtype=np.float32)
+    row, grade = pairs.row, pairs.grade
+    for part in relevance.groups(chunk):
+        at = pairs.of_queries(part.start, part.stop)
+        shape = part.stop - part.start, int(pairs.counts[part.start])
+        if shape[1] == 0:
+            continue
+        # Views: writing into them fills what they are views of.
+        table, rows = score[at].reshape(shape), row[at].reshape(shape)
+        queries = scorer.queries(chunk[part])
+        for begin in range(0, shape[1], gallery_batch_size):
+            some = slice(begin, begin + gallery_batch_size)
+            table[:, some] = scorer.score(queries, scorer.gallery(rows[0, some])).cpu().numpy()
         # Looking up ascending scores walks through memory instead of jumping.
         order = np.argsort(table, axis=1)
         table[:] = np.take_along_axis(table, order, axis=1)
-        row[offsets[first] : offsets[first] + order.size] = positives[order].reshape(-1)
-    keep = np.ones(len(query), dtype=bool)
-    for keys in excluded:
-        keep &= keys.query[chunk[query]] != keys.gallery[row]
-    query = query[keep]
-    return _Pairs(query, row[keep], score[keep], np.bincount(query, minlength=len(chunk)))
+        rows[:] = np.take_along_axis(rows, order, axis=1)
+        if grade is not None:
+            grades = grade[at].reshape(shape)
+            grades[:] = np.take_along_axis(grades, order, axis=1)
+    return replace(pairs, score=score)
 
 
-def _add_above(above: Ints, scores: Tensor, pairs: _Pairs, part: slice, rows: slice) -> None:
+def _add_above(above: Ints, scores: Tensor, pairs: Pairs, part: slice, rows: slice) -> None:
     """Add to each pair of queries ``part`` the number of gallery rows ``rows`` ranked above it."""
     at = pairs.of_queries(part.start, part.stop)
     query = pairs.query[at] - part.start
@@ -180,11 +139,23 @@ def _index(values: Ints, like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device)
 
 
-def _as_ranks(chunk: Ints, pairs: _Pairs, above: Ints) -> Iterator[tuple[Ints, Ranks]]:
+def _as_ranks(
+    relevance: Relevance, chunk: Ints, pairs: Pairs, above: Ints
+) -> Iterator[tuple[Ints, Ranks]]:
     """Sort the ranks of each query; queries whose positives were all excluded drop out."""
-    found = pairs.counts > 0
-    if not found.any():
+    counts, ideal = totals(relevance, chunk, pairs)
+    counted = counts > 0
+    if not counted.any():
         return
     order = np.lexsort((above, pairs.query))
-    numbered = np.cumsum(found) - 1
-    yield chunk[found], Ranks(numbered[pairs.query[order]], above[order] + 1, pairs.counts[found])
+    numbered = np.cumsum(counted) - 1
+    yield (
+        chunk[counted],
+        Ranks(
+            numbered[pairs.query[order]],
+            above[order] + 1,
+            counts[counted],
+            None if pairs.grade is None else pairs.grade[order],
+            ideal,
+        ),
+    )

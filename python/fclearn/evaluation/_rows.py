@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.features import Features, FeatureSource, as_features
@@ -24,15 +27,33 @@ METRICS = ("cosine", "ip", "l2")
 
 # l2 adds three products, which leaves two bits less than one product has.
 _GRID_BITS = {"cosine": 26, "ip": 26, "l2": 25}
-# Rows read at once while checking: about 64 MB as float64.
-_CHECK_ELEMENTS = 2**23
+# Numbers read at once while checking: as float64 and their squares, they stay in the cache.
+_CHECK_ELEMENTS = 2**17
+
+
+@dataclass(frozen=True, eq=False)
+class InOrder:
+    """Features in another order of rows, without a copy: read as they are needed.
+
+    Attributes:
+        features: Whatever `fclearn.features.as_features` takes.
+        rows: Row of ``features`` at each place, shape ``(N,)``, int64.
+    """
+
+    features: FeatureSource
+    rows: NDArray[np.int64]
+
+
+#: What evaluation reads features from.
+RowSource: TypeAlias = FeatureSource | InOrder
 
 
 class Rows:
     """A ``(N, D)`` matrix of features that is never loaded as a whole.
 
     Args:
-        source: Whatever `fclearn.features.as_features` takes; tensors stay on their device.
+        source: Whatever `fclearn.features.as_features` takes, maybe in another order; tensors stay
+            on their device.
         name: Argument to name in messages.
 
     Raises:
@@ -40,9 +61,12 @@ class Rows:
         ValueError: Not two-dimensional, or an unreadable file.
     """
 
-    def __init__(self, source: FeatureSource, name: str) -> None:
+    def __init__(self, source: RowSource, name: str) -> None:
         """Open the source; nothing is read yet."""
         self.name = name
+        self._order: NDArray[np.int64] | None = None
+        if isinstance(source, InOrder):
+            self._order, source = source.rows, source.features
         self._data: Tensor | Features
         if isinstance(source, Tensor) and source.device.type != "cpu":
             if not source.is_floating_point():
@@ -53,14 +77,26 @@ class Rows:
         if self._data.ndim != 2:
             raise ValueError(f"{name}: expected shape [N, D], got {list(self._data.shape)}")
         self.num_rows, self.dim = int(self._data.shape[0]), int(self._data.shape[1])
+        if self._order is not None:
+            self.num_rows = len(self._order)
         self.device = self._data.device if isinstance(self._data, Tensor) else torch.device("cpu")
 
-    def read(self, index: slice | np.ndarray, dim: int) -> Tensor:
-        """Rows ``index``, cut to their first ``dim`` columns, as a new float64 tensor."""
+    @property
+    def is_narrow(self) -> bool:
+        """Whether float32 holds all values as they are."""
+        return self._data.dtype not in (torch.float64, np.dtype("<f8"), np.dtype(">f8"))
+
+    def read(
+        self, index: slice | np.ndarray, dim: int, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Rows ``index``, cut to their first ``dim`` columns, as a new tensor."""
+        if self._order is not None:
+            index = self._order[index]
         if isinstance(self._data, Tensor):
             at = torch.from_numpy(index).to(self.device) if isinstance(index, np.ndarray) else index
-            return self._data[at][:, :dim].detach().to(torch.float64, copy=True)
-        return torch.from_numpy(np.array(self._data[index, :dim], dtype=np.float64))
+            return self._data[at][:, :dim].detach().to(dtype, copy=True)
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        return torch.from_numpy(np.array(self._data[index, :dim], dtype=kind))
 
     def check(self, dim: int, *, needs_norm: bool) -> float:
         """Read all rows once and return the largest norm.
@@ -116,8 +152,10 @@ class Scorer:
             )
         if gallery.dim == 0:
             raise ValueError("gallery: expected at least one dim, got shape [G, 0]")
-        self._query, self._gallery, self._metric = query, gallery, metric
+        self._query, self._gallery = query, gallery
         self.device = gallery.device
+        self.metric = metric
+        self.num_gallery, self.dim = gallery.num_rows, gallery.dim
         cosine = metric == "cosine"
         gallery_norm = gallery.check(gallery.dim, needs_norm=cosine)
         query_norm = query.check(gallery.dim, needs_norm=cosine)
@@ -136,25 +174,67 @@ class Scorer:
         """Gallery rows on the grid, float64 ``(n, D)``."""
         return self._prepare(self._gallery, index, self._gallery_scale)
 
+    def narrow(self, side: str, index: slice | np.ndarray) -> Tensor:
+        """Rows in float32, as `fcl_ext.knn_search` takes them: their scores are within `slack`.
+
+        Args:
+            side: ``"query"`` or ``"gallery"``.
+            index: Rows.
+        """
+        rows = self._query if side == "query" else self._gallery
+        if self.metric == "cosine" and rows.is_narrow:
+            return rows.read(index, self._gallery.dim, torch.float32)  # the kernel normalises
+        return (self.queries(index) if side == "query" else self.gallery(index)).float()
+
+    @property
+    def slack(self) -> float:
+        r"""Most by which a float32 score of rows from `narrow` can differ from `score`.
+
+        Norms are at most 1, so D products and sums, each rounded to :math:`u = 2^{-24}`, err by at
+        most :math:`(D + O(1))u`; rounding rows to the grid moves a score by less than
+        :math:`\sqrt{D} u / 2`. For l2 three such sums are added, one of them twice.
+        """
+        dim = self._gallery.dim
+        return (4 if self.metric == "l2" else 1) * (dim + math.sqrt(dim) + 8) * 2.0**-24
+
+    @property
+    def unit(self) -> float:
+        """A score times this is the similarity of the rows as given; a power of two."""
+        if self.metric == "cosine":
+            return 1.0
+        return self._query_scale * self._gallery_scale
+
+    def score_pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Scores of rows side by side, ``(n,)`` float32: the same numbers as of `score`."""
+        scores = (queries * gallery).sum(1)
+        if self.metric == "l2":
+            scores = 2 * scores - (queries**2).sum(1) - (gallery**2).sum(1)
+        return scores.float()
+
     def score(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """Scores ``(b, n)``, float32: exact in float64, then rounded once."""
         scores = queries @ gallery.T
-        if self._metric == "l2":
+        if self.metric == "l2":
             scores = 2 * scores - (queries**2).sum(1)[:, None] - (gallery**2).sum(1)
         return scores.float()
 
     def _prepare(self, rows: Rows, index: slice | np.ndarray, scale: float) -> Tensor:
         block = rows.read(index, self._gallery.dim).to(self.device)
-        if self._metric == "cosine":
+        if self.metric == "cosine":
             block /= _norms(block)[:, None]
         else:
             block /= scale  # a power of two: exact
-        grid = 2.0 ** _GRID_BITS[self._metric]
+        grid = 2.0 ** _GRID_BITS[self.metric]
         return block.mul_(grid).round_().div_(grid)
 
 
 def _norms(block: Tensor) -> Tensor:
     """Norm of each row, summed pairwise in one fixed order so that no block shape can change it."""
+    step = max(1, _CHECK_ELEMENTS // max(block.shape[1], 1))
+    return torch.cat([_norms_at_once(rows) for rows in block.split(step)])
+
+
+def _norms_at_once(block: Tensor) -> Tensor:
     squares = block * block
     while squares.shape[1] > 1:
         half = (squares.shape[1] + 1) // 2

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from fclearn.evaluation.compatibility import CompatibilityReport
+    from fclearn.evaluation.matrix import CompatibilityReport
 
 #: Names of metrics as people write them.
-TITLES = {"map": "mAP", "map@r": "mAP@R", "mrr": "MRR"}
+TITLES = {
+    "map": "mAP",
+    "map@r": "mAP@R",
+    "map_trapezoid": "mAP (trapezoid)",
+    "precision@r": "R-precision",
+    "ndcg": "NDCG",
+    "mrr": "MRR",
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,8 @@ class Verdict:
     """Whether to upgrade without re-indexing.
 
     Attributes:
-        status: ``"compatible"``: the interval of M(new/old) - M(old/old) on mAP lies above zero;
+        status: ``"compatible"``: the interval of M(new/old) - M(old/old) on the primary metric lies
+            above zero;
             ``"incompatible"``: below zero; ``"unclear"``: it includes zero.
         headline: One line.
         details: The numbers behind it, a few sentences.
@@ -44,18 +52,19 @@ def metric_title(name: str) -> str:
     if name in TITLES:
         return TITLES[name]
     stem, _, k = name.partition("@")
-    titles = {"map": "mAP", "cmc": "CMC", "ndcg": "NDCG", "recall": "Recall"}
+    titles = {"map": "mAP", "cmc": "CMC", "ndcg": "NDCG", "mrr": "MRR", "recall": "Recall"}
     return f"{titles.get(stem, stem.capitalize())}@{k}"
 
 
 def judge(report: CompatibilityReport) -> Verdict:
     """Judge a report by its intervals."""
-    old, cross = report.matrix["old/old"]["map"], report.matrix["new/old"]["map"]
-    change = report.intervals["new/old - old/old"]["map"] or (0.0, 0.0)
+    primary, title = report.primary, metric_title(report.primary)
+    old, cross = report.matrix["old/old"][primary], report.matrix["new/old"][primary]
+    change = report.intervals["new/old - old/old"][primary] or (0.0, 0.0)
     measured = (
-        f"New queries on the old gallery reach mAP {percent(cross)} where the old model reaches "
-        f"{percent(old)} ({points(cross - old)} points, {percent(report.confidence, 0)} interval "
-        f"{points(change[0])} to {points(change[1])})."
+        f"New queries on the old gallery reach {title} {percent(cross)} where the old model "
+        f"reaches {percent(old)} ({points(cross - old)} points, "
+        f"{percent(report.confidence, 0)} interval {points(change[0])} to {points(change[1])})."
     )
     if change[0] > 0:
         headline = "Upgrade without re-indexing is worthwhile"
@@ -94,12 +103,14 @@ def _remarks(report: CompatibilityReport) -> list[str]:
             "The first hit, however, gets worse: CMC@1 "
             f"{points(report.differences['new/old - old/old']['cmc@1'])} points."
         )
-    tax = report.intervals.get("self_test_tax", {}).get("map")
+    tax = report.intervals.get("self_test_tax", {}).get(report.primary)
     if tax is not None:
+        title = metric_title(report.primary)
         if tax[0] > 0:
-            cost = f"costs the new model {points(report.self_test_tax or 0.0)[1:]} points of mAP"
+            lost = points(report.self_test_tax or 0.0)[1:]
+            cost = f"costs the new model {lost} points of {title}"
         elif tax[1] < 0:
-            cost = f"even adds {points(-(report.self_test_tax or 0.0))[1:]} points to its mAP"
+            cost = f"even adds {points(-(report.self_test_tax or 0.0))[1:]} points to its {title}"
         else:
             cost = "costs it nothing measurable"
         remarks.append(f"On a gallery of its own, compatibility {cost}.")

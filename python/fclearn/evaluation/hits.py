@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from fclearn.evaluation._keys import Ints, PerRow, exclusions
-from fclearn.evaluation._rows import Rows, Scorer
-from fclearn.features import FeatureSource
+from fclearn.evaluation._rows import Rows, RowSource, Scorer
 
 
 def top_hits(
-    query: FeatureSource,
-    gallery: FeatureSource,
+    query: RowSource,
+    gallery: RowSource,
     k: int,
     *,
     exclude_self: bool = False,
@@ -73,7 +72,7 @@ def top_hits(
         rows = slice(start, min(start + gallery_batch_size, sizes[1]))
         scores = scorer.score(queries, scorer.gallery(rows))
         for keys in excluded:
-            scores.masked_fill_(keys.equal(everything, rows).to(scores.device), -torch.inf)
+            scores.masked_fill_(keys.hidden(everything, rows).to(scores.device), -torch.inf)
         # Stable, and earlier rows stand first: equal scores stay in the order of the gallery.
         best, order = torch.cat([best, scores], 1).sort(dim=1, descending=True, stable=True)
         columns = torch.arange(rows.start, rows.stop, device=scorer.device).expand(sizes[0], -1)

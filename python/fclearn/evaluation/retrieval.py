@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import PerRow, exclusions, join_keys
+from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation._inputs import Labels, build_relevance
+from fclearn.evaluation._keys import PerRow, exclusions
 from fclearn.evaluation._metrics import check_metrics, metric_values
-from fclearn.evaluation._ranks import positive_ranks
-from fclearn.evaluation._rows import Rows, Scorer
-from fclearn.features import FeatureSource
+from fclearn.evaluation._relevance import Judged
+from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
+from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
+from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.qrels import Qrels
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,8 @@ class RetrievalResult(Mapping[str, float]):
         num_queries: Queries that counted.
         num_skipped: Queries without a positive in the gallery; they count nowhere.
         num_gallery: Rows of the gallery.
+        num_missing: Pairs of a query and a positive that is not in the gallery, so that no ranking
+            has it: only with qrels. They count as not found.
         per_query: With ``return_per_query``: each metric as float64 ``(Q,)``, NaN where skipped.
     """
 
@@ -32,6 +39,7 @@ class RetrievalResult(Mapping[str, float]):
     num_queries: int
     num_skipped: int
     num_gallery: int
+    num_missing: int = 0
     per_query: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> float:
@@ -53,15 +61,39 @@ class RetrievalResult(Mapping[str, float]):
             "num_queries": self.num_queries,
             "num_skipped": self.num_skipped,
             "num_gallery": self.num_gallery,
+            "num_missing": self.num_missing,
         }
+
+    def intervals(
+        self, *, num_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    ) -> dict[str, Interval]:
+        """Bootstrap intervals over queries of every metric; needs ``return_per_query``.
+
+        Args:
+            num_bootstrap: Resamples of the queries, shared by the metrics.
+            confidence: Of the percentile intervals, in (0, 1).
+            seed: Of the resamples.
+
+        Raises:
+            ValueError: No values per query, or arguments out of range.
+        """
+        if not self.per_query:
+            raise ValueError("intervals: expected return_per_query=True, to have values to draw")
+        check_bootstrap(num_bootstrap, confidence)
+        values = np.stack(list(self.per_query.values()), axis=1)
+        draws = bootstrap_means(values[~np.isnan(values[:, 0])], num_bootstrap, seed)
+        return {name: interval(draws[:, at], confidence) for at, name in enumerate(self.per_query)}
 
 
 def evaluate_retrieval(
-    query: FeatureSource,
-    gallery: FeatureSource,
+    query: RowSource,
+    gallery: RowSource | IndexedGallery,
     *,
-    query_labels: PerRow,
-    gallery_labels: PerRow,
+    query_labels: Labels | None = None,
+    gallery_labels: Labels | None = None,
+    qrels: Qrels | str | os.PathLike[str] | None = None,
+    positives: Sequence[Sequence[int]] | None = None,
+    junk: Sequence[Sequence[int]] | None = None,
     exclude_self: bool = False,
     query_ids: PerRow | None = None,
     gallery_ids: PerRow | None = None,
@@ -73,28 +105,40 @@ def evaluate_retrieval(
     gallery_batch_size: int = 16384,
     return_per_query: bool = False,
 ) -> RetrievalResult:
-    r"""Rank a gallery for every query and score the rankings, exactly, over all ranks.
+    r"""Rank a gallery for every query and score the rankings, exactly.
 
-    A gallery row is a *positive* of a query if their labels are equal. Queries without a positive
-    are skipped and counted.
+    A gallery row is a *positive* of a query if their labels are equal, or if they share one of
+    several labels, or if it is named in judgements. Queries without a positive are skipped and
+    counted.
 
     Args:
         query: Features of the queries, shape ``(Q, D')``, floating: a tensor, an array (may be a
             memory map larger than RAM), a path to a ``.npy`` file or feature store, or a store.
         gallery: Features of the gallery, shape ``(G, D)``, of the same kinds. If :math:`D' > D`,
             the first D dims of the query are compared, normalised again for the cosine: that is
-            how a wider new model is compatible with a narrower old one.
-        query_labels: Shape ``(Q,)``, integers or strings.
+            how a wider new model is compatible with a narrower old one. Or an `IndexedGallery`,
+            whose ranks are the index's own.
+        query_labels: Shape ``(Q,)``, integers or strings; or a list, tuple or set of labels for
+            each row, or bools ``(Q, L)``: then the grade of a positive is the number of shared
+            labels.
         gallery_labels: Shape ``(G,)``, of the same kind.
+        qrels: Instead of labels: graded judgements by ids, or their TREC file. Relevant documents
+            that are not in the gallery count as never found (as trec_eval has it); queries without
+            a relevant one are skipped.
+        positives: Instead of labels: right gallery rows of each query.
+        junk: Gallery rows to take out of each query's ranking: neither right nor wrong. See
+            `revisited_protocol` for Oxford and Paris.
         exclude_self: Ignore the gallery rows that have the query's id.
-        query_ids: Shape ``(Q,)``. Ids default to row numbers if query is the gallery itself.
+        query_ids: Shape ``(Q,)``, integers or strings. Ids default to row numbers if query is the
+            gallery itself.
         gallery_ids: Shape ``(G,)``.
         query_groups: Shape ``(Q,)``. Gallery rows of the query's own group are ignored: near-copies
             of one picture, shots of one camera.
         gallery_groups: Shape ``(G,)``.
-        metrics: Any of ``map``, ``map@k``, ``map@r``, ``cmc@k`` (a positive in the top k),
-            ``recall@k`` (share of the positives in the top k), ``precision@k``, ``ndcg@k``,
-            ``mrr``.
+        metrics: Any of ``map``, ``map@k``, ``map@r``, ``map_trapezoid``, ``cmc@k`` (a positive in
+            the top k), ``recall@k`` (share of the positives in the top k), ``precision@k``,
+            ``precision@r``, ``ndcg``, ``ndcg@k``, ``mrr``, ``mrr@k``; formulas and sources:
+            docs/evaluation.md.
         metric: ``"cosine"``, ``"ip"`` (inner product) or ``"l2"``.
         batch_size: Queries scored at once.
         gallery_batch_size: Gallery rows scored at once.
@@ -107,12 +151,15 @@ def evaluate_retrieval(
         TypeError: Features that are not floating, labels that are neither integers nor strings.
         ValueError: Shapes that disagree, a query narrower than the gallery, NaN or infinite values,
             rows of norm zero with the cosine, an empty gallery, no query with a positive, an
-            unknown metric.
+            unknown metric, a metric of all ranks with an index, ids that repeat with qrels.
 
     Note:
-        Memory: one block of scores, the rows of one block of each side, and 32 bytes for each pair
-        of a query and a positive, at most some 200 MB of them; never Q x G. Time: one product of
-        float64 matrices.
+        Memory, beyond files that are mapped: at most 1.5 GB, whatever the sizes of query and
+        gallery (labels and ids come on top); never Q x G. Metrics of all ranks (those without
+        ``@``) cost one product of float64 matrices and a sort of each block's scores. Where all
+        metrics look at most 2048 ranks deep and features are on the CPU, a float32 search finds the
+        first ranks several times faster, and what float32 cannot decide is computed exactly: the
+        results are the same to the last bit.
 
         Ties and reproducibility: vectors are rounded to a grid on which products are exact
         (:math:`2^{-26}` of the largest norm), scores are rounded to float32, and equal scores are
@@ -133,22 +180,34 @@ def evaluate_retrieval(
     for name, size in (("batch_size", batch_size), ("gallery_batch_size", gallery_batch_size)):
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    query_rows, gallery_rows = Rows(query, "query"), Rows(gallery, "gallery")
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    query_rows = Rows(query, "query")
+    is_index = isinstance(gallery, IndexedGallery)
+    gallery_rows = gallery if isinstance(gallery, IndexedGallery) else Rows(gallery, "gallery")
     sizes = query_rows.num_rows, gallery_rows.num_rows
     for name, size in zip(("query", "gallery"), sizes, strict=True):
         if size == 0:
             raise ValueError(f"{name}: expected at least one row, got shape [0, …]")
-    labels = join_keys("labels", query_labels, gallery_labels, sizes)
+    relevance = build_relevance(
+        (query_labels, gallery_labels), qrels, positives, (query_ids, gallery_ids), sizes
+    )
     excluded = exclusions(
         exclude_self,
         (query_ids, gallery_ids),
         (query_groups, gallery_groups),
         sizes,
         same=query is gallery,
+        junk=junk,
     )
-    scorer = Scorer(query_rows, gallery_rows, metric)
+    depth = deepest(names, relevance, needs_one=is_index)
+    if isinstance(gallery_rows, IndexedGallery):
+        assert depth is not None
+        parts = indexed_ranks(query_rows, gallery_rows, relevance, excluded, depth, metric)
+    else:
+        scorer = Scorer(query_rows, gallery_rows, metric)
+        parts = exact_ranks(scorer, relevance, excluded, depth, batch_size, gallery_batch_size)
     values = {name: np.full(sizes[0], np.nan) for name in names}
-    parts = positive_ranks(scorer, labels, excluded, batch_size, gallery_batch_size)
     for rows, ranks in parts:
         for name in names:
             values[name][rows] = metric_values(name, ranks)
@@ -163,5 +222,6 @@ def evaluate_retrieval(
         num_queries=int(counted.sum()),
         num_skipped=int((~counted).sum()),
         num_gallery=sizes[1],
+        num_missing=relevance.num_missing if isinstance(relevance, Judged) else 0,
         per_query=values if return_per_query else {},
     )

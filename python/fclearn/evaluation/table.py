@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from fclearn.evaluation._verdict import metric_title, percent
-from fclearn.evaluation.compatibility import CompatibilityReport
+from fclearn.evaluation.matrix import CompatibilityReport
 
 #: What the rows of the matrix are, for people.
 ROW_TITLES = {

@@ -79,7 +79,7 @@ def render(
         derived=_derived(data, names),
         has_goal="independent/independent" in matrix,
         figures={
-            "gain": {"uri": gain_uri, "alt": _gain_alt(matrix)},
+            "gain": {"uri": gain_uri, "alt": _gain_alt(matrix, data.get("primary", "map"))},
             "curves": [
                 {"uri": uri, "alt": f"{title} over epochs of the models: {models}"}
                 for title, uri in curve_uris.items()
@@ -94,22 +94,23 @@ def render(
 
 
 def _tiles(data: Mapping[str, Json]) -> list[dict[str, str]]:
-    cross, intervals = data["matrix"]["new/old"]["map"], data["intervals"]
-    change = data["differences"]["new/old - old/old"]["map"]
+    name = data.get("primary", "map")  # reports of earlier releases do not say
+    cross, intervals = data["matrix"]["new/old"][name], data["intervals"]
+    change = data["differences"]["new/old - old/old"][name]
     tiles = [
         {
-            "name": "mAP of new/old",
+            "name": f"{metric_title(name)} of new/old",
             "value": _number(cross),
             "unit": "%",
             "note": f"{_signed(change)} points against old/old "
-            + _bounds(intervals["new/old - old/old"]["map"], signed=True),
+            + _bounds(intervals["new/old - old/old"][name], signed=True),
         }
     ]
     if "update_gain" in intervals:
         gain = data["update_gain"]
         note = "independent is not better than old"
         if gain is not None:
-            note = f"of what full re-indexing brings {_bounds(intervals['update_gain']['map'])}"
+            note = f"of what full re-indexing brings {_bounds(intervals['update_gain'][name])}"
         tiles.append(
             {
                 "name": "Update gain",
@@ -190,9 +191,10 @@ def _bounds(bounds: Sequence[float] | None, signed: bool = False) -> str:
     return f"[{low},\N{NO-BREAK SPACE}{high}]"
 
 
-def _gain_alt(matrix: Mapping[str, Mapping[str, float]]) -> str:
-    values = ", ".join(f"{key} {_number(row['map'])}%" for key, row in matrix.items())
-    return f"Dot plot of mAP with intervals: {values}. All values are in the table above."
+def _gain_alt(matrix: Mapping[str, Mapping[str, float]], name: str) -> str:
+    values = ", ".join(f"{key} {_number(row[name])}%" for key, row in matrix.items())
+    title = metric_title(name)
+    return f"Dot plot of {title} with intervals: {values}. All values are in the table above."
 
 
 def _curve_note(histories: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:

@@ -61,7 +61,8 @@ def pick_examples(report: CompatibilityReport, num_each: int = 2) -> list[tuple[
         Query rows and why they were chosen: those with the largest, the median and the smallest
         change in average precision; equal changes in the order of the rows.
     """
-    change = report.per_query["new/old"]["map"] - report.per_query["old/old"]["map"]
+    name = report.primary
+    change = report.per_query["new/old"][name] - report.per_query["old/old"][name]
     order = np.flatnonzero(~np.isnan(change))
     order = order[np.argsort(-change[order], kind="stable")]
     num_each = min(num_each, max(1, len(order) // 3))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Old against new: the 2x2 matrix of stores, printed, reported and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fclearn.cli.console import say
+from fclearn.cli.eval_run import (
+    evaluate_stores,
+    numbers_of,
+    numbers_to_come,
+    open_index,
+    open_side,
+)
+from fclearn.cli.eval_show import Show, finish, say_skipped, worst_of
+from fclearn.evaluation import render_table
+from fclearn.evaluation.compatibility import report_metrics
+from fclearn.evaluation.matrix import CROSS, OLD
+
+
+def run_pair(
+    stores: Mapping[str, tuple[Path | None, Path | None]],
+    *,
+    exclude_self: bool,
+    use_groups: bool,
+    metrics: Sequence[str] | None,
+    index: Path | None,
+    parameters: Sequence[str],
+    report_folder: Path | None,
+    show: Show,
+) -> None:
+    """Compare two models, and maybe an independent one, and print what came out.
+
+    Args:
+        stores: Queries and gallery of ``"old"``, ``"new"`` and ``"independent"``; the queries of
+            the first two are there. Without an old gallery, queries are their own galleries.
+        exclude_self: Leave out the gallery row with the query's id.
+        use_groups: Leave out gallery rows of the query's own group.
+        metrics: As `compatibility_report`.
+        index: A faiss index of the old gallery's rows, to search in place of its features.
+        parameters: Of the index, ``NAME=VALUE``.
+        report_folder: Where ``report.html`` goes, if anywhere.
+        show: What to print.
+
+    Raises:
+        ValueError: Stores that do not agree; as `compatibility_report`.
+        typer.Exit: A gate failed.
+    """
+    (old_query, old_gallery), (new_query, new_gallery) = stores["old"], stores["new"]
+    independent_query, independent_gallery = stores["independent"]
+    if old_gallery is None:
+        if new_gallery is not None or independent_gallery is not None:
+            raise ValueError("--old-gallery: expected one, as another gallery is given")
+        old_gallery, new_gallery, independent_gallery = old_query, new_query, independent_query
+    if (independent_query is None) != (independent_gallery is None):
+        raise ValueError("--independent-query and --independent-gallery: expected both or neither")
+    known = numbers_to_come(
+        report_metrics(metrics, has_index=index is not None),
+        has_new_gallery=new_gallery is not None,
+        has_independent=independent_query is not None,
+    )
+    gates = show.parse_gates(known)
+    assert old_query is not None
+    assert new_query is not None
+    old = open_side("old", old_query, old_gallery)
+    new = open_side("new", new_query, new_gallery)
+    independent = None
+    if independent_query is not None:
+        independent = open_side("independent", independent_query, independent_gallery)
+    report = evaluate_stores(
+        old,
+        new,
+        independent,
+        exclude_self=exclude_self or old.gallery is old.query,
+        use_groups=use_groups,
+        metrics=metrics,
+        index=open_index(index, parameters, old.gallery or old.query),
+        num_bootstrap=show.num_bootstrap,
+        seed=show.seed,
+    )
+    Console(stderr=True).print(render_table(report))
+    say_skipped(report.num_skipped)
+    say(report.verdict.text)
+    before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
+    slices = worst_of(old.query, after, before, show)
+    if report_folder is not None:
+        from fclearn.report import write_report
+
+        paths = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
+        facts = {"title": "Upgrade report", "stores": paths, "gates": list(show.gates)}
+        write_report(report_folder, report=report, facts=facts)
+        say(f"report: {report_folder / 'report.html'}")
+    finish({**report.to_dict(), **slices}, gates, numbers_of(report), show)

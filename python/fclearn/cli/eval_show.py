@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every form of ``fcl eval`` prints at its end: slices, counts, gates, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from fclearn.cli.console import emit, say
+from fclearn.cli.gates import Gate, judge_gates
+from fclearn.evaluation import Slice, worst_slices
+from fclearn.features import FeatureStore
+
+
+@dataclass(frozen=True)
+class Show:
+    """Options of ``fcl eval`` about what it shows.
+
+    Attributes:
+        gates: Conditions, as given.
+        worst: How many of the worst slices.
+        slice_by: Column of the manifest; None: classes.
+        num_bootstrap: Resamples behind the intervals.
+        seed: Of the resamples.
+        json: Whether to print the result on stdout.
+    """
+
+    gates: Sequence[str]
+    worst: int
+    slice_by: str | None
+    num_bootstrap: int
+    seed: int
+    json: bool
+
+    def parse_gates(self, names: Mapping[str, str]) -> list[Gate]:
+        """The gates, checked against the names of the numbers to come.
+
+        Raises:
+            ValueError: As `Gate.parse`.
+        """
+        return [Gate.parse(text, names) for text in self.gates]
+
+
+def worst_of(
+    store: FeatureStore,
+    values: NDArray[np.float64],
+    baseline: NDArray[np.float64] | None,
+    show: Show,
+) -> dict[str, object]:
+    """Say where queries fare worst, and return that for JSON; nothing unless asked for.
+
+    Args:
+        store: Of the queries.
+        values: Metric of each query.
+        baseline: Of the same queries before; then it is the loss that counts.
+        show: How many, and by which column.
+
+    Raises:
+        ValueError: A store without the column.
+    """
+    if not show.worst:
+        return {}
+    default = "class_name" if "class_name" in store.manifest else "label"
+    column = show.slice_by or default
+    if column not in store.manifest:
+        raise ValueError(
+            f"{store.path}: expected a column {column!r} in the manifest, found "
+            f"{', '.join(store.manifest)}"
+        )
+    found = worst_slices(
+        values,
+        np.asarray(store.manifest[column]),
+        baseline=baseline,
+        n=show.worst,
+        num_bootstrap=show.num_bootstrap,
+        seed=show.seed,
+    )
+    say(f"worst by {column}, of {'new/old less old/old' if baseline is not None else 'queries'}:")
+    for one in found:
+        say(f"  {_line(one)}")
+    return {"worst": {"column": column, "slices": [one.to_dict() for one in found]}}
+
+
+def say_skipped(num_skipped: int, num_missing: int = 0) -> None:
+    """Say which queries and positives count, and how."""
+    if num_skipped:
+        say(f"{num_skipped} queries have nothing right in the gallery; they count nowhere")
+    if num_missing:
+        say(f"{num_missing} relevant rows are not in the gallery; they count as not found")
+
+
+def finish(
+    result: Mapping[str, object],
+    gates: Sequence[Gate],
+    numbers: Mapping[str, float | None],
+    show: Show,
+) -> None:
+    """Judge the gates and print JSON.
+
+    Raises:
+        typer.Exit: With 1, if a gate failed.
+    """
+    outcomes = judge_gates(gates, numbers)
+    passed = all(outcome["passed"] for outcome in outcomes)
+    if show.json:
+        emit({**result, "gates": outcomes, "passed": passed})
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _line(one: Slice) -> str:
+    value = one.mean if one.change is None else one.change
+    bounds = ""
+    if one.interval is not None:
+        bounds = f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
+    return f"{100 * value:6.1f}{bounds}  {one.name} ({one.num_queries} queries)"
