@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embedding a gallery anew in part: what first, what it gains, and how to serve it meanwhile."""
+
+from __future__ import annotations
+
+from fclearn.backfill.calibration import ScoreCalibration
+from fclearn.backfill.curve import MERGED, MIXED, BackfillCurve, OrderCurve, backfill_curve
+from fclearn.backfill.merging import merge_rankings
+from fclearn.backfill.orders import ORDERS, BackfillOrder, OrderSpec, backfill_order
+from fclearn.backfill.rerank import rerank_shortlist, two_stage_rerank
+from fclearn.backfill.sample import MigrationSample
+from fclearn.backfill.threshold import TransferredThreshold, transfer_threshold
+
+__all__ = [
+    "MERGED",
+    "MIXED",
+    "ORDERS",
+    "BackfillCurve",
+    "BackfillOrder",
+    "MigrationSample",
+    "OrderCurve",
+    "OrderSpec",
+    "ScoreCalibration",
+    "TransferredThreshold",
+    "backfill_curve",
+    "backfill_order",
+    "merge_rankings",
+    "rerank_shortlist",
+    "transfer_threshold",
+    "two_stage_rerank",
+]
