@@ -25,7 +25,7 @@ from fclearn.graph import KnnGraph
 from fclearn.methods import METHODS, build_method
 from fclearn.training import DivergenceError, Trainer
 
-VERBS = ["demo", "train", "embed", "graph", "eval", "probe", "report", "methods"]
+VERBS = ["demo", "train", "embed", "graph", "eval", "probe", "plan", "report", "methods"]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 
 

@@ -9,9 +9,18 @@ from fclearn.backfill.merging import merge_rankings
 from fclearn.backfill.orders import ORDERS, BackfillOrder, OrderSpec, backfill_order
 from fclearn.backfill.rerank import rerank_shortlist, two_stage_rerank
 from fclearn.backfill.sample import MigrationSample
+from fclearn.backfill.serving import (
+    HALFWAY,
+    ServedWay,
+    ServingTable,
+    compare_serving,
+    fit_calibration,
+    impostor_scores,
+)
 from fclearn.backfill.threshold import TransferredThreshold, transfer_threshold
 
 __all__ = [
+    "HALFWAY",
     "MERGED",
     "MIXED",
     "ORDERS",
@@ -21,9 +30,14 @@ __all__ = [
     "OrderCurve",
     "OrderSpec",
     "ScoreCalibration",
+    "ServedWay",
+    "ServingTable",
     "TransferredThreshold",
     "backfill_curve",
     "backfill_order",
+    "compare_serving",
+    "fit_calibration",
+    "impostor_scores",
     "merge_rankings",
     "rerank_shortlist",
     "transfer_threshold",

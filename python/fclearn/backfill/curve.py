@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import MovingRanks, Positives, order_keys
 from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.sample import MigrationSample
@@ -142,7 +142,7 @@ def backfill_curve(
         >>> curve.orders["worst first"]["map"].gain > 0
         True
     """
-    names = _check_metrics(metrics)
+    names = check_metrics(metrics)
     counts, shares = _steps(fractions, sample.num_gallery)
     if serving not in {MIXED, MERGED}:
         raise ValueError(f"serving: expected {MIXED!r} or {MERGED!r}, got {serving!r}")
@@ -249,13 +249,3 @@ def _permutation(rows: Ints, size: int, name: str) -> Ints:
             f"{list(given.shape)}"
         )
     return given.astype(np.int64)
-
-
-def _check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(metrics))
-    for name in names:
-        if not re.fullmatch(r"map|cmc@[1-9]\d*", name):
-            raise ValueError(f"metrics: expected 'map' or 'cmc@k', got {name!r}")
-    if not names:
-        raise ValueError("metrics: expected at least one of 'map' and 'cmc@k'")
-    return names

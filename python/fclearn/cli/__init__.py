@@ -21,6 +21,7 @@ from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
 from fclearn.cli.methods import methods
+from fclearn.cli.plan import plan
 from fclearn.cli.probe import probe
 from fclearn.cli.train import train
 
@@ -40,6 +41,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "graph": graph,
     "eval": evaluate,
     "probe": probe,
+    "plan": plan,
     "report": report,
     "methods": methods,
 }
