@@ -20,7 +20,7 @@ _FORMAT, _VERSION = "fclearn.ScoreCalibration", 1
 METHODS = ("quantile", "affine")
 # Steps of the knots in the logit of the rank: even in the middle, and fine in both tails, where the
 # hits are.
-_LOGIT_STEP = 0.25
+_LOGIT_STEP = 0.05
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,7 +111,7 @@ class MigrationSample:
         ):
             if pair[0] is not None and pair[1] is not None:
                 hidden.append(join_keys(what, pair[0], pair[1], sizes))
-            elif pair != (None, None):
+            elif pair[0] is not None or pair[1] is not None:
                 raise ValueError(f"query_{what} and gallery_{what}: expected both or neither")
         sample = cls(
             old_query=rows.get("old_query"),

@@ -54,10 +54,10 @@ def transfer_threshold(
     r"""Move a threshold to another scale of scores, keeping its false-accept rate.
 
     With :math:`\mathrm{FAR} = \frac1n \#\{s_{old} \ge t_{old}\}` over impostor pairs, the new
-    threshold is the lowest that at most :math:`\lfloor \mathrm{FAR} \cdot m \rfloor` of the m new
-    impostor scores reach. No labels or features are needed, only a sample of scores of pairs that
-    should *not* match on either side; they need not be the same pairs. For all pairs of two feature
-    stores there is `fclearn.evaluation`.
+    threshold is the lowest of the m new impostor scores that at most
+    :math:`\lfloor \mathrm{FAR} \cdot m \rfloor` of them reach. No labels or features are needed,
+    only a sample of scores of pairs that should *not* match on either side; they need not be the
+    same pairs.
 
     Args:
         old_scores: Impostor scores of the old system, any shape, larger is nearer.
@@ -121,7 +121,7 @@ def transfer_threshold(
     drawn = new[np.ceil(place * len(new)).astype(np.int64).clip(1) - 1]
     tail = 50 * (1 - confidence)
     low, high = np.percentile(drawn, [tail, 100 - tail])
-    found = _kth_largest(new, allowed)
+    found = _lowest_reached_by(new, allowed)
     return TransferredThreshold(
         threshold=found,
         interval=(float(low), float(high)),
@@ -138,9 +138,10 @@ def _num_reaching(ordered: Floats, threshold: float) -> int:
     return len(ordered) - int(np.searchsorted(ordered, threshold, side="left"))
 
 
-def _kth_largest(ordered: Floats, k: int) -> float:
-    """The lowest threshold that at most k scores reach; just above a tie that is too many."""
+def _lowest_reached_by(ordered: Floats, k: int) -> float:
+    """The lowest score that at most k scores reach; just above all of them where none is."""
     candidate = float(ordered[-k])
     if _num_reaching(ordered, candidate) <= k:
         return candidate
-    return float(np.nextafter(candidate, np.inf))
+    above = int(np.searchsorted(ordered, candidate, side="right"))
+    return float(ordered[above] if above < len(ordered) else np.nextafter(candidate, np.inf))

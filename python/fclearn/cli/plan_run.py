@@ -37,7 +37,7 @@ from fclearn.backfill.sample import sample_rows
 from fclearn.backfill.serving import CROSS, CURVES, NEW, OLD
 from fclearn.backfill.verdict import PlanVerdict, judge_plan
 from fclearn.cli.alignment import rows_of_ids
-from fclearn.features import FeatureStore
+from fclearn.features import FeatureStore, check_rows
 
 Ints = NDArray[np.int64]
 
@@ -102,7 +102,7 @@ def make_plan(options: PlanOptions) -> Plan:
     """
     old, new = FeatureStore.open(options.old), FeatureStore.open(options.new)
     for store in (old, new):
-        _check_cosine(store)
+        _check(store)
     done = set() if options.done is None else read_done(options.done, old.ids)
     labels = _labels(old, options.labels)
     orders = _orders(options, old, labels)
@@ -111,10 +111,14 @@ def make_plan(options: PlanOptions) -> Plan:
     sample = _sample(options, old, new, labels, both[chosen], chosen)
     calibrations = _calibrations(sample, options.seed)
     on_sample = {name: _restricted(order.rows, both[chosen]) for name, order in orders.items()}
-    planned = on_sample[options.order]
+    affordable = round(options.budget * sample.num_gallery)
+    if affordable == 0:
+        raise ValueError(
+            f"--budget: {options.budget:g} of the {sample.num_gallery} rows measured is none"
+        )
     table = compare_serving(
         sample,
-        planned[: round(options.budget * sample.num_gallery)],
+        on_sample[options.order][:affordable],
         calibrations,
         shortlist=options.shortlist,
         num_bootstrap=options.num_bootstrap,
@@ -290,8 +294,13 @@ def _groups(store: FeatureStore, options: PlanOptions) -> NDArray[np.int64] | No
     return store.groups
 
 
-def _check_cosine(store: FeatureStore) -> None:
-    """Rows of unit length are ranked alike by all three metrics."""
+def _check(store: FeatureStore) -> None:
+    if len(store) == 0:
+        raise ValueError(f"{store.path}: expected at least one row")
+    zeros = check_rows(store, str(store.path))
+    if len(zeros):
+        raise ValueError(f"{store.path}: row {zeros[0]} has norm zero, so it has no direction")
+    # Rows of unit length are ranked alike by all three metrics.
     if store.fingerprint.metric != "cosine" and store.fingerprint.norm != "l2":
         raise ValueError(
             f"{store.path}: expected features compared by the cosine, or of unit length; the "
