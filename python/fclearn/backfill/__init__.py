@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from fclearn.backfill.calibration import ScoreCalibration
-from fclearn.backfill.curve import MERGED, MIXED, BackfillCurve, OrderCurve, backfill_curve
+from fclearn.backfill.curve import BackfillCurve, OrderCurve, backfill_curve
+from fclearn.backfill.impostors import fit_calibration, impostor_scores
 from fclearn.backfill.merging import merge_rankings
-from fclearn.backfill.orders import ORDERS, BackfillOrder, OrderSpec, backfill_order
+from fclearn.backfill.orders import BackfillOrder, backfill_order
+from fclearn.backfill.priorities import ORDERS, OrderSpec
 from fclearn.backfill.rerank import rerank_shortlist, two_stage_rerank
-from fclearn.backfill.sample import MigrationSample
+from fclearn.backfill.sample import MERGED, MIXED, MigrationSample
 from fclearn.backfill.serving import (
     HALFWAY,
     ServedWay,
     ServingTable,
     compare_serving,
-    fit_calibration,
-    impostor_scores,
 )
 from fclearn.backfill.threshold import TransferredThreshold, transfer_threshold
 

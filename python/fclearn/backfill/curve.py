@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import MovingRanks, Positives, order_keys
 from fclearn.backfill.calibration import ScoreCalibration
-from fclearn.backfill.sample import MigrationSample
+from fclearn.backfill.sample import MERGED, MIXED, MigrationSample
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-#: How a half-migrated gallery is served: new queries on old and new rows; or old queries on old
-#: rows and new queries on new ones, merged by score.
-MIXED, MERGED = "mixed", "merged"
 RANDOM = "random"
 DEFAULT_FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

@@ -13,6 +13,11 @@ from fclearn.evaluation._keys import Ints, Keys, PerRow, join_keys
 from fclearn.features import FeatureSource, as_tensor
 
 Scores = NDArray[np.float32]
+#: How a half-migrated gallery is served: new queries on old and new rows; or old queries on old
+#: rows and new queries on new ones, merged by score.
+MIXED, MERGED = "mixed", "merged"
+#: Models of query and gallery.
+OLD, CROSS, NEW = "old/old", "new/old", "new/new"
 # Products of unit rows on this grid are exact in float64, so neither blocks nor threads change a
 # rank; fclearn.evaluation rounds in the same way.
 _GRID = 2.0**26

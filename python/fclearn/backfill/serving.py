@@ -12,17 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import Positives, order_keys, ranks_of
 from fclearn.backfill.calibration import ScoreCalibration
-from fclearn.backfill.curve import MERGED, MIXED
 from fclearn.backfill.merging import merge_rankings
 from fclearn.backfill.rerank import rerank_shortlist
-from fclearn.backfill.sample import MigrationSample, Scores, sample_rows
+from fclearn.backfill.sample import CROSS, MERGED, MIXED, NEW, OLD, MigrationSample, Scores
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-OLD, CROSS, NEW = "old/old", "new/old", "new/new"
 ONE, ONE_CALIBRATED = "one index", "one index, calibrated"
 TWO_RRF, TWO_CALIBRATED = "two indexes, RRF", "two indexes, calibrated"
 RERANK = "two-stage rerank"
@@ -74,67 +72,6 @@ class ServingTable:
         )
 
 
-def impostor_scores(
-    sample: MigrationSample, which: str, *, num_queries: int = 256, seed: int = 0
-) -> Scores:
-    """Scores of pairs of different labels: some queries, each with all its gallery.
-
-    Args:
-        sample: Queries and gallery in both spaces.
-        which: ``"old/old"``, ``"new/old"`` or ``"new/new"``.
-        num_queries: Queries taken, at random.
-        seed: Of that choice; equal seeds take the same pairs.
-
-    Returns:
-        Shape ``(n,)``, float32.
-
-    Raises:
-        ValueError: No such pair; what `MigrationSample` refuses.
-    """
-    score = {OLD: sample.old_scores, CROSS: sample.cross_scores, NEW: sample.new_scores}[which]
-    found = []
-    for row in sample_rows(sample.num_queries, num_queries, seed):
-        part = slice(row, row + 1)
-        found.append(score(part)[~(sample.positives(part) | sample.left_out(part))])
-    scores = np.concatenate(found)
-    if len(scores) == 0:
-        raise ValueError(
-            "gallery_labels: expected rows of other labels than the queries', got none"
-        )
-    return np.asarray(scores)
-
-
-def fit_calibration(
-    sample: MigrationSample,
-    serving: str = MIXED,
-    *,
-    method: str = "quantile",
-    num_queries: int = 256,
-    seed: int = 0,
-) -> ScoreCalibration:
-    """Match the false-accept rates of scores to old rows with those of scores to new rows.
-
-    Args:
-        sample: Queries and gallery in both spaces; only pairs of different labels are looked at.
-        serving: ``"mixed"``: new queries on old rows; ``"merged"``: old queries on old rows.
-        method: As `ScoreCalibration.fit`.
-        num_queries: Queries taken, at random; each with all its gallery.
-        seed: Of that choice.
-
-    Raises:
-        ValueError: As `ScoreCalibration.fit`; spaces that cannot be mixed; no old queries.
-    """
-    if serving not in {MIXED, MERGED}:
-        raise ValueError(f"serving: expected {MIXED!r} or {MERGED!r}, got {serving!r}")
-    which = CROSS if serving == MIXED else OLD
-    return ScoreCalibration.fit(
-        source=impostor_scores(sample, which, num_queries=num_queries, seed=seed),
-        target=impostor_scores(sample, NEW, num_queries=num_queries, seed=seed),
-        method=method,
-        pair=f"{which} -> {NEW}",
-    )
-
-
 def compare_serving(
     sample: MigrationSample,
     migrated: ArrayLike,
@@ -171,6 +108,21 @@ def compare_serving(
         ValueError: A sample that can be served in no way: no old queries, and new features too
             narrow for the old gallery; rows out of range or twice; an unknown metric; an option
             out of range.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = np.arange(60) % 6
+        >>> new = np.eye(6)[labels] + 0.2 * rng.normal(size=(60, 6))
+        >>> old = (new + 0.4 * rng.normal(size=(60, 6))) @ np.eye(6)[::-1]  # another basis
+        >>> sample = MigrationSample.build(
+        ...     old_query=old, new_query=new, old_gallery=old, new_gallery=new,
+        ...     query_labels=labels, gallery_labels=labels, query_ids=range(60),
+        ...     gallery_ids=range(60))
+        >>> from fclearn.backfill import fit_calibration
+        >>> calibrations = {"merged": fit_calibration(sample, "merged")}
+        >>> table = compare_serving(sample, np.arange(30), calibrations, num_bootstrap=100)
+        >>> table.baseline, table.best
+        ('old/old', 'two indexes, calibrated')
     """
     names = check_metrics(metrics)
     if shortlist < 1 or num_bootstrap < 1 or not 0 < confidence < 1:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fclearn.backfill.curve import RANDOM, BackfillCurve
-from fclearn.backfill.serving import NEW, TWO_RRF, ServingTable
+from fclearn.backfill.sample import NEW
+from fclearn.backfill.serving import TWO_RRF, ServingTable
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def plan(
     from rich.console import Console
 
     from fclearn.cli.gates import Gate
-    from fclearn.cli.plan_run import PlanOptions, make_plan
+    from fclearn.cli.plan_inputs import PlanOptions
+    from fclearn.cli.plan_run import make_plan
 
     gates = [Gate.parse(text, dict.fromkeys(_GATES, "")) for text in gate or []]
     if not 0 < budget <= 1:
