@@ -73,6 +73,24 @@ def test_scores_keep_the_best_and_limit_cuts():
         assert fused[query] == pytest.approx([value for _, value in expected])
 
 
+def test_calibrated_halves_merge_into_the_ranking_of_all_rows():
+    """Two indexes as they are served: each answers its top rows, and scores differ in scale."""
+    rng = np.random.default_rng(6)
+    truth = rng.normal(size=(20, 300))
+    calibration = ScoreCalibration.fit(source=0.2 * truth + 5, target=truth)
+    is_new = rng.random(300) < 0.3
+    lists, scores = [], []
+    for rows, values in ((is_new, truth), (~is_new, 0.2 * truth + 5)):
+        order = np.argsort(-np.where(rows, values, -np.inf), axis=1)[:, :40]
+        lists.append(order)
+        scores.append(np.take_along_axis(values, order, 1))
+    calibrated = [scores[0], calibration.transform(scores[1])]
+    ids, _ = merge_rankings(lists, scores=calibrated, method="score", limit=25)
+    assert np.array_equal(ids, np.argsort(-truth, axis=1)[:, :25])
+    raw, _ = merge_rankings(lists, scores=scores, method="score", limit=25)
+    assert not is_new[raw].any()  # nothing that was embedded anew is ever seen
+
+
 def test_padding_alone_and_limits_beyond_the_hits():
     ids, fused = merge_rankings([[[-1, -1], [3, -1]]], limit=3)
     assert ids.tolist() == [[-1, -1], [3, -1]]

@@ -39,7 +39,7 @@ def judge_plan(curve: BackfillCurve, table: ServingTable, order: str, budget: fl
         curve: With ``order`` among its orders.
         table: Of the ways to serve the gallery once the budget is spent in this order.
         order: Name of the order.
-        budget: Share of the gallery.
+        budget: Share of the gallery, one of the curve's fractions.
     """
     area = curve.orders[order]["map"]
     values, steps = area.values, round(budget * curve.num_gallery) / curve.num_gallery
