@@ -208,6 +208,16 @@ def test_verdicts(stores, plan):
     assert wait["verdict"]["order"] == "no different"
 
 
+def test_an_order_that_hurts_is_called_so(stores, plan):
+    old, _, labels = _features()
+    # Busy rows are those the old model sees well already.
+    _write(stores / "busy", old, np.arange(ROWS), label=labels, hits=labels)
+    found = json.loads(plan("--order", "traffic", "--traffic", "hits", "--json", old="busy").out)
+    assert found["verdict"]["order"] == "worse"
+    assert "is worse than random order" in found["verdict"]["text"]
+    assert found["curve"]["orders"]["traffic"]["map"]["gain_interval"][1] < 0
+
+
 def test_gates(plan):
     passed = plan("--gate", "map>new/old.map", "--gate", "new/new.map > old/old.map", "--json")
     assert passed.code == 0, passed.err
