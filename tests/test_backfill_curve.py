@@ -16,14 +16,14 @@ FRACTIONS = (0.0, 0.1, 0.35, 0.5, 0.9, 1.0)
 
 @pytest.fixture(scope="module")
 def data():
-    """Compatible spaces, with copies among the rows so that scores tie."""
+    """Compatible spaces; rows of other labels are copies of the first, so that ties decide."""
     rng = np.random.default_rng(1)
     labels = {"gallery": np.arange(ROWS) % CLASSES, "query": rng.integers(0, CLASSES + 1, QUERIES)}
     centres = rng.normal(size=(CLASSES + 1, DIM))
     new = centres[labels["gallery"]] + 0.5 * rng.normal(size=(ROWS, DIM))
-    new[30:36], new[60:66] = new[:6], new[:6]
+    new[31:37], new[62:68] = new[:6], new[:6]
     old = new + 0.8 * rng.normal(size=(ROWS, DIM))
-    old[60:66] = old[:6]
+    old[62:68] = old[:6]
     query = centres[labels["query"]] + 0.5 * rng.normal(size=(QUERIES, DIM))
     return {
         "new_query": query.astype(np.float32),
