@@ -26,8 +26,8 @@ from fclearn.methods import METHODS, build_method
 from fclearn.training import DivergenceError, Trainer
 
 VERBS = [
-    *("demo", "train", "embed", "graph", "walk", "eval", "probe", "adapt", "export", "report"),
-    *("methods", "bench-methods"),
+    *("demo", "train", "embed", "graph", "walk", "eval", "probe", "adapt", "export", "plan"),
+    *("report", "methods", "bench-methods"),
 ]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 

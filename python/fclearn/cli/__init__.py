@@ -23,6 +23,7 @@ from fclearn.cli.demo import demo, report
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
 from fclearn.cli.methods import methods
+from fclearn.cli.plan import plan
 from fclearn.cli.probe import probe
 from fclearn.cli.train import train
 from fclearn.cli.walk import walk
@@ -46,6 +47,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "probe": probe,
     "adapt": adapt,
     "export": export,
+    "plan": plan,
     "report": report,
     "methods": methods,
     "bench-methods": bench_methods,

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of rows to embed anew, and the list of those that are done."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fclearn._files import replacing
+from fclearn.backfill.orders import BackfillOrder
+
+COLUMNS = ("id", "rank", "priority", "in_budget")
+_SHOWN = 3
+
+
+def write_plan(
+    path: str | os.PathLike[str],
+    order: BackfillOrder,
+    ids: Sequence[str],
+    *,
+    budget: float,
+    done: Collection[str] = (),
+) -> tuple[int, int]:
+    """Write ``plan.csv``, whole or not at all: what is left to embed anew, the most urgent first.
+
+    Ranks count from 1 over the whole gallery, so that a plan written again with more rows done is
+    the same plan without them.
+
+    Args:
+        path: File to write: columns ``id``, ``rank``, ``priority`` and ``in_budget`` (1 or 0).
+        order: Of all rows.
+        ids: Of all rows, in the gallery's order.
+        budget: Share of the gallery whose first rows are in the budget, in (0, 1].
+        done: Ids to leave out.
+
+    Returns:
+        Rows written, and how many of them are in the budget.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+        ValueError: A budget out of range, ids of another number than rows.
+
+    Example:
+        >>> from fclearn.backfill import backfill_order
+        >>> order = backfill_order("traffic", np.eye(3), traffic=[5, 0, 9])
+        >>> write_plan("plan.csv", order, ["a", "b", "c"], budget=0.67, done={"c"})
+        (2, 1)
+        >>> print(Path("plan.csv").read_text())
+        id,rank,priority,in_budget
+        a,2,5,1
+        b,3,0,0
+        <BLANKLINE>
+    """
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget: expected a share of the gallery in (0, 1], got {budget}")
+    if len(ids) != len(order.rows):
+        raise ValueError(f"ids: expected one for each of {len(order.rows)} rows, got {len(ids)}")
+    affordable, left_out = round(budget * len(ids)), set(done)
+    written = within = 0
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for place, row in enumerate(order.rows.tolist(), start=1):
+            if ids[row] in left_out:
+                continue
+            is_within = place <= affordable
+            writer.writerow([ids[row], place, f"{order.priority[row]:.6g}", int(is_within)])
+            written, within = written + 1, within + is_within
+    return written, within
+
+
+def read_done(path: str | os.PathLike[str], ids: Collection[str]) -> set[str]:
+    """Read the ids that are embedded anew already, one a line; blank lines and repeats are fine.
+
+    Args:
+        path: Text, UTF-8.
+        ids: All ids there are.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: Ids that the gallery lacks, or a file that is not text; the first are named.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected ids as UTF-8 text, one a line: {error}") from error
+    known, found = set(ids), [line for line in lines if line.strip()]
+    strange = [name for name in found if name not in known]
+    if strange:
+        raise ValueError(
+            f"{path}: {len(strange)} of {len(found)} ids are not in the gallery: {_some(strange)}"
+        )
+    return set(found)
+
+
+def read_labels(path: str | os.PathLike[str], ids: Sequence[str]) -> NDArray[np.str_]:
+    """Read the label of each id from a csv with the columns ``id`` and ``label``.
+
+    Args:
+        path: The file; it may hold more ids than are asked for.
+        ids: Whose labels.
+
+    Returns:
+        Labels as text, in the order of ``ids``, shape ``(len(ids),)``.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: Another format, missing columns, ids that repeat or lack; the first are named.
+    """
+    labels: dict[str, str] = {}
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = reader.fieldnames or []
+            if not {"id", "label"} <= set(header):
+                raise ValueError(
+                    f"expected the columns 'id' and 'label', found {', '.join(header) or 'none'}"
+                )
+            for row in reader:
+                if not row["id"] or not row["label"]:
+                    raise ValueError(f"expected an id and a label in line {reader.line_num}")
+                if row["id"] in labels:
+                    raise ValueError(f"expected each id once, found {row['id']!r} again")
+                labels[row["id"]] = row["label"]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot read labels: {error}") from error
+    missing = [name for name in ids if name not in labels]
+    if missing:
+        raise ValueError(f"{path}: no label for {len(missing)} of {len(ids)} ids: {_some(missing)}")
+    return np.array([labels[name] for name in ids])
+
+
+def _some(names: Sequence[str]) -> str:
+    text = ", ".join(repr(name) for name in names[:_SHOWN])
+    return text + (", …" if len(names) > _SHOWN else "")
