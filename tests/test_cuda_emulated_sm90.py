@@ -74,9 +74,12 @@ def test_logits_that_rise_and_fall_along_the_classes(sign, ops, case):
         assert error(mine, truth) < checks.tolerance(*case)
 
 
-@pytest.mark.parametrize("sample", [(300, 24, 200, None, 9.0), (700, 520, 40, None, 9.0)], ids=str)
+BACKWARDS = [(300, 24, 200, None, 9.0), (700, 520, 40, None, 9.0), (1300, 24, 150, None, 9.0)]
+
+
+@pytest.mark.parametrize("sample", BACKWARDS, ids=str)
 def test_readout_backward(sample, ops, case):
-    """Two of the gradients, and float16, take another path."""
+    """Splits, blocks of classes, chunks of rows. The other gradients, and float16, take another path."""
     checks.check_backward(ops, sample, case, through_mean=False)
 
 

@@ -26,6 +26,14 @@ struct SoftmaxRange {
   static constexpr float kHeadroom = kNarrow && !kFactors ? 11 : 0;
 };
 
+// A weight times its class's factor. Tiny rows have huge factors: float16 must stay finite.
+template <typename S>
+FCL_DEVICE float scaled_weight(float weight, float factor) {
+  constexpr float kLargest = 65504;
+  const float scaled = weight * factor;
+  return std::is_same_v<S, Float16> && scaled > kLargest ? kLargest : scaled;
+}
+
 template <class Hw>
 struct RowSoftmax {
   float base[2];    // weights are 2^(logit - base); -inf before the first class
@@ -144,10 +152,15 @@ struct RowSoftmax {
     const int column = fcl::sm90::accumulator_column(Hw::thread() % fcl::sm90::kWarpgroup, 0);
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
-      FloatPair f{1, 1};
-      if constexpr (kFactors) f = Hw::template load<FloatPair>(factors + 4 * (column + i * 2));
-      weights[i / 2] = Hw::template pack<S>(s[i] * f.x, s[i + 1] * f.y);
-      weights[i / 2 + 1] = Hw::template pack<S>(s[i + 2] * f.x, s[i + 3] * f.y);
+      if constexpr (kFactors) {
+        const FloatPair f = Hw::template load<FloatPair>(factors + 4 * (column + i * 2));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          s[i + j] = scaled_weight<S>(s[i + j], j % 2 == 0 ? f.x : f.y);
+        }
+      }
+      weights[i / 2] = Hw::template pack<S>(s[i], s[i + 1]);
+      weights[i / 2 + 1] = Hw::template pack<S>(s[i + 2], s[i + 3]);
     }
   }
 

@@ -3,8 +3,6 @@
 // and of its gradient to prototypes. A thread has two left rows.
 #pragma once
 
-#include <type_traits>
-
 #include "ops/cuda/readout_sm90_block.cuh"
 #include "ops/cuda/readout_sm90_stored.h"
 
@@ -25,7 +23,6 @@ struct ReadoutWeigher {
   using Tile = Sm90StoredTile<S>;
   static constexpr bool kTerms = kFactors;
   static constexpr bool kStores = kWantStores;
-  static constexpr float kLargest = 65504;  // float16's
 
   RowSoftmax<Hw> softmax;
 
@@ -54,9 +51,7 @@ struct ReadoutWeigher {
         const FloatPair f = Hw::template load<FloatPair>(terms + 4 * (column + i * 2));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          w[i + j] *= j % 2 == 0 ? f.x : f.y;
-          // Tiny rows have huge factors: a weight must stay finite.
-          if (std::is_same_v<S, Float16> && w[i + j] > kLargest) w[i + j] = kLargest;
+          w[i + j] = scaled_weight<S>(w[i + j], j % 2 == 0 ? f.x : f.y);
         }
       }
     }
