@@ -79,7 +79,7 @@ BACKWARDS = [(300, 24, 200, None, 9.0), (700, 520, 40, None, 9.0), (1300, 24, 15
 
 @pytest.mark.parametrize("sample", BACKWARDS, ids=str)
 def test_readout_backward(sample, ops, case):
-    """Splits, blocks of classes, chunks of rows. The other gradients, and float16, take another path."""
+    """Splits, blocks of classes, chunks of rows. What has no such kernels takes another path."""
     checks.check_backward(ops, sample, case, through_mean=False)
 
 
