@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -310,6 +311,23 @@ void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss,
   });
 }
 
+// Gradient to prototypes; the embeddings of `p` are the rows as the readout saw them.
+template <typename S, typename T>
+void run_prototypes(const CompatProblem& p, const T* states, const T* grad_loss, bool per_row,
+                    T* to) {
+  const int64_t n = p.shape.num_rows;
+  const std::vector<int64_t> exclude = excluded_classes(p);
+  std::vector<T> coefficient(n);
+  for (int64_t i = 0; i < n; ++i) {
+    // An ignored row has no say, whatever the gradient of its loss.
+    coefficient[i] =
+        exclude[i] < 0 ? T(0) : grad_loss[per_row ? i : 0] * states[kStateOther * n + i];
+  }
+  const ReadoutBackward b{states + kStateLogsumexp * n, coefficient.data(), nullptr};
+  readout_backward_classes<T>(readout_problem(p, p.embeddings, exclude.data()), b, to, nullptr);
+  add_target_rows<S, T>(p, states, grad_loss, per_row, to);
+}
+
 Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state,
                             Tensor grad_loss, double scale, double label_smoothing, bool normalize,
                             int64_t ignore_index, std::optional<Tensor> logits) {
@@ -324,7 +342,6 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
   labels = torch::stable::contiguous(labels);
   state = torch::stable::contiguous(state);
   grad_loss = torch::stable::contiguous(grad_loss);
-  const int64_t n = shape.num_rows;
   const bool per_row = grad_loss.dim() == 1;
   Tensor grad = torch::stable::new_empty(prototypes, {shape.num_classes, shape.dim},
                                          accumulate_type(shape.dtype));
@@ -338,42 +355,60 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
   dispatch_dtype(shape.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = typename Accumulate<S>::type;
-    const std::vector<int64_t> exclude = excluded_classes(p);
-    const T* states = state.const_data_ptr<T>();
-    const T* g = grad_loss.const_data_ptr<T>();
-    std::vector<T> coefficient(n);
-    for (int64_t i = 0; i < n; ++i) {
-      // An ignored row has no say, whatever the gradient of its loss.
-      coefficient[i] = exclude[i] < 0 ? T(0) : g[per_row ? i : 0] * states[kStateOther * n + i];
-    }
-    const ReadoutBackward b{states + kStateLogsumexp * n, coefficient.data(), nullptr};
-    T* to = grad.mutable_data_ptr<T>();
-    readout_backward_classes<T>(readout_problem(p, p.embeddings, exclude.data()), b, to, nullptr);
-    add_target_rows<S, T>(p, states, g, per_row, to);
+    run_prototypes<S>(p, state.const_data_ptr<T>(), grad_loss.const_data_ptr<T>(), per_row,
+                      grad.mutable_data_ptr<T>());
   });
   return grad;
 }
 
+// What the two operators above do, without a tensor for anything that nobody sees.
 std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
     int64_t ignore_index, std::string reduction) {
-  check_scalar_reduction("compat_loss_gradients", reduction);
-  const bool keeps_logits = embeddings.dim() == 2 && prototypes.dim() == 2 &&
-                            embeddings.scalar_type() == ScalarType::Float;
-  std::optional<Tensor> logits;
-  if (keeps_logits) {
-    const int64_t blocks = (embeddings.size(0) + kLogitRows - 1) / kLogitRows;
-    logits = torch::stable::new_empty(embeddings, {blocks, prototypes.size(0), kLogitRows});
-  }
-  auto [loss, grad, unit, state] =
-      compat_loss(embeddings, prototypes, labels, mean_prototype, scale, margin, arcface,
-                  label_smoothing, normalize, ignore_index, reduction, true, true, logits);
-  Tensor one = torch::stable::new_empty(loss, {});
-  torch::stable::fill_(one, 1.0);
-  const Tensor grad_prototypes =
-      compat_loss_backward(normalize ? unit : embeddings, prototypes, labels, state, one, scale,
-                           label_smoothing, normalize, ignore_index, logits);
+  const char* op = "compat_loss_gradients";
+  check_scalar_reduction(op, reduction);
+  const CompatLossOptions options{scale,
+                                  margin,
+                                  arcface,
+                                  label_smoothing,
+                                  normalize,
+                                  ignore_index,
+                                  parse_reduction(op, reduction)};
+  const CompatLossShape shape =
+      check_compat_loss(op, embeddings, prototypes, labels, mean_prototype, options);
+  embeddings = torch::stable::contiguous(embeddings);
+  prototypes = torch::stable::contiguous(prototypes);
+  labels = torch::stable::contiguous(labels);
+  if (mean_prototype.has_value()) mean_prototype = torch::stable::contiguous(*mean_prototype);
+  const ScalarType accumulate = accumulate_type(shape.dtype);
+  const int64_t n = shape.num_rows;
+  Tensor loss = torch::stable::new_empty(embeddings, {}, accumulate);
+  Tensor grad = torch::stable::new_empty(embeddings, {n, shape.dim}, accumulate);
+  Tensor grad_prototypes =
+      torch::stable::new_empty(embeddings, {shape.num_classes, shape.dim}, accumulate);
+  dispatch_dtype(shape.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = typename Accumulate<S>::type;
+    const bool keeps_logits = std::is_same_v<S, float>;
+    const int64_t blocks = (n + kLogitRows - 1) / kLogitRows;
+    // Not Scratch: these would take the large blocks that the readout comes back for.
+    const auto logits = std::make_unique_for_overwrite<float[]>(
+        keeps_logits ? blocks * kLogitRows * shape.num_classes : 0);
+    const auto unit = std::make_unique_for_overwrite<S[]>(normalize ? n * shape.dim : 0);
+    const auto state = std::make_unique_for_overwrite<T[]>(kStateRows * n);
+    CompatProblem p{shape,
+                    options,
+                    embeddings.const_data_ptr(),
+                    prototypes.const_data_ptr(),
+                    labels.const_data_ptr<int64_t>(),
+                    mean_prototype.has_value() ? mean_prototype->const_data_ptr<double>() : nullptr,
+                    keeps_logits ? logits.get() : nullptr};
+    run_forward<S>(p, {loss.mutable_data_ptr(), grad.mutable_data_ptr(), unit.get(), state.get()});
+    if (normalize) p.embeddings = unit.get();
+    const T one = 1;
+    run_prototypes<S>(p, state.get(), &one, false, grad_prototypes.mutable_data_ptr<T>());
+  });
   return {loss, grad, grad_prototypes};
 }
 
