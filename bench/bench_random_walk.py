@@ -16,7 +16,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import debian
+from graphs import debian, wordnet
 from torch import Tensor
 
 import fcl_ext
@@ -172,6 +172,13 @@ def _debian() -> Problem:
     return Problem(torch.from_numpy(crow), torch.from_numpy(col), *REAL)
 
 
+@functools.lru_cache(maxsize=1)
+def _wordnet() -> Problem:
+    """16 nearest neighbours of every gloss by its words."""
+    crow, col = wordnet.load()
+    return Problem(torch.from_numpy(crow), torch.from_numpy(col), *REAL)
+
+
 def _assert_right(problem: Problem, peer) -> None:
     """All of the result against embedding_bag, whose order of sums differs."""
     expected = embedding_bag(problem)
@@ -220,7 +227,7 @@ def test_clustered_graph(benchmark, shape, peer):
 
 
 @by_name("peer", [ours_prepared, ours, torch_csr, embedding_bag, scipy_csr, pyg_appnp])
-@by_name("load", [_icons, _debian])
+@by_name("load", [_icons, _wordnet, _debian])
 def test_real_graph(benchmark, load, peer):
     problem = load()
     nodes, edges = problem.graph.num_nodes, problem.graph.num_edges

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pytest-benchmark's file to results one can read, commit, and hold later runs against.
+"""From pytest-benchmark's files to results one can read, commit, and hold later runs against.
 
 ``python bench/report.py latest.json --write results/cpu.json`` prints the table and keeps what
-matters of the run; ``--against results/cpu.json`` fails where a ratio to a peer has become worse.
-Ratios only: times of two days on a shared machine say nothing about a change.
+matters of the run (of several files, parts of one run on one machine, all of it);
+``--against results/cpu.json`` fails where a ratio to a peer has become worse. Ratios only: times of
+two days on a shared machine say nothing about a change.
 """
 
 from __future__ import annotations
@@ -19,6 +20,23 @@ from rich.table import Table
 
 # A ratio may fall this far below the committed one before it counts as a regression.
 TOLERANCE = 0.8
+
+
+# What parts of one run must have in common.
+_MACHINE = ("torch", "threads", "fcl_isa", "python")
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Parts of one run as one; ValueError where they are of different machines or versions."""
+    whole = parts[0]
+    for part in parts[1:]:
+        for key in _MACHINE:
+            if part["machine_info"][key] != whole["machine_info"][key]:
+                raise ValueError(
+                    f"parts of one run must agree in {key}; "
+                    f"found {whole['machine_info'][key]} and {part['machine_info'][key]}"
+                )
+    return whole | {"benchmarks": [bench for part in parts for bench in part["benchmarks"]]}
 
 
 def summarise(raw: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +61,7 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
     return {
         "date": raw["datetime"][:10],
         "cpu": machine["cpu"].get("brand_raw", machine.get("machine")),
-        **{key: machine[key] for key in ("torch", "threads", "fcl_isa", "python")},
+        **{key: machine[key] for key in _MACHINE},
         "benchmarks": rows,
     }
 
@@ -87,11 +105,12 @@ def regressions(summary: dict[str, Any], committed: dict[str, Any]) -> list[str]
 def main() -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("raw", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("raw", type=Path, nargs="+", help="what --benchmark-json wrote")
     parser.add_argument("--write", type=Path, help="where to keep the summary")
     parser.add_argument("--against", type=Path, help="committed summary to compare with")
     arguments = parser.parse_args()
-    summary = summarise(json.loads(arguments.raw.read_text(encoding="utf-8")))
+    parts = [json.loads(raw.read_text(encoding="utf-8")) for raw in arguments.raw]
+    summary = summarise(joined(parts))
     print_table(summary)
     worse = []
     if arguments.against is not None and arguments.against.exists():

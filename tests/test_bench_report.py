@@ -62,3 +62,12 @@ def test_command_line(report, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", str(raw), "--against", str(kept)])
     assert report.main() == 1
     assert "regression: loss 1x2x3" in capsys.readouterr().err
+
+
+def test_parts_of_one_run_are_joined(report):
+    one, other = _raw(4.0), _raw(3.0)
+    rows = report.summarise(report.joined([one, other]))["benchmarks"]
+    assert [row["ratio"] for row in rows] == [4.0, 3.0]
+    other["machine_info"]["torch"] = "3"
+    with pytest.raises(ValueError, match="agree in torch; found 2 and 3"):
+        report.joined([one, other])
