@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markers of the suite."""
+"""Markers of the suite, and fixtures of more than one file."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import emulated
 import pytest
+import store_samples
 import torch
 
 import fcl_ext
+from fclearn.features import FeatureStore
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +21,17 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if not emulated.CAN_BUILD:
         pytest.skip("needs a C++ compiler and the sources")
     return emulated.build(tmp_path_factory.mktemp("cuda_emulation"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """A small feature store on disk."""
+    return FeatureStore.write(
+        tmp_path / "store",
+        store_samples.sample_rows(),
+        store_samples.MANIFEST,
+        store_samples.FINGERPRINT,
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

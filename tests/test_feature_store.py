@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feature stores: round trips, replacing, hostile files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from store_samples import FINGERPRINT, IDS, MANIFEST, sample_rows, truncate
+
+from fclearn.features import (
+    FeatureStore,
+    FeatureWriter,
+    as_features,
+    as_tensor,
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
+def test_store_round_trip(tmp_path, dtype, manifest_format):
+    features = sample_rows(dtype=dtype)
+    FeatureStore.write(tmp_path / "deep" / "s", features, MANIFEST, FINGERPRINT, manifest_format)
+    store = FeatureStore.open(tmp_path / "deep" / "s")
+    assert isinstance(store.features, np.memmap)
+    assert store.features.dtype == dtype
+    np.testing.assert_array_equal(store.features, features)
+    assert store.ids == IDS
+    assert store.labels.dtype == store.groups.dtype == np.int64
+    assert store.labels.tolist() == MANIFEST["label"]
+    assert store.groups.tolist() == [0, 0, 1, 1, 2]
+    assert list(store.manifest["class_name"]) == MANIFEST["class_name"]
+    assert store.fingerprint == FINGERPRINT
+    assert (len(store), store.dim, store.path) == (5, 4, tmp_path / "deep" / "s")
+    assert "5 x 4" in repr(store)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s"]
+    with pytest.raises(ValueError, match="read-only"):
+        store.features[0, 0] = 1
+
+
+def test_columns_of_parquet_keep_their_types(tmp_path):
+    manifest = {"id": [3, 1], "score": [0.5, 1.5], "path": ["x", None]}
+    store = FeatureStore.write(tmp_path / "s", sample_rows(2), manifest, FINGERPRINT, "parquet")
+    assert store.ids == ["3", "1"]
+    assert store.manifest["score"].dtype == np.float64
+    assert store.manifest["path"] == ["x", None]
+    assert store.labels is None
+    assert store.groups is None
+
+
+@pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
+def test_empty_store(tmp_path, manifest_format):
+    manifest = {"id": [], "label": []}
+    store = FeatureStore.write(
+        tmp_path / "s", sample_rows(0), manifest, FINGERPRINT, manifest_format
+    )
+    assert (len(store), store.dim, store.ids, store.labels.shape) == (0, 4, [], (0,))
+    assert store.subset([])[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        sample_rows(dtype=np.float64),
+        np.asfortranarray(sample_rows()),
+        sample_rows(5, 8)[:, ::2],
+        torch.from_numpy(sample_rows()).requires_grad_(),
+        torch.from_numpy(sample_rows()).bfloat16(),
+        sample_rows(dtype=">f4"),
+    ],
+    ids=["float64", "fortran", "strided", "grad", "bfloat16", "big-endian"],
+)
+def test_write_takes_floats_of_any_form_and_stores_float32(tmp_path, features):
+    store = FeatureStore.write(tmp_path / "s", features, {"id": IDS}, FINGERPRINT)
+    assert store.features.dtype == np.float32
+    np.testing.assert_array_equal(store.features, as_tensor(features).numpy())
+
+
+def test_subset(store):
+    features, labels, ids = store.subset([3, 0])
+    np.testing.assert_array_equal(features, sample_rows()[[3, 0]])
+    assert labels.tolist() == [1, 2]
+    assert ids == ["é", "a"]
+    assert store.subset(store.labels == 1)[2] == ["é", "e"]
+    assert store.subset(slice(1, 3))[2] == IDS[1:3]
+    features[:] = 0  # a copy
+    assert store.features.any()
+    with pytest.raises(IndexError, match="out of bounds"):
+        store.subset([5])
+
+
+def test_write_replaces_an_older_store_and_leaves_nothing_behind(tmp_path, store):
+    manifest = {"id": ["x", "y"]}
+    FeatureStore.write(store.path, sample_rows(2), manifest, FINGERPRINT, "parquet")
+    assert FeatureStore.open(store.path).ids == ["x", "y"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    np.testing.assert_array_equal(
+        store.features, sample_rows()
+    )  # open maps outlive the replacement
+
+
+def test_write_never_replaces_a_folder_of_other_things(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"found a folder with 'thesis.tex' in it"):
+        FeatureStore.write(tmp_path, sample_rows(), MANIFEST, FINGERPRINT)
+    with pytest.raises(ValueError, match=r"thesis.tex: expected nothing .* found a file"):
+        FeatureWriter(tmp_path / "thesis.tex", 5, 4, "float32", FINGERPRINT)
+    with pytest.raises(ValueError, match="got the root"):
+        FeatureStore.write("/", sample_rows(), MANIFEST, FINGERPRINT)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_write_that_fails_keeps_the_older_store(tmp_path, store, monkeypatch):
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.suffix == ".tmp":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match=r"cannot write a feature store: No space left .*/store"):
+        FeatureStore.write(store.path, sample_rows(2), {"id": ["x", "y"]}, FINGERPRINT)
+    assert FeatureStore.open(store.path).ids == IDS
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for begin in (
+        lambda path: FeatureStore.write(path, sample_rows(), MANIFEST, FINGERPRINT),
+        lambda path: FeatureWriter(path, 5, 4, "float32", FINGERPRINT),
+    ):
+        with pytest.raises(OSError, match=r"cannot write a feature store.*file/store"):
+            begin(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize(
+    ("features", "manifest", "error", "match"),
+    [
+        (sample_rows(), {"label": [0] * 5}, ValueError, "expected a column 'id', found label"),
+        (sample_rows(), {}, ValueError, "expected a column 'id', found none"),
+        (sample_rows(), {"id": ["a"]}, ValueError, "expected 5 rows.* found 1 in column 'id'"),
+        (
+            sample_rows(),
+            {"id": list("abcda")},
+            ValueError,
+            "distinct ids, found 'a' in rows 0 and 4",
+        ),
+        (sample_rows(2), {"id": ["1", 1]}, ValueError, "distinct ids, found '1' in rows 0 and 1"),
+        (sample_rows(2), {"id": ["a", ""]}, ValueError, "an id in every row, found none in row 1"),
+        (sample_rows(1), {"id": ["a"], "": [1]}, ValueError, "columns with names, found ''"),
+        (sample_rows(1), {"id": ["a"], "label": [0.5]}, ValueError, "integers in column 'label'"),
+        (sample_rows(1), {"id": ["a"], "group": [True]}, ValueError, "integers in column 'group'"),
+        (
+            sample_rows(5, 3),
+            MANIFEST,
+            ValueError,
+            "expected 4 columns, as the fingerprint says, got 3",
+        ),
+        (sample_rows()[0], MANIFEST, ValueError, r"expected shape \[N, D\], got \[4\]"),
+        (sample_rows().astype(int), MANIFEST, TypeError, "expected floating numbers, got int64"),
+        ([[1.0]], MANIFEST, TypeError, "expected a tensor or an array, got list"),
+    ],
+)
+def test_write_refuses_what_does_not_fit(tmp_path, features, manifest, error, match):
+    with pytest.raises(error, match=match):
+        FeatureStore.write(tmp_path / "s", features, manifest, FINGERPRINT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_refuses_another_manifest_format(tmp_path):
+    with pytest.raises(ValueError, match="expected 'csv' or 'parquet', got 'json'"):
+        FeatureStore.write(tmp_path / "s", sample_rows(), MANIFEST, FINGERPRINT, "json")
+
+
+def _pickled(path):
+    np.save(path, np.array([[{}]], dtype=object), allow_pickle=True)
+
+
+def _npz(path):
+    with path.open("wb") as file:
+        np.savez(file, x=sample_rows())
+
+
+def _header(text):
+    def write(path):
+        header = text.encode().ljust(117) + b"\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("file", "break_it", "match"),
+    [
+        ("features.npy", truncate, "cannot be mapped"),
+        ("features.npy", lambda path: path.write_bytes(b""), "cannot be mapped"),
+        ("features.npy", lambda path: path.write_bytes(b"\x80\x04K\x01."), "cannot be mapped"),
+        ("features.npy", _pickled, "cannot be mapped"),
+        ("features.npy", _npz, "cannot be mapped"),
+        ("features.npy", _header("{'descr': '<f4', 'fortran_order': False,"), "cannot be mapped"),
+        (
+            "features.npy",
+            _header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4), }"),
+            "cannot be mapped",
+        ),
+        (
+            "features.npy",
+            _header("{'descr': '<f4', 'fortran_order': False, 'shape': (9**18, 4), }"),
+            "cannot be mapped",
+        ),
+        ("features.npy", lambda path: np.save(path, sample_rows()[0]), r"\[N, D\], found \[4\]"),
+        (
+            "features.npy",
+            lambda path: np.save(path, sample_rows() > 0),
+            "floating numbers, found bool",
+        ),
+        (
+            "features.npy",
+            lambda path: np.save(path, sample_rows(dtype=np.float64)),
+            "row-major float32 or float16, found row-major <f8",
+        ),
+        (
+            "features.npy",
+            lambda path: np.save(path, np.asfortranarray(sample_rows())),
+            "found column-major <f4",
+        ),
+        ("features.npy", Path.unlink, "expected a .npy file, found nothing"),
+        ("features.npy", lambda path: np.save(path, sample_rows(6)), "expected 6 rows.* found 5"),
+        ("features.npy", lambda path: np.save(path, sample_rows(5, 3)), "expected dim 3.* found 4"),
+        ("fingerprint.json", Path.unlink, "expected the fingerprint.* found nothing"),
+        ("fingerprint.json", truncate, "Expecting|delimiter"),
+        ("fingerprint.json", lambda path: path.write_text("{}"), "missing model, dim"),
+        ("fingerprint.json", lambda path: path.write_text("[" * 100_000), "recursion|Expecting"),
+        ("manifest.csv", Path.unlink, "either manifest.csv or manifest.parquet, found neither"),
+        ("manifest.csv", lambda path: path.write_text(""), "expected a column 'id', found none"),
+        ("manifest.csv", lambda path: path.write_text("name\nx\n"), "column 'id', found name"),
+        ("manifest.csv", lambda path: path.write_text("id,id\nx,y\n"), "distinct columns"),
+        ("manifest.csv", lambda path: path.write_text("id\nx,y\n"), "1 cells in line 2, found 2"),
+        ("manifest.csv", lambda path: path.write_text('id\n"x'), "unexpected end of data"),
+        ("manifest.csv", lambda path: path.write_bytes(b"id\n\xff\n"), "can't decode"),
+        ("manifest.csv", lambda path: path.write_text("id\na\nb\n"), "expected 5 rows.* found 2"),
+        (
+            "manifest.csv",
+            lambda path: path.write_text("id\na\nb\na\nc\nd\n"),
+            "distinct ids, found 'a' in rows 0 and 2",
+        ),
+        (
+            "manifest.csv",
+            lambda path: path.write_text("id,label\na,0\nb,1\nc,1.5\nd,1\ne,0\n"),
+            "integers in column 'label'.*'1.5'",
+        ),
+        (
+            "manifest.csv",
+            lambda path: path.write_text("id,label\na,0\nb,1\nc,9999999999999999999\nd,1\ne,0\n"),
+            "integers in column 'label'",
+        ),
+        ("manifest.parquet", lambda path: path.write_text(""), "found both"),
+    ],
+)
+def test_a_broken_store_is_refused_in_one_line_that_names_the_file(store, file, break_it, match):
+    path = store.path / file
+    break_it(path)
+    with pytest.raises(ValueError, match=match) as error:
+        FeatureStore.open(store.path)
+    assert str(store.path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_parquet_manifest_is_refused(tmp_path):
+    store = FeatureStore.write(tmp_path / "s", sample_rows(), MANIFEST, FINGERPRINT, "parquet")
+    truncate(store.path / "manifest.parquet")
+    with pytest.raises(ValueError, match=r"manifest.parquet: cannot read the manifest"):
+        FeatureStore.open(store.path)
+
+
+def test_open_refuses_what_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="expected the folder of a feature store, found a file"):
+        FeatureStore.open(tmp_path / "file")
+    with pytest.raises(ValueError, match="expected the folder of a feature store, found nothing"):
+        FeatureStore.open(tmp_path / "none")
+
+
+def test_open_never_unpickles(tmp_path, store):
+    marker = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    np.save(store.path / "features.npy", np.array([[Hostile()]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"features\.npy"):
+        FeatureStore.open(store.path)
+    with pytest.raises(ValueError, match=r"features\.npy"):
+        as_features(store.path / "features.npy")
+    assert not marker.exists()
+
+
+def test_a_spreadsheet_may_have_added_a_byte_order_mark(store):
+    path = store.path / "manifest.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert FeatureStore.open(store.path).ids == IDS
