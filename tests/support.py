@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,3 +39,31 @@ def error(got: Tensor, exact: Tensor) -> float:
 def error_budget(naive: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
     """No worse than twice what plain torch makes in the same dtype, plus rounding."""
     return 2 * error(naive, exact) + _FLOOR[dtype]
+
+
+def run_with_isa(script: str, isa: str) -> subprocess.CompletedProcess[str]:
+    """A process that runs `script` with the kernels of one instruction set."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "FCL_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def numbers_by_isa(script: str) -> list[list[float]]:
+    """What `script` prints with each instruction set this CPU has.
+
+    It must print the name of the set and then numbers.
+    """
+    found = []
+    for isa in ("portable", "avx2", "avx512", "avx512_bf16"):
+        run = run_with_isa(script, isa)
+        if "this CPU has only" in run.stderr:
+            continue
+        assert run.returncode == 0, run.stderr
+        name, *numbers = run.stdout.split()
+        assert name == isa
+        found.append([float(number) for number in numbers])
+    return found

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +11,7 @@ from hypothesis import strategies as st
 
 import fcl_ext
 import reference
-from support import DEVICES, DTYPES, error, error_budget
+from support import DEVICES, DTYPES, error, error_budget, numbers_by_isa, run_with_isa
 
 OP = torch.ops.fcl.softmax_readout.default
 
@@ -420,31 +416,13 @@ print(_C.cpu_isa(), *(float(leaf.grad.sum()) for leaf in leaves))
 """
 
 
-def _run_with_isa(isa):
-    return subprocess.run(
-        [sys.executable, "-c", _ISA_SCRIPT],
-        env={**os.environ, "FCL_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_every_isa_agrees():
-    sums = []
-    for isa in ("portable", "avx2", "avx512", "avx512_bf16"):
-        run = _run_with_isa(isa)
-        if "this CPU has only" in run.stderr:
-            continue
-        assert run.returncode == 0, run.stderr
-        name, *values = run.stdout.split()
-        assert name == isa
-        sums.append(torch.tensor([float(value) for value in values]))
-    for other in sums[1:]:
-        torch.testing.assert_close(other, sums[0], rtol=1e-9, atol=1e-9)
+    first, *others = numbers_by_isa(_ISA_SCRIPT)
+    for other in others:
+        assert other == pytest.approx(first, rel=1e-9)
 
 
 def test_unknown_isa_is_refused():
-    run = _run_with_isa("sse9")
+    run = run_with_isa(_ISA_SCRIPT, "sse9")
     assert run.returncode != 0
     assert "expected portable, avx2, avx512 or avx512_bf16, got sse9" in run.stderr
