@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._rows import InOrder, RowSource
 from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
 from fclearn.features import FeatureStore
+
+if TYPE_CHECKING:
+    from fclearn.evaluation._keys import RankingOptions
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,7 @@ def evaluate_stores(
     new: Side,
     independent: Side | None,
     *,
-    exclude_self: bool,
-    use_groups: bool,
+    ranking: RankingOptions,
     metrics: Sequence[str] | None,
     index: IndexedGallery | None,
     num_bootstrap: int,
@@ -132,8 +135,7 @@ def evaluate_stores(
         old: Queries and gallery.
         new: Queries, and maybe a gallery.
         independent: Queries and gallery, or None.
-        exclude_self: Leave out the gallery row with the query's id.
-        use_groups: Leave out gallery rows of the query's own group.
+        ranking: From `ranking_of`.
         metrics: As `compatibility_report`.
         index: Searched in place of the old gallery's features.
         num_bootstrap: As there.
@@ -156,16 +158,35 @@ def evaluate_stores(
         else _ordered_or_none(independent.gallery, old.gallery),
         query_labels=query_labels,
         gallery_labels=gallery_labels,
-        exclude_self=exclude_self,
-        query_ids=old.query.ids,
-        gallery_ids=old.gallery.ids,
-        query_groups=groups_of(old.query) if use_groups else None,
-        gallery_groups=groups_of(old.gallery) if use_groups else None,
         metrics=metrics,
-        metric=old.query.fingerprint.metric,
         num_bootstrap=num_bootstrap,
         seed=seed,
+        **ranking,
     )
+
+
+def ranking_of(
+    query: FeatureStore, gallery: FeatureStore, *, exclude_self: bool, use_groups: bool
+) -> RankingOptions:
+    """How stores say that a gallery is ranked: by their ids, groups and metric.
+
+    Args:
+        query: Of the queries.
+        gallery: Of the gallery; its fingerprint tells the metric.
+        exclude_self: Leave out the gallery row with the query's id.
+        use_groups: Leave out gallery rows of the query's own group.
+
+    Raises:
+        ValueError: A store without groups, if they are used.
+    """
+    return {
+        "exclude_self": exclude_self,
+        "query_ids": query.ids,
+        "gallery_ids": gallery.ids,
+        "query_groups": groups_of(query) if use_groups else None,
+        "gallery_groups": groups_of(gallery) if use_groups else None,
+        "metric": gallery.fingerprint.metric,
+    }
 
 
 def ordered(store: FeatureStore, like: FeatureStore) -> RowSource:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.console import JsonFlag, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ def probe(
     from rich.console import Console
 
     from fclearn.cli.alignment import rows_of_ids
-    from fclearn.cli.gates import Gate
+    from fclearn.cli.gates import Gate, finish
     from fclearn.features import FeatureStore
     from fclearn.probe import probe as run
 
@@ -91,17 +91,7 @@ def probe(
     )
     Console(stderr=True).print(_table(result))
     say(result.text)
-    numbers = _numbers(result)
-    outcomes = []
-    for item in gates:
-        passed = item.passes({**dict.fromkeys(known), **numbers})
-        outcomes.append({"gate": item.text, "value": numbers.get(item.left), "passed": passed})
-        say(f"gate {'passed' if passed else 'FAILED'}: {item.text}")
-    passed = all(outcome["passed"] for outcome in outcomes)
-    if json:
-        emit({**result.to_dict(), "gates": outcomes, "passed": passed})
-    if not passed:
-        raise typer.Exit(1)
+    finish(result.to_dict(), gates, {**dict.fromkeys(known), **_numbers(result)}, json=json)
 
 
 _METRICS = ("map", "cmc@1")
