@@ -315,6 +315,6 @@ def test_refused_labels_and_traffic(stores, plan):
         assert refused(plan("--order", "traffic", "--traffic", "hits", old="busy"), part)
     (stores / "map.safetensors").write_bytes(b"\x80\x04 not a map")
     forward = ["--order", "predicted-error", "--forward-map", stores / "map.safetensors"]
-    assert refused(plan(*forward), "map.safetensors: not a saved ForwardMap")
+    assert refused(plan(*forward), "map.safetensors: not a valid ForwardMap")
     assert refused(plan("--use-groups", old="busy"), "--use-groups needs a column 'group'")
     assert not (stores / "plan").exists()
