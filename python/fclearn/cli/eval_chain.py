@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_run import labels_of, ordered, ranking_of
+from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_run import ordered
 from fclearn.cli.eval_show import Show, say_skipped
 from fclearn.cli.gates import finish
 from fclearn.evaluation import ChainReport, chain_report, metric_title

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_run import Side, labels_of, ordered
+from fclearn.cli.eval_rules import labels_of
+from fclearn.cli.eval_run import Side, ordered
 from fclearn.evaluation import CompatibilityReport
 from fclearn.features import FeatureStore
 from fclearn.report import RetrievalExample, make_examples

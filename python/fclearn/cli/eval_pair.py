@@ -10,14 +10,13 @@ from rich.console import Console
 
 from fclearn.cli.console import say
 from fclearn.cli.eval_examples import examples_of
+from fclearn.cli.eval_rules import labels_of, ranking_of
 from fclearn.cli.eval_run import (
     evaluate_stores,
-    labels_of,
     numbers_of,
     numbers_to_come,
     open_index,
     open_side,
-    ranking_of,
 )
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
 from fclearn.cli.gates import finish

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_run import labels_of, open_index, ranking_of
+from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_run import open_index
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title

@@ -137,7 +137,7 @@ def _own(store: FeatureStore, *, use_groups: bool) -> NDArray[np.generic]:
     """What a query and the gallery rows left out for it share: a group, or an id."""
     import numpy as np
 
-    from fclearn.cli.eval_run import groups_of
+    from fclearn.cli.eval_rules import groups_of
 
     return groups_of(store) if use_groups else np.asarray(store.ids)
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from fclearn.probe.run import ADAPTERS, ProbeQueries, probe
+from fclearn.probe.held import ProbeQueries
+from fclearn.probe.run import ADAPTERS, probe
 from fclearn.probe.ways import HALFWAY, NEW, NEW_TO_OLD, OLD, OLD_TO_NEW, ORACLE, ProbeResult, Way
 
 __all__ = [

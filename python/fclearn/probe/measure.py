@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from fclearn.backfill.serving import RERANK as TWO_STAGE
 from fclearn.backfill.serving import TWO_CALIBRATED, TWO_RRF, served_values
 from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.probe.held import Held
 from fclearn.probe.ways import (
     HALFWAY,
     NEW,
@@ -31,27 +31,6 @@ from fclearn.probe.ways import (
 _PerQuery = Mapping[str, NDArray[np.float64]]
 _QUERIES_BY = {OLD: "old", NEW: "new", ORACLE: ""}
 _HALVES = {RANK_MERGE: TWO_RRF, RANK_MERGE_CALIBRATED: TWO_CALIBRATED, RERANK: TWO_STAGE}
-
-
-@dataclass(frozen=True)
-class Held:
-    """Items for measuring, unseen in fitting.
-
-    Attributes:
-        query: Features of the queries by model, ``{"old": (Q, D_old), "new": (Q, D_new)}``.
-        gallery: Of the gallery, ``{"old": (G, D_old), "new": (G, D_new)}``.
-        query_labels: Shape ``(Q,)``, int64.
-        gallery_labels: Shape ``(G,)``, int64.
-        query_ids: Shape ``(Q,)``; gallery rows with the query's id are left out.
-        gallery_ids: Shape ``(G,)``.
-    """
-
-    query: Mapping[str, Tensor]
-    gallery: Mapping[str, Tensor]
-    query_labels: NDArray[np.int64]
-    gallery_labels: NDArray[np.int64]
-    query_ids: NDArray[np.generic]
-    gallery_ids: NDArray[np.generic]
 
 
 class Measure:

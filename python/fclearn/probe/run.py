@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from fclearn.backfill import MERGED, MigrationSample, ScoreCalibration, fit_cali
 from fclearn.backfill.sample import sample_rows
 from fclearn.evaluation._keys import PerRow
 from fclearn.features import FeatureSource, as_tensor
-from fclearn.probe.measure import Held, Measure
+from fclearn.probe.held import ProbeQueries, held_items, real_queries
+from fclearn.probe.measure import Measure
 from fclearn.probe.verdict import judge
 from fclearn.probe.ways import NEW_TO_OLD, OLD_TO_NEW, ProbeResult
 
@@ -36,24 +36,6 @@ ADAPTERS: dict[str, Callable[[int], Adapter]] = {
     "compat-head": lambda seed: CompatHead(seed=seed),
 }
 _CALIBRATION_ROWS = 10_000
-
-
-@dataclass(frozen=True, eq=False)
-class ProbeQueries:
-    """Real queries, apart from the items.
-
-    Attributes:
-        old: Features by the old model, shape ``(Q, D_old)``.
-        new: By the new model, ``(Q, D_new)``.
-        labels: Of the same kind as those of the items, ``(Q,)``.
-        ids: Items with a query's id, or of its group where items have groups, are not in its
-            gallery; None: all are.
-    """
-
-    old: FeatureSource
-    new: FeatureSource
-    labels: PerRow
-    ids: PerRow | None = None
 
 
 def probe(
@@ -126,9 +108,9 @@ def probe(
     fit = torch.from_numpy(is_fit)
     own = np.arange(len(classes)) if groups is None else np.asarray(groups)
     if queries is None:
-        held = _items(sides, classes, own, ~is_fit, query_limit, seed)
+        held = held_items(sides, classes, own, ~is_fit, query_limit, seed)
     else:
-        held = _real(sides, classes, own, ~is_fit, query_limit, seed, queries, names)
+        held = real_queries(sides, classes, own, ~is_fit, query_limit, seed, queries, names)
     measure = Measure(held, metrics)
     measure.add_oracle(seed)
     pairs = {side: rows[fit] for side, rows in sides.items()}
@@ -173,71 +155,6 @@ def _check(fit_share: float, adapters: Sequence[str], budget: float, query_limit
     for name in adapters:
         if name not in ADAPTERS:
             raise ValueError(f"adapters: expected some of {list(ADAPTERS)}, got {name!r}")
-
-
-def _items(
-    sides: dict[str, Tensor],
-    classes: NDArray[np.int64],
-    own: NDArray[np.generic],
-    is_test: NDArray[np.bool_],
-    query_limit: int,
-    seed: int,
-) -> Held:
-    """The held-out items, each a query; a group holds its own items, so it serves as their id."""
-    rows = np.flatnonzero(is_test)
-    asked = rows[sample_rows(len(rows), query_limit, seed)]
-    return Held(
-        query={side: values[asked] for side, values in sides.items()},
-        gallery={side: values[rows] for side, values in sides.items()},
-        query_labels=classes[asked],
-        gallery_labels=classes[rows],
-        query_ids=own[asked],
-        gallery_ids=own[rows],
-    )
-
-
-def _real(
-    sides: dict[str, Tensor],
-    classes: NDArray[np.int64],
-    own: NDArray[np.generic],
-    is_test: NDArray[np.bool_],
-    query_limit: int,
-    seed: int,
-    queries: ProbeQueries,
-    names: NDArray[np.generic],
-) -> Held:
-    """Real queries of the held-out classes, and the held-out items."""
-    asked = {"old": as_tensor(queries.old), "new": as_tensor(queries.new)}
-    labels = np.asarray(queries.labels)
-    for side, rows in asked.items():
-        if len(rows) != len(labels):
-            raise ValueError(
-                f"queries.{side}: expected one row per label ({len(labels)}), got {len(rows)}"
-            )
-        if rows.shape[1] != sides[side].shape[1]:
-            raise ValueError(
-                f"queries.{side}: expected {sides[side].shape[1]} dims as the items have, got "
-                f"{rows.shape[1]}"
-            )
-    held_out = np.unique(classes[is_test])
-    place = np.searchsorted(names, labels).clip(0, len(names) - 1)
-    known = names[place] == labels
-    # Queries of classes that no item has stay: nothing is right for them, and they are counted.
-    number = np.where(known, place, len(names))
-    usable = np.flatnonzero(~known | np.isin(number, held_out))
-    if not len(usable):
-        raise ValueError("queries.labels: expected some of the held-out classes, found none")
-    usable = usable[sample_rows(len(usable), query_limit, seed)]
-    ids = np.full(len(labels), -1) if queries.ids is None else np.asarray(queries.ids)
-    none = queries.ids is None
-    return Held(
-        query={side: values[usable] for side, values in asked.items()},
-        gallery={side: values[is_test] for side, values in sides.items()},
-        query_labels=number[usable],
-        gallery_labels=classes[is_test],
-        query_ids=ids[usable],
-        gallery_ids=np.arange(int(is_test.sum())) if none else own[is_test],
-    )
 
 
 def _calibration(

@@ -10,9 +10,9 @@ from pathlib import Path
 import jinja2
 
 from fclearn.evaluation import ChainReport, metric_title
-from fclearn.report._figures import chain_figure
 from fclearn.report._files import dump, with_facts, write_files
 from fclearn.report._numbers import Row, Table, bounds, cell, number, row, text_cell
+from fclearn.report._run_figures import chain_figure
 from fclearn.report._sections import Block, Section, figures, notes, render_sections, table, verdict
 from fclearn.report._template import Json
 from fclearn.report.items import Items, replace_per_query

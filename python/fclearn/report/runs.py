@@ -13,14 +13,9 @@ import jinja2
 
 from fclearn.report._files import dump, load, write_files
 from fclearn.report._sections import Section, command, render_sections
+from fclearn.report._side_by_side import chains_section, upgrades_section
 from fclearn.report.chains import CHAIN, chain_section, rebuild_chain
-from fclearn.report.comparison import (
-    Run,
-    chains_section,
-    check_comparable,
-    paired_differences,
-    upgrades_section,
-)
+from fclearn.report.comparison import Run, check_comparable, paired_differences
 from fclearn.report.plans import PLAN_FILE, plan_section, write_plan_page
 from fclearn.report.writer import rebuild_report
 
