@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fclearn.backfill.sample import sample_rows
 from fclearn.evaluation._keys import PerRow
-from fclearn.features import FeatureSource, as_tensor
+from fclearn.features import FeatureSource, as_tensor, check_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,19 @@ class Held:
     gallery_ids: NDArray[np.generic]
 
 
+def unit_ready(features: FeatureSource, name: str) -> Tensor:
+    """Features as a tensor, every row with a direction.
+
+    Raises:
+        TypeError: Features that are not floating.
+        ValueError: A NaN, an infinity or a row of zeros; the first such row is named.
+    """
+    zeros = check_rows(features, name)
+    if len(zeros):
+        raise ValueError(f"{name}: row {zeros[0]} has norm zero, so it has no direction")
+    return as_tensor(features)
+
+
 def held_items(
     sides: dict[str, Tensor],
     classes: NDArray[np.int64],
@@ -86,7 +99,10 @@ def real_queries(
     names: NDArray[np.generic],
 ) -> Held:
     """Real queries of the held-out classes, and the held-out items."""
-    asked = {"old": as_tensor(queries.old), "new": as_tensor(queries.new)}
+    asked = {
+        "old": unit_ready(queries.old, "queries.old"),
+        "new": unit_ready(queries.new, "queries.new"),
+    }
     labels = np.asarray(queries.labels)
     for side, rows in asked.items():
         if len(rows) != len(labels):

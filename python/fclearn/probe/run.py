@@ -20,8 +20,8 @@ from fclearn.adapters import Adapter, CompatHead, LowRank, MeanShift, MlpMap, Pr
 from fclearn.backfill import MERGED, MigrationSample, ScoreCalibration, fit_calibration
 from fclearn.backfill.sample import sample_rows
 from fclearn.evaluation._keys import PerRow
-from fclearn.features import FeatureSource, as_tensor
-from fclearn.probe.held import ProbeQueries, held_items, real_queries
+from fclearn.features import FeatureSource
+from fclearn.probe.held import ProbeQueries, held_items, real_queries, unit_ready
 from fclearn.probe.measure import Measure
 from fclearn.probe.verdict import judge
 from fclearn.probe.ways import NEW_TO_OLD, OLD_TO_NEW, ProbeResult
@@ -85,8 +85,9 @@ def probe(
 
     Raises:
         TypeError: Features that are not floating.
-        ValueError: Features and labels that are not aligned, fewer than 2 classes on either side,
-            an unknown adapter, an option out of range, no query with a positive.
+        ValueError: Features and labels that are not aligned, rows that are zero or not finite,
+            fewer than 2 classes on either side, an unknown adapter, an option out of range, no
+            query with a positive.
 
     Example:
         >>> labels = torch.arange(80) % 8
@@ -96,7 +97,7 @@ def probe(
         ['old/old', 'new/new', 'oracle/old', 'procrustes', 'procrustes']
     """
     _check(fit_share, adapters, budget, query_limit)
-    sides = {"old": as_tensor(old), "new": as_tensor(new)}
+    sides = {"old": unit_ready(old, "old"), "new": unit_ready(new, "new")}
     names, classes = np.unique(np.asarray(labels), return_inverse=True)
     classes = classes.reshape(-1)
     for side, rows in sides.items():
