@@ -134,7 +134,7 @@ def read_per_query(folder: str | os.PathLike[str]) -> tuple[list[str], PerQuery]
         return None
     values: PerQuery = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             ids = file["ids"]
             if ids.ndim != 1 or ids.dtype.kind != "U":
                 raise ValueError(f"ids of shape {list(ids.shape)} and type {ids.dtype}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from fclearn.report._files import dump, load, write_files
+from fclearn.report._files import dump, load, with_facts, write_files
 from fclearn.report._sections import Section, command, render_sections
 from fclearn.report._side_by_side import chains_section, upgrades_section
 from fclearn.report.chains import CHAIN, chain_section, rebuild_chain
@@ -84,10 +84,8 @@ def write_comparison(
             f"{names}: one is not the folder of a report by this release: "
             f"{type(error).__name__}: {error}"
         ) from error
-    data: dict[str, object] = {
-        "runs": [{"name": run.name, "kind": run.kind, "folder": str(run.folder)} for run in runs],
-        "differences": differences,
-    }
+    described = [{"name": run.name, "kind": run.kind, "folder": str(run.folder)} for run in runs]
+    data = with_facts({"runs": described, "differences": differences}, None)
     page = render_sections(
         sections,
         {"title": f"{len(runs)} runs side by side", "command": _command(folders, target)},
