@@ -176,7 +176,7 @@ def test_what_a_sample_lacks_is_left_out_or_refused():
         ({"migrated": [0, 0]}, "migrated: expected each row once, got 1 repeats"),
         ({"migrated": [ROWS]}, r"migrated: expected rows in \[0, 160\), got 160 to 160"),
         ({"migrated": [0.5]}, "migrated: expected row numbers"),
-        ({"shortlist": 0}, "shortlist >= 1"),
+        ({"shortlist": 0}, "shortlist: expected at least 1"),
         ({"metrics": ["map@5"]}, "metrics: expected 'map' or 'cmc@k', got 'map@5'"),
     ],
 )
@@ -280,7 +280,7 @@ def _file(path, source, target, **header):
 def test_files_that_are_no_calibration(tmp_path, source, target, header):
     path = tmp_path / "c.safetensors"
     _file(path, torch.tensor(source).double(), torch.tensor(target).double(), **header)
-    with pytest.raises(ValueError, match="not a saved ScoreCalibration"):
+    with pytest.raises(ValueError, match="not a valid ScoreCalibration"):
         ScoreCalibration.load(path)
 
 
@@ -290,7 +290,7 @@ def test_other_files_are_refused(tmp_path):
         ScoreCalibration.load(path)
     for content in (b"", b"\x80\x04not a safetensors file"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="not a saved ScoreCalibration"):
+        with pytest.raises(ValueError, match="not a valid ScoreCalibration"):
             ScoreCalibration.load(path)
     _file(path, torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="expected two float64 vectors"):

@@ -230,7 +230,7 @@ def test_worst_classes_of_an_upgrade(fcl, stores):
         (["--model", "v1"], "--model: expected at least two models, got 1"),
         (["--model", "v1", "--model", "v2", "--model-gallery", "v1"], "each of the 2 models"),
         (["--model", "v1", "--model", "v2", "--worst", "3"], "--worst: expected two stores or one"),
-        (["--model", "v1", "--model", "v2", "--report", "r"], "--report: expected --old-query"),
+        (["--query", "v1", "--report", "r"], "--report: expected two models or a chain"),
         (["--model", "v1", "--model", "v2", "--gate", "AC>1"], "unknown name 'AC'"),
         (["--model", "v1", "--model", "v2", "--model-gallery", "v1", "--model-gallery", "v1"],
          "refusing to mix features: model 'v2' and 'v1'"),

@@ -140,15 +140,15 @@ def test_files(tmp_path):
         tmp_path / "turned",
         metadata={"fclearn.ForwardMap": json.dumps(turned)},
     )
-    with pytest.raises(ValueError, match="not a saved ForwardMap: version 1, direction 'new_to_ol"):
+    with pytest.raises(ValueError, match="not a valid ForwardMap file: direction 'new_to_ol"):
         ForwardMap.load(tmp_path / "turned")
     for content in (b"", whole[:-4], whole[:200]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"map\.safetensors: not a saved ForwardMap") as caught:
+        with pytest.raises(ValueError, match=r"map\.safetensors: not a valid ForwardMap") as caught:
             ForwardMap.load(path)
         assert "\n" not in str(caught.value)
     save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="not a saved ForwardMap"):
+    with pytest.raises(ValueError, match="not a valid ForwardMap"):
         ForwardMap.load(path)
     with pytest.raises(FileNotFoundError):
         ForwardMap.load(tmp_path / "nothing")

@@ -37,7 +37,7 @@ def test_truncated_and_hostile_files_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "graph.safetensors"
-    with pytest.raises(FileNotFoundError, match="no such graph file"):
+    with pytest.raises(FileNotFoundError, match="no such KnnGraph file"):
         KnnGraph.load(path)
     KnnGraph.build(random_rows(6, 3), 2).save(path)
     whole = path.read_bytes()

@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from fclearn.backfill import MERGED, MigrationSample, compare_serving, fit_calibration
 from fclearn.cli import main
 from fclearn.evaluation import compatibility_report
 from fclearn.features import FeatureStore, Fingerprint
-from fclearn.probe import NEW_TO_OLD, OLD_TO_NEW, _choose_classes, probe
+from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeQueries, probe
+from fclearn.probe.run import _choose_classes
+from fclearn.probe.verdict import judge
 
 CLASSES, ROWS, DIM = 30, 12, 16
 
@@ -91,7 +95,11 @@ def test_the_ceiling_lies_above_the_old_model_and_sees_no_item_twice():
 def test_every_adapter_in_both_directions_and_other_dims():
     old, new, labels = _models(1.0, 0.5)
     result = probe(old=old[:, :10], new=new, labels=labels, num_bootstrap=20)
-    found = {(way.name, way.direction) for way in result.ways if way.direction}
+    found = {
+        (way.name, way.direction)
+        for way in result.ways
+        if way.direction in {NEW_TO_OLD, OLD_TO_NEW}
+    }
     names = {"procrustes", "ridge", "low-rank", "mlp", "compat-head"}
     assert found == {(name, way) for name in names for way in (NEW_TO_OLD, OLD_TO_NEW)}
     again = probe(old=old[:, :10], new=new, labels=labels, num_bootstrap=20)
@@ -114,6 +122,9 @@ def test_groups_leave_out_near_copies():
     ("change", "message"),
     [
         ({"fit_share": 1.0}, "fit_share: expected a number in"),
+        ({"budget": 1.5}, r"budget: expected a share of the gallery in \[0, 1\], got 1.5"),
+        ({"query_limit": 0}, "query_limit: expected at least 1, got 0"),
+        ({"shortlist": 0, "adapters": []}, "shortlist: expected at least 1, got 0"),
         ({"adapters": ["magic"]}, "adapters: expected some of .* got 'magic'"),
         ({"labels": [0, 1]}, "old: expected one row per label \\(2\\), got 360"),
         ({"labels": np.arange(360) % 3}, "at least 2 classes to fit and 2 to test, got 3"),
@@ -123,6 +134,118 @@ def test_bad_input(change, message):
     old, new, labels = _models(1.0, 0.5)
     with pytest.raises(ValueError, match=message):
         probe(**{"old": old, "new": new, "labels": labels, **change})
+
+
+def test_rank_merge_and_reranking_are_those_of_the_plan_at_one_budget():
+    old, new, labels = _models(1.5, 0.5)
+    result = probe(
+        old=old, new=new, labels=labels, adapters=[], budget=0.3, shortlist=20, num_bootstrap=50
+    )
+    halves = {way.name: way for way in result.ways if way.direction == HALFWAY}
+    test = ~_choose_classes(labels.numpy(), 0.6, 0)
+    everything = {}
+    for name, rows in (("fit", ~test), ("test", test)):
+        ids = np.flatnonzero(rows)
+        everything[name] = MigrationSample.build(
+            old_query=old[rows], new_query=new[rows], old_gallery=old[rows],
+            new_gallery=new[rows], query_labels=labels[rows], gallery_labels=labels[rows],
+            query_ids=ids, gallery_ids=ids,
+        )  # fmt: skip
+    size = int(test.sum())
+    count = round(0.3 * size)
+    migrated = np.random.default_rng(0).permutation(size)[:count]
+    table = compare_serving(
+        everything["test"],
+        migrated,
+        {MERGED: fit_calibration(everything["fit"], MERGED, seed=0)},
+        shortlist=20,
+        num_bootstrap=50,
+    )
+    for name, way in {
+        "rank-merge": "two indexes, RRF",
+        "rank-merge-calibrated": "two indexes, calibrated",
+        "two-stage-rerank": "two-stage rerank",
+    }.items():
+        assert halves[name].metrics == pytest.approx(table.ways[way].metrics)
+        assert halves[name].embedded == pytest.approx(count / size)
+        assert halves[name].queries_by == "both"
+    # What is measured elsewhere agrees with what is measured here.
+    before = {way.name: way for way in result.ways}["old/old"]
+    assert before.metrics == pytest.approx(table.ways["old/old"].metrics)
+    assert (before.embedded, before.queries_by) == (0, "old")
+
+
+def test_the_ceiling_is_never_above_one():
+    # Classes that lie far apart, with a few rows astray: half of a gallery is easier by far.
+    old, _, labels = _models(0.05, 0.05)
+    old = torch.where((torch.arange(len(old)) % 7 == 0)[:, None], old.roll(1, 0), old)
+    result = probe(old=old, new=old, labels=labels, adapters=[], budget=0, num_bootstrap=50)
+    oracle = next(way for way in result.ways if way.name == "oracle/old")
+    assert oracle.gain["map"] > 0
+    assert all(value <= 1 for value in oracle.metrics.values())
+    assert all(bounds[1] <= 1 for bounds in oracle.intervals.values())
+
+
+def test_fewer_queries_search_the_same_gallery():
+    old, new, labels = _models(1.5, 0.7)
+    options = {"labels": labels, "adapters": ["ridge"], "num_bootstrap": 50}
+    everyone = probe(old=old, new=new, **options)
+    some = probe(old=old, new=new, query_limit=100, **options)
+    assert (some.num_queries, some.num_gallery) == (100, everyone.num_gallery)
+    for mine, theirs in zip(some.ways, everyone.ways, strict=True):
+        assert mine.name == theirs.name
+        assert mine.metrics["map"] == pytest.approx(theirs.metrics["map"], abs=0.1)
+
+
+def test_real_queries_meet_held_out_classes_alone():
+    old, new, labels = _models(1.5, 0.5)
+    asked = torch.arange(len(labels)) // CLASSES % 3 == 0
+    strangers = torch.full((5,), 999)
+    queries = ProbeQueries(
+        torch.cat([old[asked], old[:5]]),
+        torch.cat([new[asked], new[:5]]),
+        torch.cat([labels[asked], strangers]),
+        torch.cat([torch.arange(len(labels))[asked], torch.arange(-6, -1)]),
+    )
+    items = ~asked
+    result = probe(
+        old=old[items], new=new[items], labels=labels[items], queries=queries,
+        groups=torch.arange(len(labels))[items], adapters=["procrustes"], num_bootstrap=50,
+    )  # fmt: skip
+    test = torch.from_numpy(~_choose_classes(labels[items].numpy(), 0.6, 0))
+    held_out = torch.isin(labels[asked], labels[items][test].unique())
+    # Queries of a class that nothing has are counted; those of the fitting classes are not asked.
+    assert (result.num_queries, result.num_skipped) == (int(held_out.sum()), 5)
+    report = compatibility_report(
+        old_query=old[asked][held_out],
+        old_gallery=old[items][test],
+        new_query=new[asked][held_out],
+        new_gallery=new[items][test],
+        query_labels=labels[asked][held_out],
+        gallery_labels=labels[items][test],
+    )
+    ways = {way.name: way for way in result.ways if not way.direction}
+    for name in ("old/old", "new/new"):
+        assert ways[name].metrics["map"] == pytest.approx(report.matrix[name]["map"])
+    assert ways["oracle/old"].gain["map"] > 0
+    wrong = {"queries": ProbeQueries(old[:3, :4], new[:3], labels[:3])}
+    with pytest.raises(ValueError, match=r"queries\.old: expected 16 dims .* got 4"):
+        probe(old=old, new=new, labels=labels, **wrong)
+
+
+def test_no_room_in_the_old_space_is_said():
+    old, new, labels = _models(1.5, 0.3)
+    result = probe(old=old, new=new, labels=labels, adapters=["procrustes"], num_bootstrap=50)
+    ways = {way.name: way for way in result.ways if way.direction != OLD_TO_NEW}
+    stuck = replace(ways["procrustes"], gain_intervals={"map": (-0.1, 0.1)})
+    sides = [ways["old/old"], ways["new/new"], stuck]
+    advice = judge([*sides, ways["oracle/old"]])
+    assert (advice.verdict, advice.best) == ("train", "procrustes")
+    closed = replace(ways["oracle/old"], gain={"map": -0.1}, gain_intervals={"map": (-0.2, -0.05)})
+    advice = judge([*sides, closed, ways["two-stage-rerank"]])
+    assert advice.verdict == "reindex"
+    assert "only embedding the gallery anew helps" in advice.text
+    assert "two-stage-rerank reaches" in advice.text
 
 
 @pytest.fixture
@@ -161,3 +284,15 @@ def test_command(stores, capsys):
     assert main([*command, "--limit", "200"]) == 0
     assert main([*command, "--use-groups"]) == 2
     assert "needs a column 'group'" in capsys.readouterr().err
+    assert main([*command, "--budget", "0", "--gate", "rank-merge.map>0"]) == 2
+    assert "rank-merge.map needs --budget" in capsys.readouterr().err
+    assert main([*command, "--gate", "two-stage-rerank.map>old/old.map"]) == 0
+    assert main([*command, "--old-query", f"{stores}/old"]) == 2
+    assert "expected both or neither" in capsys.readouterr().err
+    both = ["--old-query", f"{stores}/old", "--new-query", f"{stores}/new"]
+    assert main([*command, *both]) == 0
+    # Every item is a query and left out of its own gallery: the same as without query stores.
+    assert json.loads(capsys.readouterr().out)["ways"][0]["metrics"] == result["ways"][0]["metrics"]
+    swapped = ["--old-query", f"{stores}/new", "--new-query", f"{stores}/old"]
+    assert main([*command, *swapped]) == 2
+    assert "--old and --old-query: refusing to mix" in capsys.readouterr().err

@@ -363,3 +363,59 @@ def test_rebuilding_from_what_is_not_a_report(tmp_path, written):
         (tmp_path / "retrieval_examples.json").write_text(json.dumps([hostile]))
         with pytest.raises(ValueError, match="image: "):
             rebuild_report(tmp_path)
+
+
+def test_a_report_of_first_ranks_alone(tmp_path):
+    """Through an index there is no ``map``: another metric decides, in every place of the page."""
+    write_report(tmp_path, report=make_report())
+    text = (tmp_path / "report.json").read_text().replace('"map"', '"map@100"')
+    (tmp_path / "report.json").write_text(text)
+    data = rebuild_report(tmp_path)
+    assert data["primary"] == "map@100"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "mAP@100 of new/old" in page
+    assert "Self-test tax" in page
+
+
+def test_texts_beside_or_in_place_of_pictures(tmp_path):
+    report = make_report()
+    texts = [f"number {row} {EVIL}" for row in range(59)] + ["long " * 200]
+    found = examples(
+        report, query_images=None, gallery_images=None, query_texts=texts, gallery_texts=texts
+    )
+    assert all(example.image is None for example in found)
+    write_report(tmp_path, report=report, retrieval_examples=found)
+    assert not (tmp_path / "retrieval_examples.png").exists()
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "<script" not in text
+    shown = " ".join(" ".join(page.text).split())
+    for example in found:
+        for hit in (*example.old, *example.new):
+            assert " ".join(hit.text.split())[:200] in shown
+    assert "✓" in shown
+    before = (tmp_path / "report.html").read_bytes()
+    rebuild_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+    with pytest.raises(ValueError, match="query_texts: expected one text per label, 60, got 3"):
+        examples(report, query_texts=texts[:3], gallery_texts=texts)
+    with pytest.raises(ValueError, match="expected those of queries and of the gallery"):
+        examples(report, query_texts=texts)
+    with pytest.raises(ValueError, match="query_images, query_texts: expected one of them"):
+        examples(report, query_images=None, gallery_images=None)
+
+
+def test_examples_of_several_labels_and_of_names():
+    sets = [{str(label), "even" if label % 2 == 0 else "odd"} for label in LABELS]
+    names = np.array([f"class {label}" for label in LABELS])
+    for labels in (sets, names):
+        report = make_report(query_labels=labels, gallery_labels=labels)
+        found = examples(report, query_labels=labels, gallery_labels=labels, k=4)
+        hits = top_hits(FEATURES["old_query"], FEATURES["old_gallery"], 4)
+        for (row, _), example in zip(pick_examples(report), found, strict=True):
+            for at, hit in zip(hits[row], example.old, strict=True):
+                if labels is sets:
+                    assert hit.correct == bool(sets[row] & sets[at])
+                else:
+                    assert hit.correct == (names[row] == names[at])
+                    assert hit.label == names[at]

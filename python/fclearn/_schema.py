@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from fclearn.wording import shown
+
 Config = TypeVar("Config")
 
 
@@ -140,4 +142,4 @@ def _describe(value: object) -> str:
     names = {bool: "", NoneType: "", int: " (an integer)", float: " (a number)", str: " (text)"}
     if isinstance(value, bool | None):
         return {True: "true", False: "false", None: "null"}[value]
-    return f"{value!r}{names.get(type(value), '')}"
+    return f"{shown(value)}{names.get(type(value), '')}"

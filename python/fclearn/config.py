@@ -14,6 +14,7 @@ import yaml
 
 from fclearn._schema import Config, build
 from fclearn.training import TrainConfig
+from fclearn.wording import shown
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def load_config(
     if path is not None:
         loaded = _parse(Path(path).read_text(encoding="utf-8"), str(path))
         if loaded is not None and not isinstance(loaded, dict):
-            raise ValueError(f"{path}: expected a mapping of keys, got {loaded!r}")
+            raise ValueError(f"{path}: expected a mapping of keys, got {shown(loaded)}")
         tree = loaded or {}
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -22,7 +22,7 @@ from fclearn.datasets import load_icons
 from fclearn.experiments.records import software_versions
 from fclearn.experiments.stages import Stages
 from fclearn.experiments.upgrade import QUICK, UpgradeConfig, report_upgrade, split_images
-from fclearn.report import make_examples, write_report
+from fclearn.report import describe_items, make_examples, write_report
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,15 @@ def run_demo(
         },
         retrieval_examples=examples,
         facts=_facts(run, quick, time.perf_counter() - start),
+        items=describe_items(
+            test.labels,
+            test.labels,
+            exclude_self=test.groups is None,
+            query_ids=test.ids,
+            gallery_ids=test.ids,
+            query_groups=test.groups,
+            gallery_groups=test.groups,
+        ),
     )
 
 

@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fclearn import _copies, _csr, _neighbours, _prepared
-from fclearn._files import replacing
 from fclearn._graph_walks import GraphWalks
+from fclearn._tensor_files import load_tensors, reading, save_tensors
 from fclearn.features import FeatureSource
 
 _FORMAT = "fclearn.KnnGraph"
@@ -332,12 +328,11 @@ class KnnGraph(GraphWalks):
         Raises:
             OSError: The folder cannot be made or written.
         """
-        header = {"version": _VERSION, "mode": self.mode, "metadata": self.metadata}
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _ARRAYS}
+        tensors = {name: getattr(self, name) for name in _ARRAYS}
         if self.prepared is not None:
-            tensors["order"] = self.prepared.order.cpu()
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+            tensors["order"] = self.prepared.order
+        header = {"mode": self.mode, "metadata": self.metadata}
+        save_tensors(path, _FORMAT, _VERSION, header, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KnnGraph:
@@ -347,15 +342,9 @@ class KnnGraph(GraphWalks):
             FileNotFoundError: No such file.
             ValueError: Not a whole and valid graph file.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such graph file")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_FORMAT])
-                tensors = [file.get_tensor(name) for name in _ARRAYS]
-                order = file.get_tensor("order") if "order" in file.keys() else None  # noqa: SIM118
-            if header["version"] != _VERSION:
-                raise ValueError(f"format version {header['version']}, expected {_VERSION}")
+        with reading(path, "KnnGraph"):
+            header, found = load_tensors(path, _FORMAT, _VERSION)
+            tensors, order = [found[name] for name in _ARRAYS], found.get("order")
             mode, metadata = header["mode"], header["metadata"]
             if mode not in {None, "row", "symmetric", "none"} or not isinstance(metadata, dict):
                 raise ValueError(f"unknown mode {mode!r}")
@@ -366,8 +355,6 @@ class KnnGraph(GraphWalks):
             # The rest of it follows from the order, and so cannot disagree with the graph.
             crow, col, values = tensors
             return replace(graph, prepared=_prepared.prepare(crow, col, values, order))
-        except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
-            raise ValueError(f"{path}: not a valid KnnGraph file: {error}") from error
 
     def __repr__(self) -> str:
         """Sizes, mode and how the graph was made."""

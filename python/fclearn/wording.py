@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 120, 120, 40
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
@@ -19,3 +23,15 @@ def nearest(given: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return "expected one of " + ", ".join(repr(name) for name in names)
+
+
+def shown(value: object) -> str:
+    """A value from a file, in a message: short, however deep or repetitive it is.
+
+    Yaml's aliases make values whose whole ``repr`` would not fit in memory.
+
+    Example:
+        >>> shown([1, "two"]), len(shown([[["x" * 500] * 500] * 500] * 500)) < 5000
+        ("[1, 'two']", True)
+    """
+    return _SHOWN.repr(value)

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fclearn._files import replacing
+from fclearn._tensor_files import load_tensors, reading, save_tensors
 from fclearn.features import FeatureSource, Fingerprint, as_tensor
 
 _FORMAT = "fclearn.Adapter"
@@ -153,13 +149,11 @@ class Adapter(ABC):
         """
         if not self._state:
             raise RuntimeError(f"adapter {self.name!r}: call fit() before save()")
-        header: dict[str, Any] = {"version": _VERSION, "adapter": self.name}
+        header: dict[str, object] = {"adapter": self.name}
         for side in ("source", "target"):
             fingerprint: Fingerprint | None = getattr(self, side)
             header[side] = None if fingerprint is None else fingerprint.to_dict()
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self._state.items()}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(path, _FORMAT, _VERSION, header, self._state)
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
@@ -169,14 +163,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         FileNotFoundError: No such file.
         ValueError: Not a whole and valid adapter file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such adapter file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["version"] != _VERSION:
-            raise ValueError(f"format version {header['version']}, expected {_VERSION}")
+    with reading(path, "adapter"):
+        header, tensors = load_tensors(path, _FORMAT, _VERSION)
         adapter = _REGISTRY[header["adapter"]]()
         adapter._state = tensors
         for side in ("source", "target"):
@@ -185,8 +173,6 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError("a number that is NaN or infinite")
         adapter._transform(torch.zeros(1, adapter.source_dim))  # shapes fit together
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path}: not a valid adapter file: {error}") from error
     return adapter
 
 

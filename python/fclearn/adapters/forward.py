@@ -10,19 +10,16 @@ items with the largest such error are the first to be embedded anew.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fcl_ext
-from fclearn._files import replacing
+from fclearn._tensor_files import load_tensors, reading, save_tensors
 from fclearn.features import FeatureSource, as_features, as_tensor
 
 _FORMAT, _VERSION, _DIRECTION = "fclearn.ForwardMap", 1, "old_to_new"
@@ -251,14 +248,11 @@ class ForwardMap(nn.Module):
             OSError: The folder cannot be made or written.
         """
         header = {
-            "version": _VERSION,
             "direction": _DIRECTION,
             "sizes": self.sizes,
             "uncertainty": self.has_uncertainty,
         }
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(path, _FORMAT, _VERSION, header, self.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ForwardMap:
@@ -268,19 +262,12 @@ class ForwardMap(nn.Module):
             FileNotFoundError: No such file.
             ValueError: Not a whole file of a forward map.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_FORMAT])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if (header["version"], header["direction"]) != (_VERSION, _DIRECTION):
-                raise ValueError(f"version {header['version']}, direction {header['direction']!r}")
+        with reading(path, "ForwardMap"):
+            header, tensors = load_tensors(path, _FORMAT, _VERSION)
+            if header["direction"] != _DIRECTION:
+                raise ValueError(f"direction {header['direction']!r}")
             loaded = cls(**header["sizes"], uncertainty=bool(header["uncertainty"]))
             loaded.load_state_dict(tensors)
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a saved ForwardMap: {reason}") from error
         return loaded.eval().requires_grad_(False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,23 @@ from fclearn.adapters.maps import procrustes, ridge
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import InstanceCompatLoss, L2CompatLoss, PseudoClassifierLoss
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 #: (mapped rows, their row numbers) -> loss
 _Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TrainingOptions(TypedDict, total=False):
+    """Options of every trained head, as `MlpMap` explains them."""
+
+    hidden: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    seed: int
 
 
 class _Residual(nn.Module):
@@ -138,13 +154,7 @@ class CompatHead(_TrainedHead):
         instance_weight: Of the instance rows.
         head_weight: Of the learned head.
         own_weight: Of the item's own target feature.
-        hidden: As the other options in `MlpMap`.
-        epochs: As there.
-        batch_size: As there.
-        learning_rate: As there.
-        weight_decay: As there.
-        dropout: As there.
-        seed: As there.
+        **training: The options of `MlpMap`, ``hidden`` to ``seed``.
 
     Example:
         >>> x = torch.nn.functional.normalize(torch.randn(20, 3), dim=1)
@@ -163,24 +173,10 @@ class CompatHead(_TrainedHead):
         instance_weight: float = 1.0,
         head_weight: float = 1.0,
         own_weight: float = 3.0,
-        hidden: int = 256,
-        epochs: int = 10,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.1,
-        dropout: float = 0.1,
-        seed: int = 0,
+        **training: Unpack[TrainingOptions],
     ) -> None:
         """Refuse options out of range."""
-        super().__init__(
-            hidden=hidden,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            dropout=dropout,
-            seed=seed,
-        )
+        super().__init__(**training)
         if not scale > 0:
             raise ValueError(f"scale: expected a number > 0, got {scale}")
         self.scale = scale

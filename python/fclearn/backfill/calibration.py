@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from fclearn._files import replacing
+from fclearn._tensor_files import load_tensors, reading, save_tensors
 from fclearn.backfill._samples import Floats, sorted_scores
 
 _FORMAT, _VERSION = "fclearn.ScoreCalibration", 1
@@ -139,13 +136,12 @@ class ScoreCalibration:
         Raises:
             OSError: The folder cannot be made or written.
         """
-        header = {"version": _VERSION, "method": self.method, "pair": self.pair}
+        header = {"method": self.method, "pair": self.pair}
         tensors = {
             "source": torch.from_numpy(self.source.copy()),
             "target": torch.from_numpy(self.target.copy()),
         }
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(path, _FORMAT, _VERSION, header, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, pair: str | None = None) -> ScoreCalibration:
@@ -159,12 +155,11 @@ class ScoreCalibration:
             FileNotFoundError: No such file.
             ValueError: Not a whole file of a calibration, or one of other scores.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_FORMAT])
-                knots, image = (file.get_tensor(name).numpy() for name in ("source", "target"))
-            if header["version"] != _VERSION or header["method"] not in METHODS:
-                raise ValueError(f"version {header['version']}, method {header['method']!r}")
+        with reading(path, "ScoreCalibration"):
+            header, tensors = load_tensors(path, _FORMAT, _VERSION)
+            knots, image = (tensors[name].numpy() for name in ("source", "target"))
+            if header["method"] not in METHODS:
+                raise ValueError(f"method {header['method']!r}")
             if knots.dtype != np.float64 or image.dtype != np.float64 or knots.ndim != 1:
                 raise ValueError("expected two float64 vectors")
             if len(knots) < 2 or knots.shape != image.shape:
@@ -173,11 +168,6 @@ class ScoreCalibration:
                 raise ValueError("expected finite, ascending knots")
             if not np.isfinite(knots).all() or (np.diff(image) < 0).any():
                 raise ValueError("expected finite, ascending knots")
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a saved ScoreCalibration: {reason}") from error
         if pair is not None and header["pair"] != pair:
             raise ValueError(f"{path}: expected a calibration {pair!r}, got {header['pair']!r}")
         return cls(knots, image, header["method"], str(header["pair"]))

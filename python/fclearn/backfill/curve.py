@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,26 @@ class BackfillCurve:
                 for name, curves in self.orders.items()
             },
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BackfillCurve:
+        """The curve that `to_dict` described, as it comes back from JSON.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A field too many, or of another type.
+            ValueError: Lines of another length than there are fractions.
+        """
+        num_steps = len(values["fractions"])
+        orders = {
+            name: {metric: OrderCurve(**curve) for metric, curve in curves.items()}
+            for name, curves in values["orders"].items()
+        }
+        lines = [curve.values for curves in orders.values() for curve in curves.values()]
+        for line in [*lines, *values["random_band"].values()]:
+            if len(line) != num_steps:
+                raise ValueError(f"expected {num_steps} points in every line, got {len(line)}")
+        return cls(**{**values, "orders": orders})
 
 
 def backfill_curve(

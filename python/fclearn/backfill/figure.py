@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 from matplotlib.axes import Axes
@@ -36,12 +37,34 @@ def draw_curve(
     for at, metric in enumerate(metrics):
         axes = figure.add_subplot(1, len(metrics), at + 1)
         _panel(axes, curve, metric)
-        if budget is not None:
-            axes.axvline(100 * budget, color=_GREY, linewidth=0.8, linestyle=":")
+        _mark(axes, budget)
         if at == 0:
             axes.legend(frameon=False, fontsize=9, loc="upper left")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def curve_panel(curve: BackfillCurve, metric: str, *, budget: float | None = None) -> bytes:
+    """One metric's panel of `draw_curve`, as PNG in memory.
+
+    Args:
+        curve: What `backfill_curve` found.
+        metric: One of its metrics.
+        budget: Share of the gallery to mark.
+    """
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    _panel(axes, curve, metric)
+    _mark(axes, budget)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _mark(axes: Axes, budget: float | None) -> None:
+    if budget is not None:
+        axes.axvline(100 * budget, color=_GREY, linewidth=0.8, linestyle=":")
 
 
 def _panel(axes: Axes, curve: BackfillCurve, metric: str) -> None:

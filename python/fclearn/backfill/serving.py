@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,10 +125,10 @@ def compare_serving(
         ('old/old', 'two indexes, calibrated')
     """
     names = check_metrics(metrics)
-    if shortlist < 1 or num_bootstrap < 1 or not 0 < confidence < 1:
+    if num_bootstrap < 1 or not 0 < confidence < 1:
         raise ValueError(
-            "expected shortlist >= 1, num_bootstrap >= 1 and confidence in (0, 1), got "
-            f"{shortlist}, {num_bootstrap} and {confidence}"
+            "expected num_bootstrap >= 1 and confidence in (0, 1), got "
+            f"{num_bootstrap} and {confidence}"
         )
     if sample.old_query is None and not sample.can_mix:
         raise ValueError(
@@ -136,14 +136,7 @@ def compare_serving(
             f"{sample.new_query.shape[1]} dims cannot meet old rows of "
             f"{sample.old_gallery.shape[1]}"
         )
-    is_new = _mask(migrated, sample.num_gallery)
-    found: dict[str, list[Floats]] = {}
-    for part in sample.blocks():
-        positives = Positives.of(sample.positives(part))
-        for name, ranks in _ranks(sample, part, is_new, calibrations, shortlist, positives).items():
-            values = np.stack([positives.metric(metric, ranks) for metric in names], axis=1)
-            found.setdefault(name, []).append(values)
-    table = {name: np.concatenate(parts) for name, parts in found.items()}
+    table = served_values(sample, migrated, calibrations, shortlist=shortlist, metrics=names)
     counted = ~np.isnan(table[NEW][:, 0])
     untouched = [name for name in (OLD, CROSS) if name in table]
     baseline = max(untouched, key=lambda name: float(table[name][counted, 0].mean()))
@@ -159,15 +152,55 @@ def compare_serving(
     return ServingTable(ways, baseline)
 
 
-def _ranks(
+def served_values(
+    sample: MigrationSample,
+    migrated: ArrayLike,
+    calibrations: Mapping[str, ScoreCalibration],
+    *,
+    shortlist: int,
+    metrics: Sequence[str],
+    only: Collection[str] | None = None,
+) -> dict[str, Floats]:
+    """Metrics of every query by every way that the sample allows.
+
+    Args:
+        sample: As `compare_serving`, like the next four.
+        migrated: As there.
+        calibrations: As there.
+        shortlist: As there.
+        metrics: As there.
+        only: Ways to measure; None: all.
+
+    Returns:
+        By way, shape ``(Q, M)`` for M metrics, NaN for queries without a positive.
+
+    Raises:
+        ValueError: Rows out of range or twice; a shortlist below 1; an unknown metric.
+    """
+    names = check_metrics(metrics)
+    if shortlist < 1:
+        raise ValueError(f"shortlist: expected at least 1, got {shortlist}")
+    is_new = _mask(migrated, sample.num_gallery)
+    found: dict[str, list[Floats]] = {}
+    for part in sample.blocks():
+        positives = Positives.of(sample.positives(part))
+        for name, way in _ways(sample, part, is_new, calibrations, shortlist, positives).items():
+            if only is None or name in only:
+                ranks = way()
+                values = np.stack([positives.metric(metric, ranks) for metric in names], axis=1)
+                found.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _ways(
     sample: MigrationSample,
     part: slice,
     is_new: Mask,
     calibrations: Mapping[str, ScoreCalibration],
     shortlist: int,
     positives: Positives,
-) -> dict[str, Ints]:
-    """Ranks of the positives by every way, from 1."""
+) -> dict[str, Callable[[], Ints]]:
+    """What gives the ranks of the positives, from 1, by every way."""
     left_out, new = sample.left_out(part), sample.new_scores(part)
 
     def by_score(scores: Scores) -> Ints:
@@ -207,7 +240,7 @@ def _ranks(
             ways[TWO_CALIBRATED] = lambda: halves(old, calibrations[MERGED])
         ways[RERANK] = lambda: _places(reranked(old), positives)
     ways[NEW] = lambda: by_score(new)
-    return {name: way() for name, way in ways.items()}
+    return ways
 
 
 def _ranking(scores: Scores, left_out: Mask) -> Ints:

@@ -19,12 +19,13 @@ import typer
 from fclearn.cli.adapt import adapt, export
 from fclearn.cli.bench_methods import bench_methods
 from fclearn.cli.console import one_line, say, unwrapped
-from fclearn.cli.demo import demo, report
+from fclearn.cli.demo import demo
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
 from fclearn.cli.methods import methods
 from fclearn.cli.plan import plan
 from fclearn.cli.probe import probe
+from fclearn.cli.report import report
 from fclearn.cli.train import train
 from fclearn.cli.walk import walk
 

@@ -161,6 +161,7 @@ def _fit(
             groups=old.groups,
             fit_share=0.8,
             adapters=[name],
+            budget=0,
             seed=seed,
         )
         result["check"] = _checked(measured, direction)

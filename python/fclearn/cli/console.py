@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Annotated
@@ -25,6 +26,29 @@ def say(text: str) -> None:
 def emit(result: Mapping[str, object]) -> None:
     """Print the result as one strict JSON object: what is not finite becomes null."""
     print(json.dumps(_strict(result), indent=2, allow_nan=False), flush=True)
+
+
+def command_of(context: typer.Context) -> str:
+    """The command line of a verb again, of what was given; without ``--json``.
+
+    Args:
+        context: Of the verb.
+    """
+    words = ["fcl", context.info_name or ""]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name == "json":
+            continue
+        value = context.params[name]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, bool):
+                words.append((parameter.opts if one else parameter.secondary_opts)[0])
+            elif parameter.param_type_name == "argument":
+                words.append(str(one))
+            else:
+                words += [parameter.opts[0], str(one)]
+    return shlex.join(words)
 
 
 def one_line(error: Exception) -> str:

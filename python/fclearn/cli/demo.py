@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs ``demo`` and ``report``."""
+"""Verb ``demo``."""
 
 from __future__ import annotations
 
@@ -43,28 +43,5 @@ def demo(
     if isinstance(verdict, dict):
         say(str(verdict["text"]))
     say(f"report: {output / 'report.html'}")
-    if json:
-        emit(result)
-
-
-def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of fcl demo, or of fcl eval --report.")
-    ],
-    json: JsonFlag = False,
-) -> None:
-    """Write report.html and its pictures again, from the numbers in report.json.
-
-    Nothing is measured again. With --json, report.json itself goes to stdout.
-
-    \b
-    Examples:
-      fcl report runs/demo
-      fcl report runs/demo --json
-    """
-    from fclearn.report import rebuild_report
-
-    result = rebuild_report(run)
-    say(f"report: {run / 'report.html'}")
     if json:
         emit(result)

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from fclearn.cli.eval_run import groups_of, labels_of, ordered
-from fclearn.cli.eval_show import Show, finish, say_skipped
+from fclearn.cli.console import say
+from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_run import ordered
+from fclearn.cli.eval_show import Show, say_skipped
+from fclearn.cli.gates import finish
 from fclearn.evaluation import ChainReport, chain_report, metric_title
 from fclearn.evaluation.chain import SUMMARIES
 from fclearn.features import FeatureStore
+from fclearn.report import Items, describe_items, write_chain_report
 
 _TITLES = {
     "average_compatibility": "AC, share of compatible pairs",
@@ -24,102 +29,88 @@ _TITLES = {
 }
 
 
-def evaluate_chain(
-    queries: Sequence[Path],
-    galleries: Sequence[Path],
-    *,
-    exclude_self: bool,
-    use_groups: bool,
-    metric_name: str,
-    num_bootstrap: int,
-    seed: int,
-) -> ChainReport:
-    """Compare models by their stores, oldest first; rows of the first decide, others follow by id.
+@dataclass(frozen=True)
+class Chain:
+    """Models to compare, oldest first; rows of the first decide, others follow by id.
 
-    Args:
+    Attributes:
         queries: Store of the queries by each model.
         galleries: Store of the gallery by each model; none: the query stores.
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metric_name: What to measure.
-        num_bootstrap: As `chain_report`.
-        seed: As there.
-
-    Raises:
-        ValueError: Stores that do not agree; as `chain_report`.
     """
-    if galleries and len(galleries) != len(queries):
-        raise ValueError(
-            f"--model-gallery: expected one for each of the {len(queries)} models, got "
-            f"{len(galleries)}"
-        )
-    query_stores = [FeatureStore.open(path) for path in queries]
-    gallery_stores = [FeatureStore.open(path) for path in galleries] or query_stores
-    for query, gallery in zip(query_stores, gallery_stores, strict=True):
-        query.fingerprint.check_same(
-            gallery.fingerprint, f"--model {query.path} and --model-gallery {gallery.path}"
-        )
-    first = query_stores[0], gallery_stores[0]
-    labels = labels_of(*first)
-    return chain_report(
-        [ordered(store, first[0]) for store in query_stores],
-        [ordered(store, first[1]) for store in gallery_stores],
-        query_labels=labels[0],
-        gallery_labels=labels[1],
-        metric_name=metric_name,
-        exclude_self=exclude_self or not galleries,
-        query_ids=first[0].ids,
-        gallery_ids=first[1].ids,
-        query_groups=groups_of(first[0]) if use_groups else None,
-        gallery_groups=groups_of(first[1]) if use_groups else None,
-        metric=first[0].fingerprint.metric,
-        num_bootstrap=num_bootstrap,
-        seed=seed,
-    )
+
+    queries: Sequence[Path]
+    galleries: Sequence[Path]
+    exclude_self: bool
+    use_groups: bool
+    metric_name: str
 
 
-def run_chain(
-    queries: Sequence[Path],
-    galleries: Sequence[Path],
-    *,
-    exclude_self: bool,
-    use_groups: bool,
-    metric_name: str,
-    show: Show,
-) -> None:
-    """Compare the models of a chain and print what came out.
+def run_chain(options: Chain, show: Show) -> None:
+    """Compare the models of a chain, print what came out, and maybe write its report.
 
     Args:
-        queries: As `evaluate_chain`, like all but the last.
-        galleries: As there.
-        exclude_self: As there.
-        use_groups: As there.
-        metric_name: As there.
+        options: What to compare.
         show: What to print.
 
     Raises:
-        ValueError: As `evaluate_chain`; slices, which a chain has not.
+        ValueError: Stores that do not agree; slices, which a chain has not; as `chain_report`.
         typer.Exit: A gate failed.
     """
+    queries = options.queries
     if show.worst:
         raise ValueError("--worst: expected two stores or one, a chain has many entries")
     if len(queries) < 2:
         raise ValueError(f"--model: expected at least two models, got {len(queries)}")
     entries = [f"{i + 1}/{j + 1}" for i in range(len(queries)) for j in range(i + 1)]
     gates = show.parse_gates(dict.fromkeys([*SUMMARIES, *entries], ""))
-    report = evaluate_chain(
-        queries,
-        galleries,
-        exclude_self=exclude_self,
-        use_groups=use_groups,
-        metric_name=metric_name,
-        num_bootstrap=show.num_bootstrap,
-        seed=show.seed,
-    )
+    report, items = _evaluate(options, show)
     Console(stderr=True).print(chain_table(report))
     say_skipped(report.num_skipped)
-    finish({**report.to_dict(), "stores": [str(path) for path in queries]}, gates,
-           report.numbers(), show)  # fmt: skip
+    stores = [str(path) for path in queries]
+    if show.report is not None:
+        write_chain_report(
+            show.report,
+            report=report,
+            facts={"title": "Chain of models", "command": show.command, "stores": stores},
+            items=items,
+        )
+        say(f"report: {show.report / 'report.html'}")
+    finish({**report.to_dict(), "stores": stores}, gates, report.numbers(), json=show.json)
+
+
+def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
+    if options.galleries and len(options.galleries) != len(options.queries):
+        raise ValueError(
+            f"--model-gallery: expected one for each of the {len(options.queries)} models, got "
+            f"{len(options.galleries)}"
+        )
+    queries = [FeatureStore.open(path) for path in options.queries]
+    galleries = [FeatureStore.open(path) for path in options.galleries] or queries
+    for query, gallery in zip(queries, galleries, strict=True):
+        query.fingerprint.check_same(
+            gallery.fingerprint, f"--model {query.path} and --model-gallery {gallery.path}"
+        )
+    first = queries[0], galleries[0]
+    labels = labels_of(*first)
+    ranking = ranking_of(
+        *first,
+        exclude_self=options.exclude_self or not options.galleries,
+        use_groups=options.use_groups,
+    )
+    report = chain_report(
+        [ordered(store, first[0]) for store in queries],
+        [ordered(store, first[1]) for store in galleries],
+        query_labels=labels[0],
+        gallery_labels=labels[1],
+        metric_name=options.metric_name,
+        num_bootstrap=show.num_bootstrap,
+        seed=show.seed,
+        **ranking,
+    )
+    return report, describe_items(*labels, **ranking)
 
 
 def chain_table(report: ChainReport) -> Table:

@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fclearn.cli.console import say
+from fclearn.cli.eval_examples import examples_of
+from fclearn.cli.eval_rules import labels_of, ranking_of
 from fclearn.cli.eval_run import (
     evaluate_stores,
     numbers_of,
@@ -16,10 +18,12 @@ from fclearn.cli.eval_run import (
     open_index,
     open_side,
 )
-from fclearn.cli.eval_show import Show, finish, say_skipped, worst_of
+from fclearn.cli.eval_show import Show, say_skipped, worst_of
+from fclearn.cli.gates import finish
 from fclearn.evaluation import render_table
 from fclearn.evaluation.compatibility import report_metrics
 from fclearn.evaluation.matrix import CROSS, OLD
+from fclearn.report import describe_items, write_report
 
 
 def run_pair(
@@ -30,7 +34,6 @@ def run_pair(
     metrics: Sequence[str] | None,
     index: Path | None,
     parameters: Sequence[str],
-    report_folder: Path | None,
     show: Show,
 ) -> None:
     """Compare two models, and maybe an independent one, and print what came out.
@@ -43,7 +46,6 @@ def run_pair(
         metrics: As `compatibility_report`.
         index: A faiss index of the old gallery's rows, to search in place of its features.
         parameters: Of the index, ``NAME=VALUE``.
-        report_folder: Where ``report.html`` goes, if anywhere.
         show: What to print.
 
     Raises:
@@ -71,14 +73,20 @@ def run_pair(
     independent = None
     if independent_query is not None:
         independent = open_side("independent", independent_query, independent_gallery)
+    assert old.gallery is not None
+    ranking = ranking_of(
+        old.query,
+        old.gallery,
+        exclude_self=exclude_self or old.gallery is old.query,
+        use_groups=use_groups,
+    )
     report = evaluate_stores(
         old,
         new,
         independent,
-        exclude_self=exclude_self or old.gallery is old.query,
-        use_groups=use_groups,
+        ranking=ranking,
         metrics=metrics,
-        index=open_index(index, parameters, old.gallery or old.query),
+        index=open_index(index, parameters, old.gallery),
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
     )
@@ -87,11 +95,16 @@ def run_pair(
     say(report.verdict.text)
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, show)
-    if report_folder is not None:
-        from fclearn.report import write_report
-
+    if show.report is not None:
         paths = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
-        facts = {"title": "Upgrade report", "stores": paths, "gates": list(show.gates)}
-        write_report(report_folder, report=report, facts=facts)
-        say(f"report: {report_folder / 'report.html'}")
-    finish({**report.to_dict(), **slices}, gates, numbers_of(report), show)
+        write_report(
+            show.report,
+            report=report,
+            # An index ranks in its own way, and these are ranked exactly.
+            retrieval_examples=() if index else examples_of(report, old, new, ranking),
+            facts={"title": "Upgrade report", "command": show.command, "stores": paths,
+                   "gates": list(show.gates)},
+            items=describe_items(*labels_of(old.query, old.gallery), **ranking),
+        )  # fmt: skip
+        say(f"report: {show.report / 'report.html'}")
+    finish({**report.to_dict(), **slices}, gates, numbers_of(report), json=show.json)

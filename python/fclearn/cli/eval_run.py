@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from fclearn.cli.alignment import rows_of_ids
+from fclearn.cli.eval_rules import labels_of
 from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
-from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._rows import InOrder, RowSource
 from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
 from fclearn.features import FeatureStore
+
+if TYPE_CHECKING:
+    from fclearn.evaluation._keys import RankingOptions
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def evaluate_stores(
     new: Side,
     independent: Side | None,
     *,
-    exclude_self: bool,
-    use_groups: bool,
+    ranking: RankingOptions,
     metrics: Sequence[str] | None,
     index: IndexedGallery | None,
     num_bootstrap: int,
@@ -132,8 +133,7 @@ def evaluate_stores(
         old: Queries and gallery.
         new: Queries, and maybe a gallery.
         independent: Queries and gallery, or None.
-        exclude_self: Leave out the gallery row with the query's id.
-        use_groups: Leave out gallery rows of the query's own group.
+        ranking: From `ranking_of`.
         metrics: As `compatibility_report`.
         index: Searched in place of the old gallery's features.
         num_bootstrap: As there.
@@ -156,15 +156,10 @@ def evaluate_stores(
         else _ordered_or_none(independent.gallery, old.gallery),
         query_labels=query_labels,
         gallery_labels=gallery_labels,
-        exclude_self=exclude_self,
-        query_ids=old.query.ids,
-        gallery_ids=old.gallery.ids,
-        query_groups=groups_of(old.query) if use_groups else None,
-        gallery_groups=groups_of(old.gallery) if use_groups else None,
         metrics=metrics,
-        metric=old.query.fingerprint.metric,
         num_bootstrap=num_bootstrap,
         seed=seed,
+        **ranking,
     )
 
 
@@ -181,47 +176,6 @@ def ordered(store: FeatureStore, like: FeatureStore) -> RowSource:
 
 def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> RowSource | None:
     return None if store is None else ordered(store, like)
-
-
-def labels_of(query: FeatureStore, gallery: FeatureStore) -> tuple[Labels, Labels]:
-    """What is right, by the best column both have: sets of labels, class names, else numbers.
-
-    A column ``labels`` holds several for a row: a list in parquet, text parted by ``|`` in csv. The
-    numbers of two stores may differ where their names do not.
-
-    Raises:
-        ValueError: A store without any of the columns.
-    """
-    if "labels" in query.manifest and "labels" in gallery.manifest:
-        return _sets(query), _sets(gallery)
-    if "class_name" in query.manifest and "class_name" in gallery.manifest:
-        return np.asarray(query.manifest["class_name"]), np.asarray(gallery.manifest["class_name"])
-    for store in (query, gallery):
-        if store.labels is None:
-            raise ValueError(f"{store.path}: expected a column 'label' in the manifest")
-    assert query.labels is not None
-    assert gallery.labels is not None
-    return query.labels, gallery.labels
-
-
-def _sets(store: FeatureStore) -> list[set[str]]:
-    return [
-        {part for part in cell.split("|") if part}
-        if isinstance(cell, str)
-        else {str(label) for label in cell or ()}
-        for cell in store.manifest["labels"]
-    ]
-
-
-def groups_of(store: FeatureStore) -> np.ndarray:
-    """Group of each row.
-
-    Raises:
-        ValueError: A store without groups.
-    """
-    if store.groups is None:
-        raise ValueError(f"{store.path}: --use-groups needs a column 'group' in the manifest")
-    return store.groups
 
 
 def _numbers(parameters: Sequence[str]) -> dict[str, float]:

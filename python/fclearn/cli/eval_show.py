@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
-from fclearn.cli.console import emit, say
-from fclearn.cli.gates import Gate, judge_gates
+from fclearn.cli.console import say
+from fclearn.cli.gates import Gate
 from fclearn.evaluation import Slice, worst_slices
 from fclearn.features import FeatureStore
 
@@ -27,6 +27,8 @@ class Show:
         num_bootstrap: Resamples behind the intervals.
         seed: Of the resamples.
         json: Whether to print the result on stdout.
+        report: Folder for ``report.html``, if any.
+        command: To make all of this again.
     """
 
     gates: Sequence[str]
@@ -35,6 +37,8 @@ class Show:
     num_bootstrap: int
     seed: int
     json: bool
+    report: Path | None = None
+    command: str = ""
 
     def parse_gates(self, names: Mapping[str, str]) -> list[Gate]:
         """The gates, checked against the names of the numbers to come.
@@ -91,25 +95,6 @@ def say_skipped(num_skipped: int, num_missing: int = 0) -> None:
         say(f"{num_skipped} queries have nothing right in the gallery; they count nowhere")
     if num_missing:
         say(f"{num_missing} relevant rows are not in the gallery; they count as not found")
-
-
-def finish(
-    result: Mapping[str, object],
-    gates: Sequence[Gate],
-    numbers: Mapping[str, float | None],
-    show: Show,
-) -> None:
-    """Judge the gates and print JSON.
-
-    Raises:
-        typer.Exit: With 1, if a gate failed.
-    """
-    outcomes = judge_gates(gates, numbers)
-    passed = all(outcome["passed"] for outcome in outcomes)
-    if show.json:
-        emit({**result, "gates": outcomes, "passed": passed})
-    if not passed:
-        raise typer.Exit(1)
 
 
 def _line(one: Slice) -> str:

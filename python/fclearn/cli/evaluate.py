@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag
+from fclearn.cli.console import JsonFlag, command_of
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
 
 def evaluate(
+    context: typer.Context,
     old_query: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Old features of the queries.")
     ] = None,
@@ -97,6 +98,9 @@ def evaluate(
 
     With --index, the (old) gallery is searched as it is served, by the first ranks alone.
 
+    --report shows queries with their hits where the manifests have a column text, or path of images
+    that are there. fcl report puts several reports side by side.
+
     Gates: update_gain, self_test_tax, negative_flip_rate, or ENTRY.METRIC, compared with a number
     or with each other. Of a chain: average_compatibility, average_accuracy, backward_compatibility,
     forward_compatibility, or 2/1 for models by number. Of one store: the metrics.
@@ -121,38 +125,43 @@ def evaluate(
         raise ValueError("--query: expected one, as --gallery, --qrels or --across are given")
     if is_chain and (index or index_parameter):
         raise ValueError("--index: expected two stores or one, a chain has many galleries")
-    if report_folder is not None and (is_chain or query is not None):
-        raise ValueError("--report: expected --old-query and --new-query, whose report it is")
+    if report_folder is not None and query is not None:
+        raise ValueError("--report: expected two models or a chain, one store alone has no report")
 
     from fclearn.cli.eval_show import Show
 
-    show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json)
+    command = command_of(context)
+    show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json, report_folder, command)
     if is_chain:
-        from fclearn.cli.eval_chain import run_chain
+        from fclearn.cli.eval_chain import Chain, run_chain
 
         run_chain(
-            model or [],
-            model_gallery or [],
-            exclude_self=exclude_self,
-            use_groups=use_groups,
-            metric_name=names[0] if names else "map",
-            show=show,
+            Chain(
+                model or [],
+                model_gallery or [],
+                exclude_self=exclude_self,
+                use_groups=use_groups,
+                metric_name=names[0] if names else "map",
+            ),
+            show,
         )
     elif query is not None:
-        from fclearn.cli.eval_single import run_single
+        from fclearn.cli.eval_single import Single, run_single
         from fclearn.evaluation.compatibility import report_metrics
 
         run_single(
-            query,
-            gallery,
-            across=across,
-            index=index,
-            parameters=index_parameter or [],
-            qrels=qrels,
-            exclude_self=exclude_self,
-            use_groups=use_groups,
-            metrics=names or report_metrics(None, has_index=index is not None),
-            show=show,
+            Single(
+                query,
+                gallery,
+                across=across,
+                index=index,
+                parameters=index_parameter or [],
+                qrels=qrels,
+                exclude_self=exclude_self,
+                use_groups=use_groups,
+                metrics=names or report_metrics(None, has_index=index is not None),
+            ),
+            show,
         )
     else:
         for option, given in (("--old-query", old_query), ("--new-query", new_query)):
@@ -168,6 +177,5 @@ def evaluate(
             metrics=names,
             index=index,
             parameters=index_parameter or [],
-            report_folder=report_folder,
             show=show,
         )  # fmt: skip

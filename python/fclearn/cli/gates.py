@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fclearn.cli.console import say
+import typer
+
+from fclearn.cli.console import emit, say
 from fclearn.wording import nearest
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -98,6 +100,32 @@ def judge_gates(
         text = "undefined" if value is None else f"{value:.4f}"
         say(f"gate {'passed' if passed else 'FAILED'}: {gate.text} ({gate.left} is {text})")
     return outcomes
+
+
+def finish(
+    result: Mapping[str, object],
+    gates: Sequence[Gate],
+    numbers: Mapping[str, float | None],
+    *,
+    json: bool,
+) -> None:
+    """Judge the gates and print JSON, if asked for.
+
+    Args:
+        result: For JSON; the outcomes of the gates are added.
+        gates: To be judged.
+        numbers: As `judge_gates`.
+        json: Whether to print.
+
+    Raises:
+        typer.Exit: With 1, if a gate failed.
+    """
+    outcomes = judge_gates(gates, numbers)
+    passed = all(outcome["passed"] for outcome in outcomes)
+    if json:
+        emit({**result, "gates": outcomes, "passed": passed})
+    if not passed:
+        raise typer.Exit(1)
 
 
 def _is_number(text: str) -> bool:

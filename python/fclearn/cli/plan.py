@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.console import JsonFlag, command_of, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,7 @@ _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
 
 def plan(
+    context: typer.Context,
     old_features: Annotated[
         Path, typer.Option(metavar="STORE", help="Old features of the whole gallery.")
     ],
@@ -76,8 +77,8 @@ def plan(
     Without --old-query and --new-query every measured row is a query, itself left out. Rows of the
     other stores are matched to the old one by id.
 
-    Writes plan.csv (ids, the most urgent first), curve.json, curve.png, and the calibrations of
-    scores. With --done the plan resumes: the same ranks, without those rows.
+    Writes plan.csv (ids, the most urgent first), curve.json, curve.png, report.html, and the
+    calibrations of scores. With --done the plan resumes: the same ranks, without those rows.
 
     Gates: map and cmc@1 (of the curve, at the budget), area_gain (over random order),
     share_of_ideal, gain_share, and old/old, new/old, new/new followed by .map or .cmc@1.
@@ -90,7 +91,7 @@ def plan(
     """
     from rich.console import Console
 
-    from fclearn.cli.gates import Gate
+    from fclearn.cli.gates import Gate, finish
     from fclearn.cli.plan_inputs import PlanOptions
     from fclearn.cli.plan_run import make_plan
 
@@ -130,6 +131,7 @@ def plan(
             num_random=num_random,
             num_bootstrap=num_bootstrap,
             seed=seed,
+            command=command_of(context),
         )
     )
     console = Console(stderr=True)
@@ -147,17 +149,8 @@ def plan(
         f"{out / 'plan.csv'}: {counts['left']:,} rows left, {counts['left_in_budget']:,} of them "
         f"in the budget, {counts['done']:,} done"
     )
-    numbers = _numbers(result, order, budget)
-    outcomes = []
-    for item in gates:
-        passed = item.passes(numbers)
-        outcomes.append({"gate": item.text, "value": numbers[item.left], "passed": passed})
-        say(f"gate {'passed' if passed else 'FAILED'}: {item.text}")
-    passed = all(outcome["passed"] for outcome in outcomes)
-    if json:
-        emit({**result.to_dict(), "gates": outcomes, "passed": passed})
-    if not passed:
-        raise typer.Exit(1)
+    say(f"report: {out / 'report.html'}")
+    finish(result.to_dict(), gates, _numbers(result, order, budget), json=json)
 
 
 _METRICS = ("map", "cmc@1")

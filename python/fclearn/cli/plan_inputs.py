@@ -46,6 +46,7 @@ class PlanOptions:
     num_random: int = 5
     num_bootstrap: int = 1000
     seed: int = 0
+    command: str = ""
 
 
 def open_store(path: Path) -> FeatureStore:

@@ -38,6 +38,7 @@ from fclearn.cli.plan_inputs import (
     load_sample,
     open_store,
 )
+from fclearn.report import rebuild
 
 Ints = NDArray[np.int64]
 
@@ -50,11 +51,17 @@ class Plan:
     table: ServingTable
     verdict: PlanVerdict
     counts: dict[str, int]
+    order: str
+    budget: float
+    command: str
     thresholds: dict[str, TransferredThreshold] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Everything, ready for strict JSON."""
         return {
+            "command": self.command,
+            "order": self.order,
+            "budget": self.budget,
             "verdict": asdict(self.verdict),
             "counts": self.counts,
             "baseline": self.table.baseline,
@@ -106,12 +113,22 @@ def make_plan(options: PlanOptions) -> Plan:
         done=done,
     )
     counts = {"gallery": len(old), "done": len(done), "left": written, "left_in_budget": within}
-    plan = Plan(curve, table, verdict, counts, _thresholds(options, sample))
+    plan = Plan(
+        curve,
+        table,
+        verdict,
+        counts,
+        options.order,
+        options.budget,
+        options.command,
+        _thresholds(options, sample),
+    )
     for serving, calibration in calibrations.items():
         calibration.save(options.out / f"calibration-{serving}.safetensors")
     draw_curve(options.out / "curve.png", curve, budget=options.budget)
     with replacing(options.out / "curve.json") as temporary:
         temporary.write_text(json.dumps(plan.to_dict(), indent=2), encoding="utf-8")
+    rebuild(options.out)
     return plan
 
 

@@ -18,6 +18,9 @@ def oracle_gain(
     labels: NDArray[np.int64],
     ids: NDArray[np.generic],
     *,
+    query: Tensor | None = None,
+    query_labels: NDArray[np.int64] | None = None,
+    query_ids: NDArray[np.generic] | None = None,
     metrics: Sequence[str] = ("map", "cmc@1"),
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
@@ -28,15 +31,19 @@ def oracle_gain(
     themselves searching for that same half.
 
     Args:
-        features: Of items that are queries and gallery, shape ``(N, D)``, floating.
+        features: Of the gallery, shape ``(N, D)``, floating.
         labels: Shape ``(N,)``, int64, 0 .. C - 1.
         ids: Shape ``(N,)``; items with a query's id, such as those of its group, are not in its
             gallery.
+        query: Shape ``(Q, D)``; None, like the next two: the items are the queries.
+        query_labels: Shape ``(Q,)``, int64.
+        query_ids: Shape ``(Q,)``.
         metrics: As `evaluate_retrieval`.
         seed: Of the coin.
 
     Returns:
-        Per metric the gain of each query, shape ``(N,)``; 0 where its class has no other half.
+        Per metric the gain of each query, shape ``(Q,)``; 0 where its class has no other half, or
+        nothing in the gallery.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.3], [1.0, -0.3], [0.3, 1.0], [-0.3, 1.0]])
@@ -44,28 +51,33 @@ def oracle_gain(
         >>> sorted(gain), gain["map"].shape
         (['cmc@1', 'map'], (4,))
     """
-    coin = np.random.default_rng(seed).integers(0, 2, len(labels))
-    cell, other = 2 * labels + coin, 2 * labels + 1 - coin
-    unit = torch.nn.functional.normalize(features, dim=1)
-    sums = torch.zeros(2 * (int(labels.max()) + 1), unit.shape[1])
+    rng = np.random.default_rng(seed)
+    cell = 2 * labels + rng.integers(0, 2, len(labels))
+    if query is None or query_labels is None or query_ids is None:
+        query, query_labels, query_ids = features, labels, ids
+        other = cell ^ 1
+    else:
+        other = 2 * query_labels + rng.integers(0, 2, len(query_labels))
+    unit, asked = (torch.nn.functional.normalize(rows, dim=1) for rows in (features, query))
+    sums = torch.zeros(2 * (int(max(labels.max(), query_labels.max())) + 1), unit.shape[1])
     sums.index_add_(0, torch.from_numpy(cell), unit)
     mean = sums[torch.from_numpy(other)]
     # Items whose class has no other half keep their own feature, and gain nothing.
-    mean = torch.where(mean.any(1, keepdim=True), mean, unit)
+    mean = torch.where(mean.any(1, keepdim=True), mean, asked)
     best, old = (
         evaluate_retrieval(
-            query,
+            rows,
             features,
-            query_labels=labels,
+            query_labels=query_labels,
             gallery_labels=labels,
             exclude_self=True,
-            query_ids=ids,
+            query_ids=query_ids,
             gallery_ids=ids,
             query_groups=other,
             gallery_groups=cell,
             metrics=tuple(metrics),
             return_per_query=True,
         ).per_query
-        for query in (mean, unit)
+        for rows in (mean, asked)
     )
     return {name: np.nan_to_num(best[name] - old[name]) for name in metrics}

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 from fclearn.evaluation._inputs import Labels
-from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fclearn.evaluation._keys import RankingOptions
 
 #: The summaries of a chain, as `ChainReport` names them.
 SUMMARIES = (
@@ -41,6 +46,8 @@ class ChainReport:
             not re-indexing for one step costs.
         intervals: Bootstrap intervals over queries of the four summaries, and of the entries as
             ``"name/name"``.
+        gain_intervals: Of ``matrix[i, j] - matrix[j, j]`` for i > j, as ``"name/name"``: what newer
+            queries bring to an older gallery, paired over queries.
         metric_name: What was measured.
         num_queries: Queries that counted.
         num_skipped: Queries without a positive.
@@ -56,6 +63,7 @@ class ChainReport:
     backward_compatibility: float
     forward_compatibility: float
     intervals: dict[str, Interval]
+    gain_intervals: dict[str, Interval]
     metric_name: str
     num_queries: int
     num_skipped: int
@@ -82,6 +90,7 @@ class ChainReport:
             ],
             **{name: getattr(self, name) for name in SUMMARIES},
             "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "gain_intervals": {name: list(bounds) for name, bounds in self.gain_intervals.items()},
             "num_queries": self.num_queries,
             "num_skipped": self.num_skipped,
             "num_gallery": self.num_gallery,
@@ -97,15 +106,10 @@ def chain_report(
     gallery_labels: Labels,
     names: Sequence[str] | None = None,
     metric_name: str = "map",
-    exclude_self: bool = False,
-    query_ids: PerRow | None = None,
-    gallery_ids: PerRow | None = None,
-    query_groups: PerRow | None = None,
-    gallery_groups: PerRow | None = None,
-    metric: str = "cosine",
     num_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    **ranking: Unpack[RankingOptions],
 ) -> ChainReport:
     r"""Measure every model of a chain against its own gallery and all older ones.
 
@@ -126,16 +130,12 @@ def chain_report(
         gallery_labels: As there.
         names: Of the models; ``"1"`` to ``"T"`` by default.
         metric_name: What to measure, any of `METRIC_NAMES`.
-        exclude_self: As in `evaluate_retrieval`; row numbers serve as ids where each query is its
-            gallery.
-        query_ids: As there.
-        gallery_ids: As there.
-        query_groups: As there.
-        gallery_groups: As there.
-        metric: ``"cosine"``, ``"ip"`` or ``"l2"``.
         num_bootstrap: Resamples of the queries, shared by all entries.
         confidence: Of the percentile intervals, in (0, 1).
         seed: Of the resamples.
+        **ranking: ``exclude_self``, ``query_ids``, ``gallery_ids``, ``query_groups``,
+            ``gallery_groups`` and ``metric``, as in `evaluate_retrieval`; row numbers serve as ids
+            where each model's queries are its gallery.
 
     Raises:
         TypeError: As `evaluate_retrieval`.
@@ -175,10 +175,11 @@ def chain_report(
         raise ValueError(
             f"names: expected {num_models} distinct ones, got {', '.join(map(repr, titles))}"
         )
-    if exclude_self and query_ids is None and gallery_ids is None:
+    ids = ranking.get("query_ids"), ranking.get("gallery_ids")
+    if ranking.get("exclude_self") and ids == (None, None):
         if any(mine is not other for mine, other in zip(queries, galleries, strict=True)):
             raise ValueError("exclude_self: expected query_ids and gallery_ids")
-        query_ids = gallery_ids = np.arange(len(query_labels))
+        ranking["query_ids"] = ranking["gallery_ids"] = np.arange(len(query_labels))
     results: dict[tuple[int, int], RetrievalResult] = {}
     for i in range(num_models):
         for j in range(i + 1):
@@ -188,14 +189,9 @@ def chain_report(
                     galleries[j],
                     query_labels=query_labels,
                     gallery_labels=gallery_labels,
-                    exclude_self=exclude_self,
-                    query_ids=query_ids,
-                    gallery_ids=gallery_ids,
-                    query_groups=query_groups,
-                    gallery_groups=gallery_groups,
                     metrics=(metric_name,),
-                    metric=metric,
                     return_per_query=True,
+                    **ranking,
                 )
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{titles[i]}/{titles[j]}: {error}") from error
@@ -209,14 +205,19 @@ def chain_report(
         table[1:, i, j] = draws[:, at]
     summaries = _summaries(table)
     intervals = {name: interval(summaries[name][1:], confidence) for name in SUMMARIES}
+    gains: dict[str, Interval] = {}
     for at, (i, j) in enumerate(places):
         intervals[f"{titles[i]}/{titles[j]}"] = interval(draws[:, at], confidence)
+        if i > j:
+            change = draws[:, at] - draws[:, places.index((j, j))]
+            gains[f"{titles[i]}/{titles[j]}"] = interval(change, confidence)
     first = results[0, 0]
     return ChainReport(
         names=titles,
         matrix=table[0],
         **{name: float(summaries[name][0]) for name in SUMMARIES},
         intervals=intervals,
+        gain_intervals=gains,
         metric_name=metric_name,
         num_queries=first.num_queries,
         num_skipped=first.num_skipped,

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of an upgrade as one self-contained page, pictures and JSON."""
+"""Reports of upgrades, chains and plans: self-contained pages, pictures and JSON."""
 
 from __future__ import annotations
 
+from fclearn.report.chains import write_chain_report
 from fclearn.report.examples import Hit, RetrievalExample, make_examples, pick_examples
+from fclearn.report.items import Items, describe_items
+from fclearn.report.runs import rebuild, write_comparison
 from fclearn.report.writer import rebuild_report, write_report
 
 __all__ = [
     "Hit",
+    "Items",
     "RetrievalExample",
+    "describe_items",
     "make_examples",
     "pick_examples",
+    "rebuild",
     "rebuild_report",
+    "write_chain_report",
+    "write_comparison",
     "write_report",
 ]

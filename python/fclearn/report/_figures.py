@@ -19,13 +19,14 @@ STYLES = {
     "new": ("#0b6e99", "o"),
     "independent": ("#b4530a", "D"),
 }
-_ENTRIES = {
+#: Entries of the matrix: in words, and whose colour they have.
+ENTRIES = {
     "old/old": ("old queries, old gallery", "old"),
     "new/old": ("new queries, old gallery", "new"),
     "new/new": ("new queries, new gallery", "new"),
     "independent/independent": ("independent model, re-indexed", "independent"),
 }
-_TEXT, _QUIET, _RIGHT = "#1c2430", "#667085", "#157347"
+TEXT, QUIET, _RIGHT = "#1c2430", "#667085", "#157347"
 
 Table = Mapping[str, Mapping[str, float]]
 Bounds = Mapping[str, Mapping[str, Sequence[float] | None]]
@@ -36,7 +37,7 @@ def gain_figure(
     matrix: Table, intervals: Bounds, update_gain: float | None, metric: str = "map"
 ) -> bytes:
     """The entries of the matrix on one axis, with the update gain as an arrow."""
-    entries = [key for key in _ENTRIES if key in matrix]
+    entries = [key for key in ENTRIES if key in matrix]
     figure = Figure(figsize=(8, 0.5 * len(entries) + 1.0), layout="constrained")
     axes = figure.add_subplot()
     old, cross = 100 * matrix["old/old"][metric], 100 * matrix["new/old"][metric]
@@ -45,7 +46,7 @@ def gain_figure(
         axes.axvspan(old, 100 * goal[metric], color="#eef2f6", zorder=0)
     for at, key in enumerate(entries):
         value = 100 * matrix[key][metric]
-        colour, marker = STYLES[_ENTRIES[key][1]]
+        colour, marker = STYLES[ENTRIES[key][1]]
         bounds = intervals.get(key, {}).get(metric)
         end = value
         if bounds is not None:
@@ -56,14 +57,14 @@ def gain_figure(
         axes.plot(value, at, marker, color=colour, markerfacecolor=face, markersize=9)
         axes.annotate(
             f"{value:.1f}", (end, at), (8, 0), textcoords="offset points", va="center",
-            color=_TEXT, fontweight="bold" if key == "new/old" else "normal",
+            color=TEXT, fontweight="bold" if key == "new/old" else "normal",
         )  # fmt: skip
     axes.axvline(old, color=STYLES["old"][0], linewidth=1, linestyle=(0, (3, 3)), zorder=0.5)
     text = f"{cross - old:+.1f} points".replace("-", "−")
     if update_gain is not None:
         text += f" = update gain {100 * update_gain:.0f}%".replace("-", "−")
-    axes.annotate("", (cross, 0.5), (old, 0.5), arrowprops={"arrowstyle": "->", "color": _TEXT})
-    axes.set_yticks(range(len(entries)), [_ENTRIES[key][0] for key in entries])
+    axes.annotate("", (cross, 0.5), (old, 0.5), arrowprops={"arrowstyle": "->", "color": TEXT})
+    axes.set_yticks(range(len(entries)), [ENTRIES[key][0] for key in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
     axes.margins(x=0.12)
     # The text stands on the side of the arrow that has more room.
@@ -71,11 +72,11 @@ def gain_figure(
     at_left = min(old, cross) - left > right - max(old, cross)
     axes.annotate(
         text, (min(old, cross) if at_left else max(old, cross), 0.5), (-8 if at_left else 8, 0),
-        textcoords="offset points", ha="right" if at_left else "left", va="center", color=_TEXT,
+        textcoords="offset points", ha="right" if at_left else "left", va="center", color=TEXT,
     )  # fmt: skip
     axes.set_xlabel(f"{metric_title(metric)}, %")
-    _tidy(axes, grid="x")
-    return _png(figure)
+    tidy(axes, grid="x")
+    return as_png(figure)
 
 
 def curve_figure(
@@ -105,12 +106,12 @@ def curve_figure(
         )  # fmt: skip
     if not drawn:
         return None
-    axes.set_title(title, loc="left", fontsize=10.5, color=_TEXT)
+    axes.set_title(title, loc="left", fontsize=10.5, color=TEXT)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    _tidy(axes, grid="y")
-    return _png(figure)
+    tidy(axes, grid="y")
+    return as_png(figure)
 
 
 def examples_figure(examples: Sequence[StoredExample]) -> bytes:
@@ -124,15 +125,15 @@ def examples_figure(examples: Sequence[StoredExample]) -> bytes:
         )
         axes = figure.add_subplot(grid[:, 0])
         _show(axes, example["image"])
-        axes.set_title(_short(example["label"]), fontsize=8, color=_TEXT)
-        axes.set_xlabel(example["note"], fontsize=8, color=_QUIET)
+        axes.set_title(short(example["label"]), fontsize=8, color=TEXT)
+        axes.set_xlabel(example["note"], fontsize=8, color=QUIET)
         for row, (title, hits) in enumerate((("old", example["old"]), ("new", example["new"]))):
             label = figure.add_subplot(grid[row, 1])
             label.axis("off")
-            label.text(0.95, 0.5, title, ha="right", va="center", fontsize=9, color=_TEXT)
+            label.text(0.95, 0.5, title, ha="right", va="center", fontsize=9, color=TEXT)
             for column, hit in enumerate(hits):
                 _show_hit(figure.add_subplot(grid[row, 2 + column]), hit)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _show(axes: Axes, uri: str) -> None:
@@ -155,21 +156,24 @@ def _show_hit(axes: Axes, hit: StoredHit) -> None:
         )  # fmt: skip
 
 
-def _short(text: str, length: int = 18) -> str:
+def short(text: str, length: int = 18) -> str:
+    """A name that fits a figure."""
     # A $ would start a formula.
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
-def _tidy(axes: Axes, grid: str) -> None:
+def tidy(axes: Axes, grid: str) -> None:
+    """Lines along one axis, no frame."""
     axes.spines[["top", "right", "left" if grid == "x" else "bottom"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c5ccd6")
     axes.grid(axis="x" if grid == "x" else "y", color="#e4e8ee", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_TEXT, length=0)
-    axes.xaxis.label.set_color(_QUIET)
+    axes.tick_params(colors=TEXT, length=0)
+    axes.xaxis.label.set_color(QUIET)
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as strings: small PNGs that a page or a JSON file can hold."""
+"""Examples as strings: small PNGs and short texts that a page or a JSON file can hold."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from fclearn.report.examples import Hit, RetrievalExample
 _PREFIX = "data:image/png;base64,"
 # Shown at 56 px; twice that for dense screens.
 _MAX_SIDE = 112
+_MAX_TEXT = 240
 
 
 class StoredHit(TypedDict):
-    """A `Hit` as JSON."""
+    """A `Hit` as JSON; without a picture, ``image`` is empty."""
 
     image: str
     label: str
     correct: bool
+    text: str
 
 
 class StoredExample(TypedDict):
     """A `RetrievalExample` as JSON."""
 
     image: str
+    text: str
     label: str
     note: str
     old: list[StoredHit]
@@ -85,13 +88,19 @@ def store(examples: Sequence[RetrievalExample]) -> list[StoredExample]:
 
     def hits(found: Sequence[Hit]) -> list[StoredHit]:
         return [
-            {"image": encode(hit.image), "label": hit.label, "correct": bool(hit.correct)}
+            {
+                "image": _picture(hit.image),
+                "text": _short(hit.text),
+                "label": hit.label,
+                "correct": bool(hit.correct),
+            }
             for hit in found
         ]
 
     return [
         {
-            "image": encode(example.image),
+            "image": _picture(example.image),
+            "text": _short(example.text),
             "label": example.label,
             "note": example.note,
             "old": hits(example.old),
@@ -99,3 +108,29 @@ def store(examples: Sequence[RetrievalExample]) -> list[StoredExample]:
         }
         for example in examples
     ]
+
+
+def checked(examples: object) -> list[StoredExample]:
+    """Examples read from a file; those of earlier releases have no texts.
+
+    Raises:
+        ValueError: Not what `store` made.
+    """
+    if not isinstance(examples, list):
+        raise ValueError(f"expected a list of examples, got {type(examples).__name__}")
+    for example in examples:
+        for item in (example, *example["old"], *example["new"]):
+            item.setdefault("text", "")
+            if item["image"] or not item["text"]:
+                decode(item["image"])
+    return examples
+
+
+def _picture(image: NDArray[np.uint8] | None) -> str:
+    return "" if image is None else encode(image)
+
+
+def _short(text: str) -> str:
+    """A text as it is shown: on one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1].rstrip() + "…"

@@ -5,30 +5,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fclearn.evaluation import CompatibilityReport, top_hits
-from fclearn.evaluation._keys import PerRow
-from fclearn.features import FeatureSource, as_tensor
+from fclearn.evaluation._inputs import Labels
+from fclearn.evaluation._rows import InOrder, RowSource
+from fclearn.features import as_tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fclearn.evaluation._keys import RankingOptions
 
 Image = NDArray[np.uint8]
 
 
+class Images(Protocol):
+    """Images by row: an array, or anything that reads them when asked for."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Image:
+        """One of them, shape ``(H, W)`` or ``(H, W, 3)``, uint8."""
+        ...
+
+
 @dataclass(frozen=True)
 class Hit:
-    """One gallery image in a ranking.
+    """One gallery item in a ranking.
 
     Attributes:
-        image: Shape ``(H, W)`` or ``(H, W, 3)``, uint8.
+        image: Shape ``(H, W)`` or ``(H, W, 3)``, uint8; None where items are texts.
         label: Name of its class.
-        correct: Whether that is the query's class.
+        correct: Whether it is a right answer.
+        text: What it says; empty where items are pictures.
     """
 
-    image: Image
+    image: Image | None
     label: str
     correct: bool
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,18 +58,20 @@ class RetrievalExample:
     """One query and its best hits.
 
     Attributes:
-        image: The query, shape ``(H, W)`` or ``(H, W, 3)``, uint8.
+        image: The query, shape ``(H, W)`` or ``(H, W, 3)``, uint8; None where it is a text.
         label: Name of its class.
         note: Why it is shown.
         old: Best hits of the old query in the old gallery, best first.
         new: Best hits of the new query in the old gallery.
+        text: The query; empty where it is a picture.
     """
 
-    image: Image
+    image: Image | None
     label: str
     note: str
     old: tuple[Hit, ...]
     new: tuple[Hit, ...]
+    text: str = ""
 
 
 def pick_examples(report: CompatibilityReport, num_each: int = 2) -> list[tuple[int, str]]:
@@ -82,22 +106,19 @@ def pick_examples(report: CompatibilityReport, num_each: int = 2) -> list[tuple[
 def make_examples(
     report: CompatibilityReport,
     *,
-    old_query: FeatureSource,
-    old_gallery: FeatureSource,
-    new_query: FeatureSource,
-    query_images: Image,
-    gallery_images: Image,
-    query_labels: NDArray[np.integer],
-    gallery_labels: NDArray[np.integer],
+    old_query: RowSource,
+    old_gallery: RowSource,
+    new_query: RowSource,
+    query_labels: Labels,
+    gallery_labels: Labels,
+    query_images: Images | None = None,
+    gallery_images: Images | None = None,
+    query_texts: Sequence[str] | None = None,
+    gallery_texts: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
-    exclude_self: bool = False,
-    query_ids: PerRow | None = None,
-    gallery_ids: PerRow | None = None,
-    query_groups: PerRow | None = None,
-    gallery_groups: PerRow | None = None,
-    metric: str = "cosine",
     k: int = 8,
     num_each: int = 2,
+    **ranking: Unpack[RankingOptions],
 ) -> list[RetrievalExample]:
     """Pick queries and look up their best hits, as `compatibility_report` ranks them.
 
@@ -106,70 +127,103 @@ def make_examples(
         old_query: Shape ``(Q, D_old)``, as in `evaluate_retrieval`.
         old_gallery: Shape ``(G, D_old)``.
         new_query: Shape ``(Q, D_new)``.
-        query_images: Shape ``(Q, H, W)`` or ``(Q, H, W, 3)``, uint8.
+        query_labels: As there, ``(Q,)``: integers, strings or sets of either.
+        gallery_labels: Shape ``(G,)``, likewise.
+        query_images: Shape ``(Q, H, W)`` or ``(Q, H, W, 3)``, uint8, or `Images` that are read when
+            asked for; None: there are texts.
         gallery_images: Shape ``(G, …)``, likewise.
-        query_labels: Shape ``(Q,)``, integers.
-        gallery_labels: Shape ``(G,)``.
-        class_names: Name of each label; the number without them.
-        exclude_self: As in `evaluate_retrieval`, like the ids and groups.
-        query_ids: Shape ``(Q,)``.
-        gallery_ids: Shape ``(G,)``.
-        query_groups: Shape ``(Q,)``.
-        gallery_groups: Shape ``(G,)``.
-        metric: ``"cosine"``, ``"ip"`` or ``"l2"``.
+        query_texts: What the queries say, ``(Q,)``.
+        gallery_texts: What the gallery's items say, ``(G,)``.
+        class_names: Name of each label; the label itself without them.
         k: Hits to show.
         num_each: Queries of each kind.
+        **ranking: ``exclude_self``, ids, groups and ``metric``, as in `evaluate_retrieval`.
 
     Raises:
-        ValueError: Images that do not fit the labels; as `evaluate_retrieval`.
+        ValueError: Neither images nor texts; images or texts that do not fit the labels; as
+            `evaluate_retrieval`.
     """
-    for name, images, labels in (
+    for name, items, labels in (
         ("query_images", query_images, query_labels),
         ("gallery_images", gallery_images, gallery_labels),
+        ("query_texts", query_texts, query_labels),
+        ("gallery_texts", gallery_texts, gallery_labels),
     ):
-        if len(images) != len(labels):
+        if items is not None and len(items) != len(labels):
+            kind = name.rpartition("_")[2].removesuffix("s")
             raise ValueError(
-                f"{name}: expected one image per label, {len(labels)}, got {len(images)}"
+                f"{name}: expected one {kind} per label, {len(labels)}, got {len(items)}"
             )
+    for one, other in ((query_images, gallery_images), (query_texts, gallery_texts)):
+        if (one is None) != (other is None):
+            raise ValueError("images and texts: expected those of queries and of the gallery")
+    if query_images is None and query_texts is None:
+        raise ValueError("query_images, query_texts: expected one of them")
     picks = pick_examples(report, num_each)
     rows = np.array([row for row, _ in picks], dtype=np.int64)
+    query_names, gallery_names = (
+        _Labels(query_labels, class_names),
+        _Labels(gallery_labels, class_names),
+    )
+    options = ranking.copy()
+    if (ids := ranking.get("query_ids")) is not None:
+        options["query_ids"] = np.asarray(ids)[rows]
+    if (groups := ranking.get("query_groups")) is not None:
+        options["query_groups"] = np.asarray(groups)[rows]
 
-    def of_picks(values: PerRow | None) -> PerRow | None:
-        return None if values is None else np.asarray(values)[rows]
+    def look_up(query: RowSource) -> NDArray[np.int64]:
+        if isinstance(query, InOrder):
+            asked = as_tensor(query.features, query.rows[rows])
+        else:
+            asked = as_tensor(query, rows)
+        return top_hits(asked, old_gallery, k, **options)
 
-    def name_of(label: int) -> str:
-        return str(label) if class_names is None else class_names[label]
-
-    def look_up(query: FeatureSource) -> NDArray[np.int64]:
-        return top_hits(
-            as_tensor(query, rows),
-            old_gallery,
-            k,
-            exclude_self=exclude_self,
-            query_ids=of_picks(query_ids),
-            gallery_ids=gallery_ids,
-            query_groups=of_picks(query_groups),
-            gallery_groups=gallery_groups,
-            metric=metric,
-        )
-
-    def as_hits(hits: NDArray[np.int64], label: int) -> tuple[Hit, ...]:
+    def as_hits(hits: NDArray[np.int64], row: int) -> tuple[Hit, ...]:
+        wanted = query_names[row]
         return tuple(
             Hit(
-                gallery_images[hit], name_of(int(gallery_labels[hit])), gallery_labels[hit] == label
+                None if gallery_images is None else gallery_images[hit],
+                gallery_names.text(hit),
+                not wanted.isdisjoint(gallery_names[hit]),
+                "" if gallery_texts is None else str(gallery_texts[hit]),
             )
             for hit in hits[hits >= 0].tolist()
         )
 
     return [
         RetrievalExample(
-            image=query_images[row],
-            label=name_of(int(query_labels[row])),
+            image=None if query_images is None else query_images[row],
+            label=query_names.text(row),
             note=note,
-            old=as_hits(old_hits, int(query_labels[row])),
-            new=as_hits(new_hits, int(query_labels[row])),
+            old=as_hits(old_hits, row),
+            new=as_hits(new_hits, row),
+            text="" if query_texts is None else str(query_texts[row]),
         )
         for (row, note), old_hits, new_hits in zip(
             picks, look_up(old_query), look_up(new_query), strict=True
         )
     ]
+
+
+class _Labels:
+    """Labels as sets, and in words."""
+
+    def __init__(self, labels: Labels, class_names: Sequence[str] | None) -> None:
+        self._labels, self._class_names = labels, class_names
+
+    def __getitem__(self, row: int) -> frozenset[object]:
+        label = self._labels[row]
+        if isinstance(label, set | frozenset | list | tuple):
+            return frozenset(label)
+        if isinstance(label, np.ndarray | Tensor) and label.ndim:
+            return frozenset(np.flatnonzero(np.asarray(label)).tolist())
+        return frozenset([label.item() if isinstance(label, np.generic | Tensor) else label])
+
+    def text(self, row: int) -> str:
+        names = self._class_names
+        return ", ".join(
+            sorted(
+                names[label] if names and isinstance(label, int) else str(label)
+                for label in self[row]
+            )
+        )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import warnings
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
-from fclearn._files import replacing
 from fclearn.evaluation import CompatibilityReport
 from fclearn.report._figures import curve_figure, examples_figure, gain_figure
+from fclearn.report._files import dump, load, with_facts, write_files
 from fclearn.report._page import render
-from fclearn.report._pictures import StoredExample, as_data_uri, decode, store
+from fclearn.report._pictures import StoredExample, as_data_uri, checked, store
 from fclearn.report.examples import RetrievalExample
+from fclearn.report.items import Items, replace_per_query
 
 #: Columns of a history that are drawn: title, factor, file.
 _CURVES = {
@@ -41,6 +40,7 @@ def write_report(
     histories: Mapping[str, History] | None = None,
     retrieval_examples: Sequence[RetrievalExample] = (),
     facts: Mapping[str, object] | None = None,
+    items: Items | None = None,
 ) -> dict[str, object]:
     """Write ``report.html`` (one file that needs nothing else), ``report.json`` and pictures.
 
@@ -52,6 +52,8 @@ def write_report(
         retrieval_examples: Queries to look at, from `make_examples`.
         facts: What else to say, JSON values. ``title``, ``data``, ``command``, ``config``,
             ``versions`` and ``seed`` have their places; others are listed by name.
+        items: What was measured on, from `describe_items`; then the values of every query are
+            kept, too, and the report can stand beside others.
 
     Returns:
         The content of ``report.json``: ``report.to_dict()``, the facts and the histories.
@@ -73,19 +75,17 @@ def write_report(
         >>> Path("runs/example/report.html").stat().st_size > 10_000
         True
     """
-    data: dict[str, object] = report.to_dict()
-    data["histories"] = {
+    numbers = report.to_dict()
+    numbers["histories"] = {
         name: _columns(name, history) for name, history in (histories or {}).items()
     }
-    for name, value in (facts or {}).items():
-        if name in data:
-            raise ValueError(f"facts: {name!r} is a number of the report itself; choose another")
-        data[name] = value
-    strict = _strict(data, "facts")
-    assert isinstance(strict, dict)  # a dict stays one
-    examples = store(retrieval_examples)
-    _write(Path(output_dir), strict, examples)
-    return strict
+    if items is not None:
+        numbers["items"] = items.to_dict()
+    data = with_facts(numbers, facts)
+    folder, examples = Path(output_dir), store(retrieval_examples)
+    replace_per_query(folder, items, report.per_query)
+    _write(folder, data, examples)
+    return data
 
 
 def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
@@ -104,14 +104,12 @@ def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
     folder = Path(run_dir)
     if not (folder / "report.json").is_file():
         raise FileNotFoundError(f"{folder}: expected the folder of a report, found no report.json")
-    data: dict[str, object] = _load(folder / "report.json")
-    examples: list[StoredExample] = []
+    data: dict[str, object] = load(folder / "report.json")
+    stored: object = []
     if (folder / _EXAMPLES_FILE).is_file():
-        examples = _load(folder / _EXAMPLES_FILE)
+        stored = load(folder / _EXAMPLES_FILE)
     try:
-        for example in examples:
-            for hit in (example, *example["old"], *example["new"]):
-                decode(hit["image"])
+        examples = checked(stored)
         _write(folder, data, examples)
     except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
         raise ValueError(
@@ -122,7 +120,6 @@ def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
 
 
 def _write(folder: Path, data: dict[str, Any], examples: list[StoredExample]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     primary = data.get("primary", "map")
     gain = gain_figure(data["matrix"], data["intervals"], data["update_gain"], primary)
     files = {"update_gain.png": gain}
@@ -131,29 +128,16 @@ def _write(folder: Path, data: dict[str, Any], examples: list[StoredExample]) ->
         figure = curve_figure(data["histories"], column, title, factor)
         if figure is not None:
             files[name], curves[title] = figure, as_data_uri(figure)
-    if examples:
+    if examples and all(example["image"] for example in examples):
         with warnings.catch_warnings():
             # Class names may be in a script that the font lacks; the page shows them in full.
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
             files["retrieval_examples.png"] = examples_figure(examples)
     page = render(data, examples, as_data_uri(gain), curves)
-    files[_EXAMPLES_FILE] = _dump(examples)
-    files["report.json"] = _dump(data)
+    files[_EXAMPLES_FILE] = dump(examples)
+    files["report.json"] = dump(data)
     files["report.html"] = page.encode()  # last: who finds it finds the others
-    for name, content in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(content)
-
-
-def _dump(value: object) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    write_files(folder, files)
 
 
 def _columns(name: str, history: History) -> dict[str, list[float | None]]:
@@ -177,20 +161,3 @@ def _columns(name: str, history: History) -> dict[str, list[float | None]]:
     if rows and "epoch" not in columns:
         raise ValueError(f"histories: {name!r} has no column 'epoch', only {', '.join(columns)}")
     return columns
-
-
-def _strict(value: object, where: str) -> object:
-    """JSON values only: what is not finite becomes None, numpy's scalars become Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item, f"{where}[{at}]") for at, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    raise TypeError(f"{where}: expected a JSON value, got {type(value).__name__}")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is right, and what a ranking leaves out, by the manifests of stores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fclearn.evaluation._inputs import Labels
+from fclearn.features import FeatureStore
+
+if TYPE_CHECKING:
+    from fclearn.evaluation._keys import RankingOptions
+
+
+def ranking_of(
+    query: FeatureStore, gallery: FeatureStore, *, exclude_self: bool, use_groups: bool
+) -> RankingOptions:
+    """How stores say that a gallery is ranked: by their ids, groups and metric.
+
+    Args:
+        query: Of the queries.
+        gallery: Of the gallery; its fingerprint tells the metric.
+        exclude_self: Leave out the gallery row with the query's id.
+        use_groups: Leave out gallery rows of the query's own group.
+
+    Raises:
+        ValueError: A store without groups, if they are used.
+    """
+    return {
+        "exclude_self": exclude_self,
+        "query_ids": query.ids,
+        "gallery_ids": gallery.ids,
+        "query_groups": groups_of(query) if use_groups else None,
+        "gallery_groups": groups_of(gallery) if use_groups else None,
+        "metric": gallery.fingerprint.metric,
+    }
+
+
+def labels_of(query: FeatureStore, gallery: FeatureStore) -> tuple[Labels, Labels]:
+    """What is right, by the best column both have: sets of labels, class names, else numbers.
+
+    A column ``labels`` holds several for a row: a list in parquet, text parted by ``|`` in csv. The
+    numbers of two stores may differ where their names do not.
+
+    Raises:
+        ValueError: A store without any of the columns.
+    """
+    if "labels" in query.manifest and "labels" in gallery.manifest:
+        return _sets(query), _sets(gallery)
+    if "class_name" in query.manifest and "class_name" in gallery.manifest:
+        return np.asarray(query.manifest["class_name"]), np.asarray(gallery.manifest["class_name"])
+    for store in (query, gallery):
+        if store.labels is None:
+            raise ValueError(f"{store.path}: expected a column 'label' in the manifest")
+    assert query.labels is not None
+    assert gallery.labels is not None
+    return query.labels, gallery.labels
+
+
+def _sets(store: FeatureStore) -> list[set[str]]:
+    return [
+        {part for part in cell.split("|") if part}
+        if isinstance(cell, str)
+        else {str(label) for label in cell or ()}
+        for cell in store.manifest["labels"]
+    ]
+
+
+def groups_of(store: FeatureStore) -> np.ndarray:
+    """Group of each row.
+
+    Raises:
+        ValueError: A store without groups.
+    """
+    if store.groups is None:
+        raise ValueError(f"{store.path}: --use-groups needs a column 'group' in the manifest")
+    return store.groups

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics per query of each way, on one set of queries and one gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fclearn.backfill import MERGED, MigrationSample, ScoreCalibration
+from fclearn.backfill.sample import sample_rows
+from fclearn.backfill.serving import RERANK as TWO_STAGE
+from fclearn.backfill.serving import TWO_CALIBRATED, TWO_RRF, served_values
+from fclearn.evaluation import evaluate_retrieval, oracle_gain
+from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.probe.held import Held
+from fclearn.probe.ways import (
+    HALFWAY,
+    NEW,
+    NEW_TO_OLD,
+    OLD,
+    ORACLE,
+    RANK_MERGE,
+    RANK_MERGE_CALIBRATED,
+    RERANK,
+    Way,
+)
+
+_PerQuery = Mapping[str, NDArray[np.float64]]
+_QUERIES_BY = {OLD: "old", NEW: "new", ORACLE: ""}
+_HALVES = {RANK_MERGE: TWO_RRF, RANK_MERGE_CALIBRATED: TWO_CALIBRATED, RERANK: TWO_STAGE}
+
+
+class Measure:
+    """Collects the ways, the values of every query in each.
+
+    Args:
+        held: What to measure on.
+        metrics: As `evaluate_retrieval`; ``map`` comes first whatever is given.
+    """
+
+    def __init__(self, held: Held, metrics: Sequence[str]) -> None:
+        """Measure old/old and new/new."""
+        self.held = held
+        self.names = tuple(dict.fromkeys(("map", *metrics)))
+        self.num_queries = self.num_skipped = 0
+        self._found: list[tuple[str, str, float, float, _PerQuery]] = []
+        for name, side, embedded in ((OLD, "old", 0.0), (NEW, "new", 1.0)):
+            self._add(
+                name, "", embedded, 0.0, self._per_query(held.query[side], held.gallery[side])
+            )
+
+    def add(self, name: str, direction: str, mapped: Tensor, seconds: float) -> None:
+        """An adapter: mapped queries on the old gallery, or new queries on a mapped gallery."""
+        if direction == NEW_TO_OLD:
+            values = self._per_query(mapped, self.held.gallery["old"])
+        else:
+            values = self._per_query(self.held.query["new"], mapped)
+        self._add(name, direction, 0.0, seconds, values)
+
+    def add_oracle(self, seed: int) -> None:
+        """Queries at the mean of the half of their class that is then left out of the gallery."""
+        held = self.held
+        gain = oracle_gain(
+            held.gallery["old"],
+            held.gallery_labels,
+            held.gallery_ids,
+            query=held.query["old"],
+            query_labels=held.query_labels,
+            query_ids=held.query_ids,
+            metrics=self.names,
+            seed=seed,
+        )
+        # Measured on half of the gallery: added to the whole, it must not pass what is possible.
+        old = self._found[0][-1]
+        values = {name: np.minimum(old[name] + gain[name], 1) for name in self.names}
+        self._add(ORACLE, "", 0.0, 0.0, values)
+
+    def add_halves(
+        self, budget: float, calibration: ScoreCalibration, shortlist: int, seed: int
+    ) -> None:
+        """Ways that need no map but some of the gallery embedded anew, the same rows for each."""
+        held = self.held
+        sample = MigrationSample.build(
+            old_query=held.query["old"],
+            new_query=held.query["new"],
+            old_gallery=held.gallery["old"],
+            new_gallery=held.gallery["new"],
+            query_labels=held.query_labels,
+            gallery_labels=held.gallery_labels,
+            query_ids=held.query_ids,
+            gallery_ids=held.gallery_ids,
+        )
+        rows = sample_rows(sample.num_gallery, round(budget * sample.num_gallery), seed)
+        found = served_values(
+            sample,
+            rows,
+            {MERGED: calibration},
+            shortlist=shortlist,
+            metrics=self.names,
+            only=_HALVES.values(),
+        )
+        for name, way in _HALVES.items():
+            values = {metric: found[way][:, at] for at, metric in enumerate(self.names)}
+            self._add(name, HALFWAY, len(rows) / sample.num_gallery, 0.0, values)
+
+    def ways(self, num_bootstrap: int, confidence: float, seed: int) -> tuple[Way, ...]:
+        """All that was measured, old/old first; the resamples are shared by all of them."""
+        counted = ~np.isnan(self._found[0][-1]["map"])
+        width = len(self.names)
+        columns = [
+            np.stack([found[-1][n][counted] for n in self.names], 1) for found in self._found
+        ]
+        values = np.concatenate(columns, axis=1)
+        means, draws = values.mean(0), bootstrap_means(values, num_bootstrap, seed)
+        room = means[width] - means[0]
+
+        def by_name(numbers: NDArray[np.float64]) -> dict[str, float]:
+            return dict(zip(self.names, numbers.tolist(), strict=True))
+
+        def bounds(samples: NDArray[np.float64]) -> dict[str, Interval]:
+            return {n: interval(samples[:, i], confidence) for i, n in enumerate(self.names)}
+
+        ways = []
+        for at, (name, direction, embedded, seconds, _) in enumerate(self._found):
+            here = slice(at * width, (at + 1) * width)
+            gain = means[here] - means[:width]
+            ways.append(
+                Way(
+                    name=name,
+                    direction=direction,
+                    embedded=embedded,
+                    queries_by=_QUERIES_BY.get(name, "both" if direction == HALFWAY else "new"),
+                    metrics=by_name(means[here]),
+                    intervals=bounds(draws[:, here]),
+                    gain=by_name(gain),
+                    gain_intervals=bounds(draws[:, here] - draws[:, :width]),
+                    update_gain=float(gain[0] / room) if room > 0 else None,
+                    seconds=seconds,
+                )
+            )
+        return tuple(ways)
+
+    def _add(
+        self, name: str, direction: str, embedded: float, seconds: float, values: _PerQuery
+    ) -> None:
+        self._found.append((name, direction, embedded, seconds, values))
+
+    def _per_query(self, query: Tensor, gallery: Tensor) -> _PerQuery:
+        held = self.held
+        result = evaluate_retrieval(
+            query,
+            gallery,
+            query_labels=held.query_labels,
+            gallery_labels=held.gallery_labels,
+            exclude_self=True,
+            query_ids=held.query_ids,
+            gallery_ids=held.gallery_ids,
+            metrics=self.names,
+            return_per_query=True,
+        )
+        self.num_queries, self.num_skipped = result.num_queries, result.num_skipped
+        return result.per_query
