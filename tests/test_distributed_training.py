@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training under torchrun: the result of one process, over kills and other numbers of processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import distributed_training as job
+import numpy as np
+import pytest
+import torch
+from torchrun import TESTS, torchrun
+
+SCRIPT = TESTS / "distributed_training.py"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _run(processes, folder, *options, restarts=0, check=True):
+    done = torchrun(processes, SCRIPT, folder, *options, restarts=restarts, check=check)
+    return json.loads((folder / "result.json").read_text()) if check else done
+
+
+def _alone(**options):
+    trainer = job.make(None, options)
+    history = trainer.fit()
+    return {"history": history, "weights": job.weights(trainer).tolist()}
+
+
+def _assert_close(one, two, tolerance=2e-5):
+    left, right = np.array(one["weights"]), np.array(two["weights"])
+    assert np.abs(left - right).max() <= tolerance * np.abs(right).max()
+    for row, other in zip(one["history"], two["history"], strict=True):
+        for column in ("epoch", "step", "lr", "accuracy", "loss", "loss_new", "loss_compat"):
+            assert row[column] == pytest.approx(other[column], rel=1e-4), column
+
+
+def _assert_same(one, two):
+    assert one["weights"] == two["weights"]
+    for row, other in zip(one["history"], two["history"], strict=True):
+        for column in ("epoch", "step", "lr", "accuracy", "loss", "loss_new", "loss_compat"):
+            assert row[column] == other[column], column
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, _run(2, folder)
+
+
+def test_two_processes_train_what_one_trains(undisturbed):
+    _assert_close(undisturbed[1], _alone())
+
+
+def test_a_killed_process_changes_nothing(undisturbed, tmp_path):
+    restarted = _run(2, tmp_path, "die=2", restarts=1)
+    _assert_same(restarted, undisturbed[1])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-00003"]
+
+
+def test_a_checkpoint_reloads_at_other_numbers_of_processes(undisturbed, tmp_path):
+    # Five classes: three processes hold 2, 2 and 1, four 2, 2, 1 and none.
+    folder = tmp_path / "run"
+    died = _run(4, folder, "die=3", check=False)
+    assert died.returncode != 0
+    assert (folder / "checkpoints" / "epoch-00002").is_dir()
+    shutil.copytree(folder, tmp_path / "copy")
+    _assert_close(_run(3, folder), undisturbed[1])
+    _assert_close(_run(1, tmp_path / "copy"), undisturbed[1])
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, {"method": "lce"}),  # a classifier that two terms share
+        (3, {"method": "hot-refresh", "accumulate": "1"}),  # negatives of the whole batch
+        (2, {"method": "ni-fcl-mean", "accumulate": "3"}),
+    ],
+)
+def test_methods_with_other_needs(tmp_path, processes, options):
+    pairs = [f"{key}={value}" for key, value in options.items()]
+    _assert_close(_run(processes, tmp_path, *pairs), _alone(**options))
+
+
+def test_accumulation_in_one_process_changes_nothing_but_rounding():
+    _assert_close(_alone(accumulate="4"), _alone())
