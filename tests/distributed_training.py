@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by torchrun: one training on made-up images, with what the test asks for.
+"""Run by torchrun: trainings on made-up images, one after another, as the test asks for.
 
-Arguments: folder; then ``key=value`` of: method, epochs, die (epoch in which the last process kills
-itself, once), augment, precision, accumulate.
+Each argument is one: a folder, then options, all separated by commas: ``method``, ``epochs``,
+``die`` (epoch in which the last process kills itself, at the first start), ``augment``,
+``precision``, ``accumulate``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fclearn._launch import under_torchrun
 from fclearn.datasets import ImageDataset
-from fclearn.distributed import joined_world, under_torchrun
+from fclearn.distributed import joined_world
 from fclearn.distributed.training import DistributedTrainer
 from fclearn.methods import Assets, build_method
 from fclearn.training import TrainConfig, Trainer
@@ -84,18 +86,20 @@ def weights(trainer: Trainer) -> Tensor:
 
 
 def main() -> None:
-    folder, *pairs = sys.argv[1:]
-    options = dict(pair.split("=") for pair in pairs)
     torch.set_num_threads(1)
     assert under_torchrun()
     with joined_world("cpu") as world:
-        trainer = make(folder, options, world=world)
-        if "die" in options and world.rank == world.size - 1:
-            _die_once(trainer, int(options["die"]))
-        history = trainer.fit()
-        if world.is_first:
-            result = {"history": history, "weights": weights(trainer).tolist()}
-            (Path(folder) / "result.json").write_text(json.dumps(result))
+        for argument in sys.argv[1:]:
+            folder, *pairs = argument.split(",")
+            options = dict(pair.split("=") for pair in pairs)
+            trainer = make(folder, options, world=world)
+            if "die" in options and world.rank == world.size - 1:
+                _die_once(trainer, int(options["die"]))
+            history = trainer.fit()
+            if world.is_first:
+                result = {"history": history, "weights": weights(trainer).tolist()}
+                (Path(folder) / "result.json").write_text(json.dumps(result))
+            world.barrier()
 
 
 def _die_once(trainer: Trainer, epoch: int) -> None:

@@ -24,8 +24,13 @@ def one_thread():
 
 
 def _run(processes, folder, *options, restarts=0, check=True):
-    done = torchrun(processes, SCRIPT, folder, *options, restarts=restarts, check=check)
-    return json.loads((folder / "result.json").read_text()) if check else done
+    job_of = ",".join([str(folder), *options])
+    done = torchrun(processes, SCRIPT, job_of, restarts=restarts, check=check)
+    return _result(folder) if check else done
+
+
+def _result(folder):
+    return json.loads((folder / "result.json").read_text())
 
 
 def _alone(**options):
@@ -49,19 +54,37 @@ def _assert_same(one, two):
             assert row[column] == other[column], column
 
 
+OTHERS = {
+    "lce": {"method": "lce"},  # a classifier that two terms share
+    "hot-refresh": {"method": "hot-refresh"},  # negatives of the whole batch
+    "accumulated": {"method": "ni-fcl-mean", "accumulate": "3"},
+}
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, _run(2, folder)
+def folder(tmp_path_factory):
+    """Trainings by two processes, in one launch."""
+    path = tmp_path_factory.mktemp("two")
+    jobs = [str(path / "undisturbed")]
+    for name, options in OTHERS.items():
+        pairs = [f"{key}={value}" for key, value in options.items()]
+        jobs.append(",".join([str(path / name), *pairs]))
+    torchrun(2, SCRIPT, *jobs)
+    return path
+
+
+@pytest.fixture
+def undisturbed(folder):
+    return _result(folder / "undisturbed")
 
 
 def test_two_processes_train_what_one_trains(undisturbed):
-    _assert_close(undisturbed[1], _alone())
+    _assert_close(undisturbed, _alone())
 
 
 def test_a_killed_process_changes_nothing(undisturbed, tmp_path):
     restarted = _run(2, tmp_path, "die=2", restarts=1)
-    _assert_same(restarted, undisturbed[1])
+    _assert_same(restarted, undisturbed)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-00003"]
 
 
@@ -72,21 +95,13 @@ def test_a_checkpoint_reloads_at_other_numbers_of_processes(undisturbed, tmp_pat
     assert died.returncode != 0
     assert (folder / "checkpoints" / "epoch-00002").is_dir()
     shutil.copytree(folder, tmp_path / "copy")
-    _assert_close(_run(3, folder), undisturbed[1])
-    _assert_close(_run(1, tmp_path / "copy"), undisturbed[1])
+    _assert_close(_run(3, folder), undisturbed)
+    _assert_close(_run(1, tmp_path / "copy"), undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("processes", "options"),
-    [
-        (2, {"method": "lce"}),  # a classifier that two terms share
-        (3, {"method": "hot-refresh", "accumulate": "1"}),  # negatives of the whole batch
-        (2, {"method": "ni-fcl-mean", "accumulate": "3"}),
-    ],
-)
-def test_methods_with_other_needs(tmp_path, processes, options):
-    pairs = [f"{key}={value}" for key, value in options.items()]
-    _assert_close(_run(processes, tmp_path, *pairs), _alone(**options))
+@pytest.mark.parametrize("name", OTHERS)
+def test_methods_with_other_needs(folder, name):
+    _assert_close(_result(folder / name), _alone(**OTHERS[name]))
 
 
 def test_accumulation_in_one_process_changes_nothing_but_rounding():

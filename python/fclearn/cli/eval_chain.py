@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from fclearn.cli.console import draw
 from fclearn.cli.eval_run import groups_of, labels_of, ordered
 from fclearn.cli.eval_show import Show, finish, say_skipped
 from fclearn.evaluation import ChainReport, chain_report, metric_title
@@ -116,7 +116,7 @@ def run_chain(
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
     )
-    Console(stderr=True).print(chain_table(report))
+    draw(chain_table(report))
     say_skipped(report.num_skipped)
     finish({**report.to_dict(), "stores": [str(path) for path in queries]}, gates,
            report.numbers(), show)  # fmt: skip

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
@@ -95,7 +98,8 @@ def evaluate(
     With --model twice or more, a chain: each model's queries against its own gallery and all older
     ones, by the first of --metrics. With --query, one store and one gallery.
 
-    With --index, the (old) gallery is searched as it is served, by the first ranks alone.
+    With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
+    torchrun, the processes share the queries; the numbers are those of one process.
 
     Gates: update_gain, self_test_tax, negative_flip_rate, or ENTRY.METRIC, compared with a number
     or with each other. Of a chain: average_compatibility, average_accuracy, backward_compatibility,
@@ -127,47 +131,61 @@ def evaluate(
     from fclearn.cli.eval_show import Show
 
     show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json)
-    if is_chain:
-        from fclearn.cli.eval_chain import run_chain
+    with _shared_queries():
+        if is_chain:
+            from fclearn.cli.eval_chain import run_chain
 
-        run_chain(
-            model or [],
-            model_gallery or [],
-            exclude_self=exclude_self,
-            use_groups=use_groups,
-            metric_name=names[0] if names else "map",
-            show=show,
-        )
-    elif query is not None:
-        from fclearn.cli.eval_single import run_single
-        from fclearn.evaluation.compatibility import report_metrics
+            run_chain(
+                model or [],
+                model_gallery or [],
+                exclude_self=exclude_self,
+                use_groups=use_groups,
+                metric_name=names[0] if names else "map",
+                show=show,
+            )
+        elif query is not None:
+            from fclearn.cli.eval_single import run_single
+            from fclearn.evaluation.compatibility import report_metrics
 
-        run_single(
-            query,
-            gallery,
-            across=across,
-            index=index,
-            parameters=index_parameter or [],
-            qrels=qrels,
-            exclude_self=exclude_self,
-            use_groups=use_groups,
-            metrics=names or report_metrics(None, has_index=index is not None),
-            show=show,
-        )
-    else:
-        for option, given in (("--old-query", old_query), ("--new-query", new_query)):
-            if given is None:
-                raise ValueError(f"Missing option '{option}'.")
-        from fclearn.cli.eval_pair import run_pair
+            run_single(
+                query,
+                gallery,
+                across=across,
+                index=index,
+                parameters=index_parameter or [],
+                qrels=qrels,
+                exclude_self=exclude_self,
+                use_groups=use_groups,
+                metrics=names or report_metrics(None, has_index=index is not None),
+                show=show,
+            )
+        else:
+            for option, given in (("--old-query", old_query), ("--new-query", new_query)):
+                if given is None:
+                    raise ValueError(f"Missing option '{option}'.")
+            from fclearn.cli.eval_pair import run_pair
 
-        run_pair(
-            {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
-             "independent": (independent_query, independent_gallery)},
-            exclude_self=exclude_self,
-            use_groups=use_groups,
-            metrics=names,
-            index=index,
-            parameters=index_parameter or [],
-            report_folder=report_folder,
-            show=show,
-        )  # fmt: skip
+            run_pair(
+                {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
+                 "independent": (independent_query, independent_gallery)},
+                exclude_self=exclude_self,
+                use_groups=use_groups,
+                metrics=names,
+                index=index,
+                parameters=index_parameter or [],
+                report_folder=report_folder,
+                show=show,
+            )  # fmt: skip
+
+
+@contextmanager
+def _shared_queries() -> Iterator[None]:
+    """Under torchrun, each process ranks its share of the queries."""
+    if not under_torchrun():
+        yield
+        return
+    from fclearn.distributed import joined_world
+    from fclearn.distributed.evaluation import evaluating_by_all
+
+    with joined_world("cpu") as world, evaluating_by_all(world):
+        yield

@@ -13,7 +13,7 @@ from fclearn.distributed.readout import (
 )
 from fclearn.distributed.sharding import row_range, sharded, whole
 from fclearn.distributed.terms import shard_terms
-from fclearn.distributed.world import World, joined_world, single_process, under_torchrun
+from fclearn.distributed.world import World, joined_world, single_process
 
 __all__ = [
     "World",
@@ -28,6 +28,5 @@ __all__ = [
     "sharded_compat_loss",
     "single_process",
     "sum_over_shards",
-    "under_torchrun",
     "whole",
 ]

@@ -232,7 +232,7 @@ class _SumOverShards(torch.autograd.Function):
 
 
 def _combine(logsumexp: Tensor, mean: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """Partials of all rows ``(N,), (N, D)`` -> logsumexp of all ``(N,)``, mean of own ``(n, D)``."""
+    """Partials ``(N,), (N, D)`` -> logsumexp of all rows ``(N,)`` and mean of own ``(n, D)``."""
     partials = gather(logsumexp[None], group)
     combined = torch.logsumexp(partials, 0)
     if len(mean) == 0:  # nobody asked for it

@@ -32,10 +32,9 @@ class ShardedTerm(nn.Module):
     Args:
         term: What it was made of.
         group: Processes.
-        device: Where own rows go.
     """
 
-    def __init__(self, term: nn.Module, group: Group, device: torch.device) -> None:
+    def __init__(self, term: nn.Module, group: Group) -> None:
         super().__init__()
         self.group = group
         self._text = repr(term)
@@ -58,7 +57,7 @@ class ShardedCosineClassifierLoss(ShardedTerm):
     """
 
     def __init__(self, term: CosineClassifierLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group, device)
+        super().__init__(term, group)
         self.num_classes = len(term.prototypes)
         self.first, _ = own_rows(self.num_classes, group)
         self.prototypes = nn.Parameter(sharded(term.prototypes.detach(), group, device))
@@ -100,7 +99,7 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
     soft_targets: Tensor | None
 
     def __init__(self, term: PseudoClassifierLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group, device)
+        super().__init__(term, group)
         self.num_classes, self.dim = term.prototypes.shape
         self.first, _ = own_rows(self.num_classes, group)
         self.register_buffer("prototypes", sharded(term.prototypes, group, device))
@@ -145,7 +144,7 @@ class ShardedInstanceCompatLoss(ShardedTerm):
     log_counts: Tensor
 
     def __init__(self, term: InstanceCompatLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group, device)
+        super().__init__(term, group)
         begin, end = own_rows(len(term.features), group)
         self.first, self.scale = begin, term.scale
         crow = term.crow_indices
@@ -160,7 +159,8 @@ class ShardedInstanceCompatLoss(ShardedTerm):
             ("log_weights", None if weights is None else weights[is_own]),
             ("log_counts", crow.diff().to(term.features.dtype).log()),
         ):
-            self.register_buffer(name, tensor, persistent=False)
+            placed = None if tensor is None else tensor.to(device)
+            self.register_buffer(name, placed, persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Mean loss of own rows."""
@@ -191,7 +191,7 @@ class ShardedDistillCompatLoss(ShardedTerm):
     teacher_negative_entropy: Tensor
 
     def __init__(self, term: DistillCompatLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group, device)
+        super().__init__(term, group)
         self.dim, self.scale = term.prototypes.shape[1], term.scale
         self.first, _ = own_rows(len(term.prototypes), group)
         self.register_buffer("prototypes", sharded(term.prototypes, group, device))

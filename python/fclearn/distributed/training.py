@@ -247,6 +247,5 @@ def _is_sharded(parameter: Tensor) -> bool:
 
 def _squared_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     squares = [tensor.double().square().sum() for tensor in tensors]
-    return (
-        torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64).to(device)
-    )
+    nothing = torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack([nothing, *squares]).sum()

@@ -12,6 +12,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from fclearn._launch import under_torchrun
+
 T = TypeVar("T")
 
 
@@ -51,16 +53,6 @@ class World:
         held: list[T | None] = [None] * self.size
         dist.all_gather_object(held, value, group=self.group)
         return cast("list[T]", held)
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun started this process.
-
-    Example:
-        >>> under_torchrun()
-        False
-    """
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 @contextmanager

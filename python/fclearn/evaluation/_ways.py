@@ -14,6 +14,7 @@ from fclearn.evaluation._relevance import Relevance
 from fclearn.evaluation._rows import Rows, Scorer
 from fclearn.evaluation._topk import MAX_DEPTH, ranks_of, search
 from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.sharing import own_queries
 
 
 def deepest(names: Sequence[str], relevance: Relevance, *, needs_one: bool) -> int | None:
@@ -55,7 +56,7 @@ def exact_ranks(
         batch_size: Of `positive_ranks`.
         gallery_batch_size: Of `positive_ranks`.
     """
-    queries = np.flatnonzero(relevance.totals > 0)
+    queries = own_queries(np.flatnonzero(relevance.totals > 0))
     hidden = sum(exclusion.most_hidden() for exclusion in excluded)
     if depth is not None and depth + hidden <= MAX_DEPTH and scorer.device.type == "cpu":
         unsure = [np.empty(0, np.int64)]
@@ -93,6 +94,6 @@ def indexed_ranks(
         )
     gallery.check_metric(metric)
     query.check(gallery.dim, needs_norm=metric == "cosine")
-    queries = np.flatnonzero(relevance.totals > 0)
+    queries = own_queries(np.flatnonzero(relevance.totals > 0))
     rows = gallery.search(query, queries, depth, excluded, unit_norm=metric == "cosine")
     yield from ranks_of(relevance, excluded, queries, rows)

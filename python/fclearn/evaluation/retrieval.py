@@ -19,6 +19,7 @@ from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
 from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.qrels import Qrels
+from fclearn.evaluation.sharing import merged
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +212,7 @@ def evaluate_retrieval(
     for rows, ranks in parts:
         for name in names:
             values[name][rows] = metric_values(name, ranks)
+    values = {name: merged(column) for name, column in values.items()}
     counted = ~np.isnan(values[names[0]])
     if not counted.any():
         raise ValueError(
