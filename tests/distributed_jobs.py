@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def check_shard_files(world: World, folder: Path) -> None:
         return work(begin, end)
 
     ShardFiles(folder / "result", {"a": 1}, ranges, world).run(noted)
-    assert sorted(sum(world.all_of(done), [])) == [3, 9]
+    assert sorted(chain.from_iterable(world.all_of(done))) == [3, 9]
     found = np.concatenate([arrays["x"] for _, _, arrays in files.read()])
     assert found.tolist() == list(range(10))
     with pytest.raises(ValueError, match="other inputs or settings"):

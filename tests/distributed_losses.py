@@ -178,23 +178,17 @@ def check_bad_input(group: dist.ProcessGroup, rank: int, size: int) -> None:
     begin, end = row_range(5, rank, size)
     shard = torch.eye(8)[begin:end]
     options = {"first": begin, "num_classes": 5, "group": group}
+    labels = torch.zeros(2 + rank, dtype=torch.int64)
     if size > 1:
         with pytest.raises(ValueError, match="as many rows on every process"):
-            labels = torch.zeros(2 + rank, dtype=torch.int64)
             sharded_compat_loss(torch.ones(2 + rank, 8), shard, labels, **options)
-    is_last = rank == size - 1
-    with pytest.raises(ValueError, match="got 5 in row 0" if is_last else "another process"):
-        labels = torch.full((2,), 5 if is_last else 0)
-        sharded_compat_loss(torch.ones(2, 8), shard, labels, **options)
+    rows, labels = torch.ones(2, 8), torch.full((2,), 5 if rank == size - 1 else 0)
+    text = "got 5 in row 0" if rank == size - 1 else "another process"
+    with pytest.raises(ValueError, match=text):
+        sharded_compat_loss(rows, shard, labels, **options)
+    options |= {"margin": 0.1, "margin_type": "arcface", "normalize": False}
     with pytest.raises(ValueError, match="needs normalize"):
-        labels = torch.zeros(2, dtype=torch.int64)
-        sharded_compat_loss(
-            *(torch.ones(2, 8), shard, labels),
-            **options,
-            margin=0.1,
-            margin_type="arcface",
-            normalize=False,
-        )
+        sharded_compat_loss(rows, shard, labels, **options)
 
 
 def main() -> None:
