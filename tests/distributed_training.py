@@ -36,7 +36,9 @@ def images() -> ImageDataset:
     for image, label in zip(pixels, labels, strict=True):
         image[3 * label : 3 * label + 2] = 255
     names = [f"class {number}" for number in range(CLASSES)]
-    return ImageDataset(pixels, labels, [f"image-{row}" for row in range(IMAGES)], names)
+    return ImageDataset(
+        pixels, labels, [f"image-{row}" for row in range(IMAGES)], class_names=names
+    )
 
 
 def assets() -> Assets:
