@@ -44,7 +44,7 @@ def _assert_close(one, two, tolerance=2e-5):
     assert np.abs(left - right).max() <= tolerance * np.abs(right).max()
     for row, other in zip(one["history"], two["history"], strict=True):
         for column in ("epoch", "step", "lr", "accuracy", "loss", "loss_new", "loss_compat"):
-            assert row[column] == pytest.approx(other[column], rel=1e-4), column
+            assert row[column] == pytest.approx(other[column], rel=5 * tolerance), column
 
 
 def _assert_same(one, two):
@@ -58,6 +58,7 @@ OTHERS = {
     "lce": {"method": "lce"},  # a classifier that two terms share
     "hot-refresh": {"method": "hot-refresh"},  # negatives of the whole batch
     "accumulated": {"method": "ni-fcl-mean", "accumulate": "3"},
+    "bfloat16": {"method": "ni-fcl-mean", "precision": "bfloat16"},
 }
 
 
@@ -101,7 +102,8 @@ def test_a_checkpoint_reloads_at_other_numbers_of_processes(undisturbed, tmp_pat
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_methods_with_other_needs(folder, name):
-    _assert_close(_result(folder / name), _alone(**OTHERS[name]))
+    tolerance = 2e-2 if name == "bfloat16" else 2e-5
+    _assert_close(_result(folder / name), _alone(**OTHERS[name]), tolerance)
 
 
 def test_accumulation_in_one_process_changes_nothing_but_rounding():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def graph_by_all(
         "features": features_key(source),
         "k": k,
         "metric": metric,
-        "labels": None if labels is None else int(np.bitwise_xor.reduce(labels * 2654435761)),
+        "labels": None if labels is None else zlib.crc32(np.ascontiguousarray(labels).tobytes()),
     }
     if world.is_first:
         check_rows(source)

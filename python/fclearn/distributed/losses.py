@@ -94,8 +94,11 @@ def sharded_compat_loss(
     if normalize:
         target = F.normalize(target, dim=1)
     others = logsumexp_over_shards(
-        *(unit, shard),
-        **{"first": first, "group": group, "scale": scale},  # type: ignore[arg-type]
+        unit,
+        shard,
+        first=first,
+        group=group,
+        scale=scale,
         exclude=target_index,
         normalize=normalize,
     )

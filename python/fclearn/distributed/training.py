@@ -140,6 +140,7 @@ class DistributedTrainer(Trainer):
     def _check_loss(self, loss: Tensor) -> None:
         """Left to the norm of the gradient: that is the same on every process, so all raise."""
 
+    @torch.no_grad()
     def _clip(self) -> Tensor:
         parameters = [p for p in self._modules.parameters() if p.grad is not None]
         whole = [p for p in parameters if not _is_sharded(p)]
