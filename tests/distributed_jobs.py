@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def check_walk(world: World, folder: Path) -> None:
     assert [path.stat().st_mtime_ns for path in kept] == [before[path] for path in kept]
 
 
-def check_evaluation(world: World, folder: Path) -> None:  # noqa: ARG001
+def check_evaluation(world: World, folder: Path) -> None:
     rows, labels = _features()
     for metric in ("cosine", "l2"):
         options = {
@@ -141,11 +142,32 @@ def check_evaluation(world: World, folder: Path) -> None:  # noqa: ARG001
         }
         for metrics in (("map", "cmc@1"), ("cmc@1", "recall@10")):
             one = evaluate_retrieval(rows, rows, metrics=metrics, **options)
-            with evaluating_by_all(world):
-                all_of = evaluate_retrieval(rows, rows, metrics=metrics, **options)
-            assert all_of.to_dict() == one.to_dict()
-            for name in metrics:
-                np.testing.assert_array_equal(all_of.per_query[name], one.per_query[name])
+            for scratch in (None, folder / "pieces"):
+                with evaluating_by_all(world, scratch, 41):
+                    all_of = evaluate_retrieval(rows, rows, metrics=metrics, **options)
+                assert all_of.to_dict() == one.to_dict()
+                for name in metrics:
+                    np.testing.assert_array_equal(all_of.per_query[name], one.per_query[name])
+
+
+def check_evaluation_goes_on(world: World, folder: Path) -> None:
+    rows, labels = _features()
+    options = {"query_labels": labels, "gallery_labels": labels, "exclude_self": True}
+    one = evaluate_retrieval(rows, rows, **options)
+    scratch = folder / "stopped"
+    with suppress(KeyboardInterrupt), evaluating_by_all(world, scratch, 41):
+        evaluate_retrieval(rows, rows, **options)
+        raise KeyboardInterrupt  # its pieces stay
+    assert (scratch / ".call-000.shards").is_dir()
+    world.barrier()
+    if world.is_first:
+        (scratch / ".call-000.shards" / f"{41:012d}.safetensors").unlink()
+    world.barrier()
+    with evaluating_by_all(world, scratch, 41):
+        again = evaluate_retrieval(rows, rows, **options)
+    assert again.to_dict() == one.to_dict()
+    assert not scratch.exists()
+    world.barrier()
 
 
 def main() -> None:

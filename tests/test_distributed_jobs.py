@@ -13,6 +13,8 @@ def checked(tmp_path_factory):
     return torchrun(3, TESTS / "distributed_jobs.py", folder).stdout.splitlines()
 
 
-@pytest.mark.parametrize("check", ["shard_files", "embed", "graph", "walk", "evaluation"])
+@pytest.mark.parametrize(
+    "check", ["shard_files", "embed", "graph", "walk", "evaluation", "evaluation_goes_on"]
+)
 def test_equal_to_one_process(checked, check):
     assert f"check_{check}" in checked

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -131,7 +132,9 @@ def evaluate(
     from fclearn.cli.eval_show import Show
 
     show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json)
-    with _shared_queries():
+    rest = (metrics, exclude_self, use_groups, across, index_parameter)
+    stores = [*pair, *(model or []), *(model_gallery or []), query, gallery, qrels, index]
+    with _shared_queries(stores, rest):
         if is_chain:
             from fclearn.cli.eval_chain import run_chain
 
@@ -179,13 +182,31 @@ def evaluate(
 
 
 @contextmanager
-def _shared_queries() -> Iterator[None]:
-    """Under torchrun, each process ranks its share of the queries."""
+def _shared_queries(stores: Sequence[Path | None], rest: object) -> Iterator[None]:
+    """Under torchrun, each process ranks its share of the queries; pieces of them are kept.
+
+    They lie beside the first store until the end, under a name made of the stores, which must not
+    change, and the ``rest`` of what the numbers depend on.
+    """
     if not under_torchrun():
         yield
         return
     from fclearn.distributed import joined_world
     from fclearn.distributed.evaluation import evaluating_by_all
 
-    with joined_world("cpu") as world, evaluating_by_all(world):
+    given = [store for store in stores if store is not None]
+    facts = repr(([_facts(store) for store in given], [store is None for store in stores], rest))
+    key = hashlib.sha256(facts.encode()).hexdigest()[:12]
+    first = given[0] if given else Path("stores")
+    scratch = first.with_name(f".{first.name}.eval-{key}")
+    with joined_world("cpu") as world, evaluating_by_all(world, scratch):
         yield
+
+
+def _facts(path: Path) -> tuple[str, int, int] | None:
+    """Tells a store or file from what it was before."""
+    for file in (path / "features.npy", path):
+        if file.exists():
+            stat = file.stat()
+            return str(path), stat.st_size, stat.st_mtime_ns
+    return None

@@ -3,42 +3,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation._keys import Ints
 
-
-@dataclass(frozen=True)
-class Share:
-    """One process's share.
-
-    Attributes:
-        own: Of some queries those that this process ranks.
-        merged: Values per query ``(Q,)``, NaN where another process has it -> those of all.
-    """
-
-    own: Callable[[Ints], Ints]
-    merged: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
+#: Values per query ``(Q,)`` by metric, NaN for queries that were not ranked.
+Values = dict[str, NDArray[np.float64]]
+#: Ranks some queries.
+Rank = Callable[[Ints], Values]
+#: Gets the queries, what ranks some of them, and what makes this evaluation the one it is (JSON
+#: values); returns the values of all of them.
+Share = Callable[[Ints, Rank, Mapping[str, object]], Values]
 
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
 
 
 @contextmanager
 def shared(share: Share) -> Iterator[None]:
-    """While it lasts, queries are shared.
+    """While it lasts, evaluations leave it to ``share`` which queries this process ranks.
 
     Example:
-        >>> even = Share(lambda queries: queries[::2], lambda values: values)
-        >>> with shared(even):
-        ...     own_queries(np.arange(5)).tolist()
-        [0, 2, 4]
+        >>> def ranked(queries):
+        ...     return {"cmc@1": np.where(np.isin(np.arange(4), queries), 1.0, np.nan)}
+        >>> with shared(lambda queries, rank, facts: rank(queries[::2])):
+        ...     values_of(np.arange(4), ranked, {})["cmc@1"].tolist()
+        [1.0, nan, 1.0, nan]
     """
     token = _share.set(share)
     try:
@@ -47,13 +41,7 @@ def shared(share: Share) -> Iterator[None]:
         _share.reset(token)
 
 
-def own_queries(queries: Ints) -> Ints:
-    """Those of some queries that this process ranks: all, unless they are shared."""
+def values_of(queries: Ints, rank: Rank, facts: Mapping[str, object]) -> Values:
+    """Values of the queries, each ranked by this process, unless they are shared."""
     share = _share.get()
-    return queries if share is None else share.own(queries)
-
-
-def merged(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values per query of all processes."""
-    share = _share.get()
-    return values if share is None else share.merged(values)
+    return rank(queries) if share is None else share(queries, rank, facts)
