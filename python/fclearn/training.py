@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from fclearn._checkpoint import (
     Checkpoint,
+    RunKey,
     data_key,
     load_checkpoint,
     losses_key,
-    same_losses,
+    refuse_other_run,
     save_checkpoint,
 )
 from fclearn._files import replacing
@@ -365,7 +366,7 @@ class Trainer:
         if not path.is_file():
             return
         state = load_checkpoint(path, self.device)
-        self._check_same(path, state["config"], state["data"], state["losses"])
+        self._refuse_other_run(path, RunKey(state["config"], state["data"], state["losses"]))
         try:
             self._modules.load_state_dict(state["modules"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -377,27 +378,9 @@ class Trainer:
         self._within_epoch = False
         self.history = state["history"]
 
-    def _check_same(
-        self,
-        path: Path,
-        config: Mapping[str, object],
-        data: str,
-        losses: dict[str, list[float]],
-    ) -> None:
-        """Refuse the checkpoint of another run."""
-        # One of before there was any accumulation did none.
-        before = {"accumulate": 1, **config, "images": data}
-        now = {**asdict(self.config), "images": data_key(self.dataset)}
-        changed = sorted(
-            key for key in {*before, *now} if before.get(key, "absent") != now.get(key, "absent")
-        )
-        if not same_losses(losses, self._losses_key):
-            changed.append("losses")
-        if changed:
-            raise ValueError(
-                f"{path}: made with another configuration ({', '.join(changed)} differ); "
-                "use another output folder or remove it"
-            )
+    def _refuse_other_run(self, path: Path, before: RunKey) -> None:
+        now = RunKey(asdict(self.config), data_key(self.dataset), self._losses_key)
+        refuse_other_run(path, before, now)
 
 
 def _nearest(embeddings: Tensor, prototypes: Tensor) -> Tensor:

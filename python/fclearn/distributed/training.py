@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fclearn._checkpoint import data_key
+from fclearn._checkpoint import RunKey, data_key
 from fclearn._optimization import make_optimizer
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import ImageDataset
@@ -223,12 +223,12 @@ class DistributedTrainer(Trainer):
             return
         path, facts = found
         try:
-            config: Mapping[str, object] = facts["config"]
-            self._check_same(path, config, facts["data"], facts["losses"])
+            before = RunKey(facts["config"], facts["data"], facts["losses"])
             generator = torch.tensor(list(bytes.fromhex(facts["generator"])), dtype=torch.uint8)
             schedule, epoch, history = facts["schedule"], int(facts["epoch"]), facts["history"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a checkpoint of this version ({error!r})") from error
+        self._refuse_other_run(path, before)
         fill_optimizer(self._optimizer)
         load_tensors(path, training_tensors(self._modules, self._optimizer), self._world)
         self._schedule.load_state_dict(schedule)
