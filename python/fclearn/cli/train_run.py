@@ -94,16 +94,17 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
         history = trainer.fit()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_what_is_kept(output)) from stop
-    model = {
-        "name": config.encoder.name,
-        "dim": config.encoder.dim,
-        "channels": data.channels,
-        "size": data.images.shape[1],
-        "method": spec.name,
-    }
     card = None
     if world is None or world.is_first:
-        card = save_model(output, encoder, **model)
+        card = save_model(
+            output,
+            encoder,
+            name=config.encoder.name,
+            dim=config.encoder.dim,
+            channels=data.channels,
+            size=data.images.shape[1],
+            method=spec.name,
+        )
     if world is not None:
         card = world.from_first(card)
     assert card is not None

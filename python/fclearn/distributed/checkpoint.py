@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from fclearn.distributed.world import World
 
@@ -30,7 +35,8 @@ def training_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """The tensors of modules and optimizer by name: what to save, and what to load into."""
     names = {parameter: name for name, parameter in modules.named_parameters()}
     tensors = {f"modules.{name}": value for name, value in modules.state_dict().items()}
-    for parameter, state in optimizer.state.items():
+    held: Mapping[Any, Any] = optimizer.state
+    for parameter, state in held.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
@@ -74,9 +80,9 @@ def save_sharded(
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
         partial.mkdir(parents=True)
     world.barrier()
-    dcp.save(
+    save(
         tensors,
-        storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True),
+        storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
         process_group=world.group,
     )
     if world.is_first:
@@ -122,9 +128,9 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> None:
         ValueError: A damaged checkpoint, or one of other tensors.
     """
     try:
-        dcp.load(
+        load(
             tensors,
-            storage_reader=dcp.HuggingFaceStorageReader(str(path)),
+            storage_reader=HuggingFaceStorageReader(str(path)),
             process_group=world.group,
         )
     except Exception as error:  # a hostile file can fail in many ways inside torch

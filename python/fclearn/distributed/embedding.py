@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike
 from torch import nn
 
@@ -74,7 +75,7 @@ def embed_by_all(
     if world.is_first:
         writer = FeatureWriter(store_path, num_images, fingerprint.dim, dtype, fingerprint, source)
         for begin, _, arrays in files.read():
-            writer.write(begin, arrays["features"])
+            writer.write(begin, torch.from_numpy(arrays["features"]))
         writer.finish(manifest_of(dataset))
     files.remove()
     return FeatureStore.open(store_path)

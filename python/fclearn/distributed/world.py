@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from fclearn._launch import under_torchrun
 
@@ -96,7 +97,7 @@ def single_process() -> Iterator[dist.ProcessGroup]:
     """
     if dist.is_initialized():
         raise ValueError("single_process: this process has joined others already")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield _world(torch.device("cpu")).group
     finally:
