@@ -34,7 +34,12 @@ _NAME = re.compile(r"epoch-(\d{5,})")
 def training_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The tensors of modules and optimizer by name: what to save, and what to load into."""
     names = {parameter: name for name, parameter in modules.named_parameters()}
-    tensors = {f"modules.{name}": value for name, value in modules.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in modules.state_dict(keep_vars=True).items():
+        if id(value) not in seen:  # one that two modules share is saved once
+            seen.add(id(value))
+            tensors[f"modules.{name}"] = value.detach()
     held: Mapping[Any, Any] = optimizer.state
     for parameter, state in held.items():
         for key, value in state.items():

@@ -74,6 +74,7 @@ def evaluating_by_all(
         world.barrier()
         if world.is_first:
             shutil.rmtree(scratch, ignore_errors=True)
+        world.barrier()
 
 
 def _merged(values: Values, world: World) -> Values:

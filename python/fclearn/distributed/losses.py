@@ -117,7 +117,7 @@ def sharded_compat_loss(
         return losses
     if reduction == "sum":
         return losses.sum()
-    counted = total(valid.sum(), group) / dist.get_world_size(group)
+    counted = total(valid.sum(), group).to(losses.dtype) / dist.get_world_size(group)
     return losses.sum() / counted
 
 
