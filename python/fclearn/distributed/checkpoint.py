@@ -86,7 +86,8 @@ def save_sharded(
         partial.mkdir(parents=True)
     world.barrier()
     save(
-        tensors,
+        # The format wants rows one after another, which those of channels-last images are not.
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
         storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
         process_group=world.group,
     )
@@ -132,9 +133,11 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> None:
     Raises:
         ValueError: A damaged checkpoint, or one of other tensors.
     """
+    # One that is contiguous is its own, and filled in place.
+    read = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         load(
-            tensors,
+            read,
             storage_reader=HuggingFaceStorageReader(str(path)),
             process_group=world.group,
         )
@@ -143,6 +146,9 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> None:
         raise ValueError(
             f"{path}: damaged, or made with another encoder or other losses ({reason})"
         ) from error
+    for name, tensor in tensors.items():
+        if read[name] is not tensor:
+            tensor.copy_(read[name])
 
 
 def _finished(folder: Path) -> list[tuple[int, Path]]:
