@@ -12,6 +12,8 @@ import pytest
 import torch
 from torchrun import TESTS, torchrun
 
+from fclearn.distributed import World, single_process
+
 SCRIPT = TESTS / "distributed_training.py"
 
 
@@ -97,7 +99,41 @@ def test_a_checkpoint_reloads_at_other_numbers_of_processes(undisturbed, tmp_pat
     assert (folder / "checkpoints" / "epoch-00002").is_dir()
     shutil.copytree(folder, tmp_path / "copy")
     _assert_close(_run(3, folder), undisturbed)
-    _assert_close(_run(1, tmp_path / "copy"), undisturbed)
+    with single_process() as group:
+        world = World(group, rank=0, size=1, device=torch.device("cpu"))
+        trainer = job.make(tmp_path / "copy", {}, world=world)
+        history = trainer.fit()
+    alone = {"history": history, "weights": job.weights(trainer).tolist()}
+    _assert_close(alone, undisturbed)
+
+
+def test_a_checkpoint_is_refused_where_it_does_not_belong(folder, tmp_path):
+    shutil.copytree(folder / "undisturbed", tmp_path / "run")
+    with pytest.raises(ValueError, match="resume it under torchrun"):
+        job.make(tmp_path / "run", {}).fit()
+    job.make(tmp_path / "one", {"epochs": "1"}).fit()
+    with single_process() as group:
+        world = World(group, rank=0, size=1, device=torch.device("cpu"))
+        with pytest.raises(ValueError, match="resume it without torchrun"):
+            job.make(tmp_path / "one", {"epochs": "1"}, world=world).fit()
+        with pytest.raises(ValueError, match="epochs differ"):
+            job.make(tmp_path / "run", {"epochs": "4"}, world=world).fit()
+        with pytest.raises(ValueError, match="losses"):
+            job.make(tmp_path / "run", {"method": "l2"}, world=world).fit()
+        part = next((tmp_path / "run" / "checkpoints" / "epoch-00003").glob("*.safetensors"))
+        part.write_bytes(part.read_bytes()[:100])
+        with pytest.raises(ValueError, match="damaged, or made with another encoder"):
+            job.make(tmp_path / "run", {}, world=world).fit()
+        (tmp_path / "run" / "checkpoints" / "epoch-00003" / "facts.json").write_text("[]")
+        with pytest.raises(ValueError, match="not a whole checkpoint"):
+            job.make(tmp_path / "run", {}, world=world).fit()
+
+
+def test_a_batch_must_divide_by_the_processes():
+    with single_process() as group:
+        world = World(group, rank=0, size=5, device=torch.device("cpu"))
+        with pytest.raises(ValueError, match="batch_size: expected a multiple of the 5 processes"):
+            job.make(None, {}, world=world)
 
 
 @pytest.mark.parametrize("name", OTHERS)

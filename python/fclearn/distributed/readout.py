@@ -140,7 +140,7 @@ class _LogsumexpOverShards(torch.autograd.Function):
                 rows, shard, None, own, scale, ctx.needs_input_grad[0], normalize
             )
         else:
-            partial = _nothing(rows)
+            partial = _nothing(rows, ctx.needs_input_grad[0])
         logsumexp, mean = _combine(*partial, group)
         ctx.save_for_backward(rows, shard, own, logsumexp, mean)
         ctx.group, ctx.scale, ctx.normalize = group, scale, normalize
@@ -185,7 +185,7 @@ class _PositivesOverShards(torch.autograd.Function):
             )
         else:
             gather(labels, group)
-            partial = _nothing(rows)
+            partial = _nothing(rows, ctx.needs_input_grad[0])
         logsumexp, mean = _combine(*partial, group)
         ctx.save_for_backward(mean)
         ctx.scale, ctx.dtype = scale, embeddings.dtype
@@ -253,7 +253,8 @@ def _mine(values: Tensor, group: Group) -> Tensor:
     return values.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
 
 
-def _nothing(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The readout over no classes."""
+def _nothing(rows: Tensor, need_mean: bool) -> tuple[Tensor, Tensor]:
+    """The readout over no classes, in the shapes of the kernel's."""
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    return rows.new_full((len(rows),), -torch.inf, dtype=dtype), torch.zeros_like(rows, dtype=dtype)
+    mean = rows.new_zeros((len(rows) if need_mean else 0, rows.shape[1]), dtype=dtype)
+    return rows.new_full((len(rows),), -torch.inf, dtype=dtype), mean
