@@ -512,6 +512,8 @@ def test_divergence_promises_no_checkpoint_where_there_is_none(data, folder, tmp
     [
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
+        ({"batch_size": 10, "accumulate": 4}, "accumulate: expected a divisor of batch_size"),
         ({"learning_rate": 0.0}, "learning_rate: expected a number > 0, got 0.0"),
         ({"learning_rate": math.nan}, "learning_rate: expected a number > 0, got nan"),
         ({"weight_decay": -1.0}, "weight_decay: expected a number >= 0, got -1.0"),

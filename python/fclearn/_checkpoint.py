@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -94,6 +94,41 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
             "remove it to start afresh"
         )
     return cast(Checkpoint, state)
+
+
+class RunKey(NamedTuple):
+    """What must be the same for a training to go on.
+
+    Attributes:
+        config: Hyper-parameters by name.
+        data: Result of `data_key`.
+        losses: Result of `losses_key`.
+    """
+
+    config: dict[str, object]
+    data: str
+    losses: dict[str, list[float]]
+
+
+def refuse_other_run(path: Path, before: RunKey, now: RunKey) -> None:
+    """Refuse the checkpoint of another run.
+
+    Raises:
+        ValueError: Says what differs.
+    """
+    # One of before there was any accumulation did none.
+    was = {"accumulate": 1, **before.config, "images": before.data}
+    config = {**now.config, "images": now.data}
+    changed = sorted(
+        key for key in {*was, *config} if was.get(key, "absent") != config.get(key, "absent")
+    )
+    if not same_losses(before.losses, now.losses):
+        changed.append("losses")
+    if changed:
+        raise ValueError(
+            f"{path}: made with another configuration ({', '.join(changed)} differ); "
+            "use another output folder or remove it"
+        )
 
 
 def data_key(dataset: ImageDataset) -> str:

@@ -18,6 +18,9 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the images.
         batch_size: Images per step; a last, smaller batch is left out.
+        accumulate: Parts a step's images go through the encoder in, one after another, to save
+            memory; a divisor of ``batch_size``. Batch norm, and losses between the images of a
+            batch, see a part at a time.
         optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
         learning_rate: Peak; reached after the warm-up, then decayed to zero along a cosine.
         weight_decay: Decoupled for adamw.
@@ -35,6 +38,7 @@ class TrainConfig:
 
     epochs: int = 40
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -46,9 +50,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: expected a divisor of batch_size ({self.batch_size}), "
+                f"got {self.accumulate}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
         for name in ("weight_decay", "warmup_epochs", "max_grad_norm"):

@@ -102,32 +102,71 @@ def embed(
         >>> store.features[0].tolist(), store.ids
         ([0.5, 0.5, 0.5, 0.5], ['a', 'b', 'c'])
     """
+    check_embedding(batch_size, fingerprint, normalize=normalize)
+    num_images = len(dataset.ids)
+    source = embedding_source(encoder, dataset, normalize)
+    writer = FeatureWriter(store_path, num_images, fingerprint.dim, dtype, fingerprint, source)
+    missing = writer.missing()
+    done = num_images - sum(end - begin for begin, end in missing)
+    with _bar(progress) as bar:
+        task = bar.add_task("embed", total=num_images, completed=done)
+        batches = list(_batches(missing, batch_size))
+        for begin, end, rows in embed_batches(
+            encoder, dataset, batches, fingerprint.dim, normalize=normalize, device=device
+        ):
+            writer.write(begin, rows)
+            bar.advance(task, end - begin)
+    return writer.finish(manifest_of(dataset))
+
+
+def check_embedding(batch_size: int, fingerprint: Fingerprint, *, normalize: bool) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ValueError: A batch without images, or a fingerprint of other rows.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     if normalize and fingerprint.norm != "l2":
         raise ValueError(
             f"fingerprint: expected norm 'l2' as normalize is set, got {fingerprint.norm!r}"
         )
-    num_images = len(dataset.ids)
-    source = _digest(encoder, dataset, normalize)
-    writer = FeatureWriter(store_path, num_images, fingerprint.dim, dtype, fingerprint, source)
+
+
+def embed_batches(
+    encoder: nn.Module,
+    dataset: Images,
+    batches: Sequence[tuple[int, int]],
+    dim: int,
+    *,
+    normalize: bool,
+    device: str | torch.device,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield begin, end and rows ``(end - begin, dim)`` of ranges of images.
+
+    Args:
+        encoder: As `embed`, also the following.
+        dataset: Images.
+        batches: Ranges, each of which is one forward pass.
+        dim: Width that the encoder must have.
+        normalize: Scale rows to unit length.
+        device: Where the encoder runs.
+
+    Raises:
+        TypeError: As `embed`.
+        ValueError: As `embed`.
+    """
     encoder.to(device)
-    missing = writer.missing()
-    done = num_images - sum(end - begin for begin, end in missing)
-    with _bar(progress) as bar, _evaluating(encoder), torch.inference_mode():
-        task = bar.add_task("embed", total=num_images, completed=done)
-        prefetch = getattr(dataset, "prefetch", None)
-        batches = list(_batches(missing, batch_size))
+    prefetch = getattr(dataset, "prefetch", None)
+    with _evaluating(encoder), torch.inference_mode():
         for number, (begin, end) in enumerate(batches):
             if prefetch is not None and number + 1 < len(batches):
                 prefetch(np.arange(*batches[number + 1]))
             images = dataset.tensor(np.arange(begin, end)).to(device)
-            rows = _check_output(encoder(images), fingerprint.dim, dataset.ids[begin:end])
+            rows = _check_output(encoder(images), dim, dataset.ids[begin:end])
             if normalize:
                 rows = nn.functional.normalize(rows, dim=1)
-            writer.write(begin, rows)
-            bar.advance(task, end - begin)
-    return writer.finish(_manifest(dataset))
+            yield begin, end, rows
 
 
 def _batches(missing: list[tuple[int, int]], batch_size: int) -> Iterator[tuple[int, int]]:
@@ -160,7 +199,8 @@ def _check_output(output: object, dim: int, ids: Sequence[str]) -> Tensor:
     return rows
 
 
-def _manifest(dataset: Images) -> dict[str, Sequence[str] | NDArray[np.int64]]:
+def manifest_of(dataset: Images) -> dict[str, Sequence[str] | NDArray[np.int64]]:
+    """The columns of a store of these images."""
     manifest: dict[str, Sequence[str] | NDArray[np.int64]] = {
         "id": dataset.ids,
         "label": dataset.labels,
@@ -172,7 +212,7 @@ def _manifest(dataset: Images) -> dict[str, Sequence[str] | NDArray[np.int64]]:
     return manifest
 
 
-def _digest(encoder: nn.Module, dataset: Images, normalize: bool) -> str:
+def embedding_source(encoder: nn.Module, dataset: Images, normalize: bool) -> str:
     """Hash of the weights, the ids and the treatment: half of one run never joins another's."""
     digest = hashlib.blake2b(repr((normalize, dataset.ids)).encode(), digest_size=16)
     for name, value in encoder.state_dict().items():

@@ -53,7 +53,9 @@ class LossTerm:
             the history adds up terms by this name.
         weight: Factor.
         module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too, and
-            it may be an `EpochHook`.
+            it may be an `EpochHook`. One that compares, picks among or remembers the images of a
+            batch says so by an attribute ``whole_batch = True``: several processes then give it
+            the images of all of them, where others get those of their own process.
     """
 
     name: str

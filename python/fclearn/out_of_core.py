@@ -94,7 +94,7 @@ def walk_file(
     target = Path(out)
     partial = target.with_name(f".{target.name}.partial")
     record = target.with_name(f".{target.name}.partial.json")
-    key = {**options, "graph": _graph_key(graph), "features": _features_key(source)}
+    key = {**options, "graph": _graph_key(graph), "features": features_key(source)}
     done = _columns_done(record, partial, key)
     result = _open_result(partial, source, fresh=done == 0)
     while done < num_columns:
@@ -191,7 +191,8 @@ def _bytes(array: Tensor) -> memoryview:
     return array.detach().contiguous().view(torch.uint8).numpy().data
 
 
-def _features_key(source: Features) -> str:
+def features_key(source: Features) -> str:
+    """Tells the features of one file from those of another, by shape, type and some rows."""
     rows = np.unique(np.linspace(0, max(len(source) - 1, 0), _SKETCH_ROWS).astype(np.int64))
     checksum = zlib.crc32(np.ascontiguousarray(source[rows[: len(source)]]).tobytes())
     return f"{list(source.shape)} {source.dtype.str} {checksum:08x}"

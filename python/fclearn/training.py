@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from fclearn._checkpoint import (
     Checkpoint,
+    RunKey,
     data_key,
     load_checkpoint,
     losses_key,
-    same_losses,
+    refuse_other_run,
     save_checkpoint,
 )
 from fclearn._files import replacing
@@ -45,6 +46,9 @@ HISTORY_COLUMNS = (
     "seconds",
 )
 
+_CHECKPOINT = "checkpoint.pt"
+#: Folder with the checkpoints of a training by several processes.
+SHARDED_CHECKPOINTS = "checkpoints"
 # Prototypes compared at a time when counting correct answers: no B x C matrix for large C.
 _PROTOTYPE_BLOCK = 8192
 
@@ -103,21 +107,21 @@ class Trainer:
             )
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.losses = list(losses)
+        # As they are before training, which may change buffers of yours.
+        self._losses_key = losses_key(losses)
+        self.losses = self._placed(losses)
         self.dataset = dataset
         self.config = config
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._augment = augment
         self._progress = progress
-        # As they are before training, which may change buffers of yours.
-        self._losses_key = losses_key(self.losses)
         self._modules = nn.ModuleDict({"encoder": self.encoder})
         for number, term in enumerate(self.losses):
             self._modules[f"loss{number}"] = term.module.to(self.device)
         self._steps_per_epoch = len(dataset) // config.batch_size
-        self._optimizer = make_optimizer(self._modules.parameters(), config)
+        self._optimizer = self._make_optimizer()
         self._schedule = make_schedule(self._optimizer, config, self._steps_per_epoch)
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self._generator = self._drawing = torch.Generator().manual_seed(config.seed)
         self._epoch = 0
         self._within_epoch = False
         self.history: list[dict[str, float]] = []
@@ -142,9 +146,7 @@ class Trainer:
             # Tells now, not after an epoch, whether the folder can be written.
             with tempfile.TemporaryFile(dir=self.output_dir):
                 pass
-            path = self.output_dir / "checkpoint.pt"
-            if path.is_file():
-                self._resume(path)
+            self._resume(self.output_dir)
         if self._within_epoch:
             raise RuntimeError(
                 f"fit: was stopped within epoch {self._epoch + 1}, and there is no checkpoint to "
@@ -152,7 +154,7 @@ class Trainer:
             )
         with (
             epoch_bar(self.config.epochs, wanted=self._progress) as advance,
-            interruptible() as interrupted,
+            self._interruptible() as interrupted,
         ):
             advance(self._epoch, None)
             while self._epoch < self.config.epochs:
@@ -181,13 +183,15 @@ class Trainer:
         )
         for step, rows in enumerate(batches):
             if step + 1 < self._steps_per_epoch:
-                self.dataset.prefetch(batches[step + 1].numpy())
-            self._step(rows.to(self.device), labels[rows].to(self.device), sums)
+                self.dataset.prefetch(self._own_part(batches[step + 1]).numpy())
+            own = self._own_part(rows)
+            self._step(own.to(self.device), labels[own].to(self.device), sums)
             count += len(rows)
             if interrupted() and step + 1 < self._steps_per_epoch:
                 # A partial epoch is not kept: resuming repeats it from the checkpoint, and so
                 # ends where an undisturbed run would.
                 raise KeyboardInterrupt
+        sums = self._total(sums)
         seconds = time.perf_counter() - start
         self._within_epoch = False
         self._epoch += 1
@@ -207,34 +211,89 @@ class Trainer:
         )
 
     def _step(self, rows: Tensor, labels: Tensor, sums: dict[str, float]) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
+        if len(rows) % parts:
+            raise ValueError(
+                f"accumulate: expected a divisor of the {len(rows)} images of a step, got {parts}"
+            )
+        seen: list[tuple[Tensor, Tensor]] = []
+        for part, (some, classes) in enumerate(
+            zip(rows.chunk(parts), labels.chunk(parts), strict=True)
+        ):
+            with self._gradients_wait(part + 1 < parts):
+                embeddings, values = self._values(self._images(some), classes, some)
+                loss = torch.stack(values).sum()
+                self._check_loss(loss)
+                (loss if parts == 1 else loss / parts).backward()
+            sums["loss"] += float(loss.detach()) / parts
+            for term, value in zip(self.losses, values, strict=True):
+                name = "new" if term.name == "new" else "compat"
+                sums[name] += float(value.detach()) / parts
+            seen.append((embeddings.detach(), classes))
+        # Such a step would spoil the weights, and the next checkpoint with them.
+        self._check_finite("norm of the gradient", self._clip())
+        self._optimizer.step()
+        self._schedule.step()
+        sums["correct"] += sum(self._num_correct(*some) for some in seen)
+
+    def _images(self, rows: Tensor) -> Tensor:
         images = self.dataset.tensor(rows.cpu().numpy())
         if self.config.augment:
             images = self._augmented(images)
-        images = images.to(self.device, memory_format=torch.channels_last)
+        return images.to(self.device, memory_format=torch.channels_last)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Embeddings in float32."""
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         ):
             embeddings = self.encoder(images)
-        embeddings = embeddings.float()
-        values = [term.weight * term.module(embeddings, labels, rows) for term in self.losses]
-        loss = torch.stack(values).sum()
-        self._check_finite("loss", loss)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(
+        out: Tensor = embeddings.float()
+        return out
+
+    # --- what is done otherwise by one process among several ---
+
+    def _placed(self, losses: Sequence[LossTerm]) -> list[LossTerm]:
+        """The terms as this process holds them."""
+        return list(losses)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self._modules.parameters(), self.config)
+
+    def _values(self, images: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings, and each term's weighted value."""
+        embeddings = self._embed(images)
+        return embeddings, [
+            term.weight * term.module(embeddings, labels, rows) for term in self.losses
+        ]
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients, and return their norm before."""
+        return nn.utils.clip_grad_norm_(
             self._modules.parameters(), self.config.max_grad_norm or math.inf
         )
-        # Such a step would spoil the weights, and the next checkpoint with them.
-        self._check_finite("norm of the gradient", norm)
-        self._optimizer.step()
-        self._schedule.step()
-        sums["loss"] += float(loss.detach())
-        for term, value in zip(self.losses, values, strict=True):
-            sums["new" if term.name == "new" else "compat"] += float(value.detach())
-        sums["correct"] += self._num_correct(embeddings.detach(), labels)
+
+    def _check_loss(self, loss: Tensor) -> None:
+        self._check_finite("loss", loss)
+
+    def _own_part(self, batch: Tensor) -> Tensor:
+        """Which images of a batch this process trains on."""
+        return batch
+
+    def _total(self, sums: dict[str, float]) -> dict[str, float]:
+        """The sums of an epoch, over all images."""
+        return sums
+
+    def _gradients_wait(self, wait: bool) -> AbstractContextManager[None]:  # noqa: ARG002
+        """While it lasts, with ``wait``, gradients add up and go nowhere."""
+        return nullcontext()
+
+    def _interruptible(self) -> AbstractContextManager[Callable[[], bool]]:
+        return interruptible()
 
     def _augmented(self, images: Tensor) -> Tensor:
-        changed = self._augment(images, self._generator)
+        changed = self._augment(images, self._drawing)
         if self.config.clean_share == 0:
             return changed
         if changed.shape != images.shape:
@@ -242,7 +301,7 @@ class Trainer:
                 f"augment: makes {list(changed.shape)} of images {list(images.shape)}, which "
                 "cannot be mixed with those left as they are; set clean_share=0"
             )
-        clean = torch.rand(len(images), generator=self._generator) < self.config.clean_share
+        clean = torch.rand(len(images), generator=self._drawing) < self.config.clean_share
         return torch.where(clean[:, None, None, None], images, changed)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
@@ -272,6 +331,9 @@ class Trainer:
         return math.nan
 
     def _save(self, folder: Path) -> None:
+        # The history goes first: a run killed between the two repeats the epoch and writes both
+        # again, while one that has its last checkpoint writes nothing any more.
+        self._write_history(folder)
         state = Checkpoint(
             config=asdict(self.config),
             data=data_key(self.dataset),
@@ -283,8 +345,9 @@ class Trainer:
             epoch=self._epoch,
             history=self.history,
         )
-        # The history goes first: a run killed between the two repeats the epoch and writes both
-        # again, while one that has its last checkpoint writes nothing any more.
+        save_checkpoint(folder / _CHECKPOINT, state)
+
+    def _write_history(self, folder: Path) -> None:
         with (
             replacing(folder / "history.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -292,22 +355,18 @@ class Trainer:
             writer = csv.DictWriter(file, HISTORY_COLUMNS)
             writer.writeheader()
             writer.writerows(self.history)
-        save_checkpoint(folder / "checkpoint.pt", state)
 
-    def _resume(self, path: Path) -> None:
-        state = load_checkpoint(path, self.device)
-        before = {**state["config"], "images": state["data"]}
-        now = {**asdict(self.config), "images": data_key(self.dataset)}
-        changed = sorted(
-            key for key in {*before, *now} if before.get(key, "absent") != now.get(key, "absent")
-        )
-        if not same_losses(state["losses"], self._losses_key):
-            changed.append("losses")
-        if changed:
+    def _resume(self, folder: Path) -> None:
+        path = folder / _CHECKPOINT
+        if (folder / SHARDED_CHECKPOINTS).exists():
             raise ValueError(
-                f"{path}: made with another configuration ({', '.join(changed)} differ); "
-                "use another output folder or remove it"
+                f"{folder}: holds a training by several processes; resume it under torchrun, or "
+                "use another output folder"
             )
+        if not path.is_file():
+            return
+        state = load_checkpoint(path, self.device)
+        self._refuse_other_run(path, RunKey(state["config"], state["data"], state["losses"]))
         try:
             self._modules.load_state_dict(state["modules"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -318,6 +377,10 @@ class Trainer:
         self._epoch = state["epoch"]
         self._within_epoch = False
         self.history = state["history"]
+
+    def _refuse_other_run(self, path: Path, before: RunKey) -> None:
+        now = RunKey(asdict(self.config), data_key(self.dataset), self._losses_key)
+        refuse_other_run(path, before, now)
 
 
 def _nearest(embeddings: Tensor, prototypes: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import typer
 
 from fclearn.cli.adapt import adapt, export
 from fclearn.cli.bench_methods import bench_methods
-from fclearn.cli.console import one_line, say, unwrapped
+from fclearn.cli.console import complain, one_line, say, unwrapped
 from fclearn.cli.demo import demo
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
@@ -98,7 +98,7 @@ def _explain(error: Exception) -> int:
     expected = _is_bad_input(error)
     if not expected or os.environ.get("FCL_DEBUG", "0") not in {"", "0"}:
         traceback.print_exception(error)
-    say(f"fcl: error: {one_line(error)}")
+    complain(f"fcl: error: {one_line(error)}")
     return _BAD_INPUT if expected else _BUG
 
 

@@ -13,18 +13,37 @@ from typing import Annotated
 
 import typer
 
+from fclearn._launch import own_rank
+
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
 ]
 
 
 def say(text: str) -> None:
-    """Print a line for people."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for people; of the processes of a torchrun, the first one does."""
+    if own_rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print an error; every process of a torchrun does, as only some may have it."""
+    rank = own_rank()
+    print(f"[rank {rank}] {text}" if rank else text, file=sys.stderr, flush=True)
+
+
+def draw(drawing: object) -> None:
+    """Print a table for people, or anything else that rich draws; as `say`."""
+    if own_rank() == 0:
+        from rich.console import Console
+
+        Console(stderr=True).print(drawing)
 
 
 def emit(result: Mapping[str, object]) -> None:
     """Print the result as one strict JSON object: what is not finite becomes null."""
+    if own_rank() != 0:
+        return
     print(json.dumps(_strict(result), indent=2, allow_nan=False), flush=True)
 
 

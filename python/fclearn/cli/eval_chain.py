@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from fclearn.cli.console import say
+from fclearn._launch import own_rank
+from fclearn.cli.console import draw, say
 from fclearn.cli.eval_rules import labels_of, ranking_of
 from fclearn.cli.eval_run import ordered
 from fclearn.cli.eval_show import Show, say_skipped
@@ -67,10 +67,10 @@ def run_chain(options: Chain, show: Show) -> None:
     entries = [f"{i + 1}/{j + 1}" for i in range(len(queries)) for j in range(i + 1)]
     gates = show.parse_gates(dict.fromkeys([*SUMMARIES, *entries], ""))
     report, items = _evaluate(options, show)
-    Console(stderr=True).print(chain_table(report))
+    draw(chain_table(report))
     say_skipped(report.num_skipped)
     stores = [str(path) for path in queries]
-    if show.report is not None:
+    if show.report is not None and own_rank() == 0:
         write_chain_report(
             show.report,
             report=report,

@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from fclearn.cli.console import say
+from fclearn._launch import own_rank
+from fclearn.cli.console import draw, say
 from fclearn.cli.eval_examples import examples_of
 from fclearn.cli.eval_rules import labels_of, ranking_of
 from fclearn.cli.eval_run import (
@@ -90,12 +89,12 @@ def run_pair(
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
     )
-    Console(stderr=True).print(render_table(report))
+    draw(render_table(report))
     say_skipped(report.num_skipped)
     say(report.verdict.text)
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, show)
-    if show.report is not None:
+    if show.report is not None and own_rank() == 0:
         paths = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
         write_report(
             show.report,

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, command_of
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
@@ -96,7 +100,8 @@ def evaluate(
     With --model twice or more, a chain: each model's queries against its own gallery and all older
     ones, by the first of --metrics. With --query, one store and one gallery.
 
-    With --index, the (old) gallery is searched as it is served, by the first ranks alone.
+    With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
+    torchrun, the processes share the queries; the numbers are those of one process.
 
     --report shows queries with their hits where the manifests have a column text, or path of images
     that are there. fcl report puts several reports side by side.
@@ -132,50 +137,84 @@ def evaluate(
 
     command = command_of(context)
     show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json, report_folder, command)
-    if is_chain:
-        from fclearn.cli.eval_chain import Chain, run_chain
+    rest = (metrics, exclude_self, use_groups, across, index_parameter)
+    stores = [*pair, *(model or []), *(model_gallery or []), query, gallery, qrels, index]
+    with _shared_queries(stores, rest):
+        if is_chain:
+            from fclearn.cli.eval_chain import Chain, run_chain
 
-        run_chain(
-            Chain(
-                model or [],
-                model_gallery or [],
+            run_chain(
+                Chain(
+                    model or [],
+                    model_gallery or [],
+                    exclude_self=exclude_self,
+                    use_groups=use_groups,
+                    metric_name=names[0] if names else "map",
+                ),
+                show,
+            )
+        elif query is not None:
+            from fclearn.cli.eval_single import Single, run_single
+            from fclearn.evaluation.compatibility import report_metrics
+
+            run_single(
+                Single(
+                    query,
+                    gallery,
+                    across=across,
+                    index=index,
+                    parameters=index_parameter or [],
+                    qrels=qrels,
+                    exclude_self=exclude_self,
+                    use_groups=use_groups,
+                    metrics=names or report_metrics(None, has_index=index is not None),
+                ),
+                show,
+            )
+        else:
+            for option, given in (("--old-query", old_query), ("--new-query", new_query)):
+                if given is None:
+                    raise ValueError(f"Missing option '{option}'.")
+            from fclearn.cli.eval_pair import run_pair
+
+            run_pair(
+                {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
+                 "independent": (independent_query, independent_gallery)},
                 exclude_self=exclude_self,
                 use_groups=use_groups,
-                metric_name=names[0] if names else "map",
-            ),
-            show,
-        )
-    elif query is not None:
-        from fclearn.cli.eval_single import Single, run_single
-        from fclearn.evaluation.compatibility import report_metrics
-
-        run_single(
-            Single(
-                query,
-                gallery,
-                across=across,
+                metrics=names,
                 index=index,
                 parameters=index_parameter or [],
-                qrels=qrels,
-                exclude_self=exclude_self,
-                use_groups=use_groups,
-                metrics=names or report_metrics(None, has_index=index is not None),
-            ),
-            show,
-        )
-    else:
-        for option, given in (("--old-query", old_query), ("--new-query", new_query)):
-            if given is None:
-                raise ValueError(f"Missing option '{option}'.")
-        from fclearn.cli.eval_pair import run_pair
+                show=show,
+            )  # fmt: skip
 
-        run_pair(
-            {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
-             "independent": (independent_query, independent_gallery)},
-            exclude_self=exclude_self,
-            use_groups=use_groups,
-            metrics=names,
-            index=index,
-            parameters=index_parameter or [],
-            show=show,
-        )  # fmt: skip
+
+@contextmanager
+def _shared_queries(stores: Sequence[Path | None], rest: object) -> Iterator[None]:
+    """Under torchrun, each process ranks its share of the queries; pieces of them are kept.
+
+    They lie beside the first store until the end, under a name made of the stores, which must not
+    change, and the ``rest`` of what the numbers depend on.
+    """
+    if not under_torchrun():
+        yield
+        return
+    from fclearn.distributed import joined_world
+    from fclearn.distributed.evaluation import evaluating_by_all
+
+    given = [store for store in stores if store is not None]
+    facts = repr(([_facts(store) for store in given], [store is None for store in stores], rest))
+    key = hashlib.sha256(facts.encode()).hexdigest()[:12]
+    first = given[0] if given else Path("stores")
+    scratch = first.with_name(f".{first.name}.eval-{key}")
+    with joined_world("cpu") as world, evaluating_by_all(world, scratch):
+        yield
+
+
+def _facts(path: Path) -> tuple[str, int, int] | None:
+    """Tells a store or file from what it was before."""
+    for file in (path / "features.npy", path):
+        if file.exists():
+            stat = file.stat()
+            return str(path), stat.st_size, stat.st_mtime_ns
+    return None

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
 
 
@@ -33,7 +34,8 @@ def embed(
 ) -> None:
     """Embed images with a trained model into a feature store.
 
-    Images are brought to the size and channels the model was trained on. A store is a folder with
+    Images are brought to the size and channels the model was trained on. Under torchrun, each
+    process embeds its share (on its own GPU). A store is a folder with
     features.npy, a manifest (id, label, class name) and the model's fingerprint. Stopped at any
     instant, the same command resumes.
 
@@ -58,15 +60,30 @@ def embed(
         raise ValueError(
             f"data: the model takes {card.channels} channels, {data} has {images.channels}"
         )
-    store = embed_images(
-        encoder,
-        images,
-        out,
-        fingerprint=card.fingerprint,
-        batch_size=batch_size,
-        device=choose_device(device),
-        dtype=dtype,
-    )
+    if under_torchrun():
+        from fclearn.distributed import joined_world
+        from fclearn.distributed.embedding import embed_by_all
+
+        with joined_world(device) as world:
+            store = embed_by_all(
+                encoder,
+                images,
+                out,
+                fingerprint=card.fingerprint,
+                world=world,
+                batch_size=batch_size,
+                dtype=dtype,
+            )
+    else:
+        store = embed_images(
+            encoder,
+            images,
+            out,
+            fingerprint=card.fingerprint,
+            batch_size=batch_size,
+            device=choose_device(device),
+            dtype=dtype,
+        )
     say(f"{len(store)} rows of {store.dim} numbers in {out}")
     if json:
         emit(
@@ -94,7 +111,8 @@ def graph(
     """Connect every row of a store to its nearest rows, as weights of a random walk.
 
     In mode row, the weights of each row's neighbours are a softmax of their cosine similarities and
-    sum to 1. In Python: KnnGraph.load(FILE).walk(features, damping=0.9).
+    sum to 1. In Python: KnnGraph.load(FILE).walk(features, damping=0.9). Under torchrun, each
+    process searches its share, exactly, and no process holds all rows.
 
     \b
     Examples:
@@ -109,7 +127,19 @@ def graph(
         labels = FeatureStore.open(store).labels
         if labels is None:
             raise ValueError(f"{store}: --within-class needs a column 'label' in the manifest")
-    built = KnnGraph.build(as_features(store), k, labels=labels, backend=backend)
+    if under_torchrun():
+        from fclearn.distributed import joined_world
+        from fclearn.distributed.graph import graph_by_all
+
+        if backend not in {"auto", "exact"}:
+            raise ValueError(f"--backend: under torchrun the search is exact, got {backend!r}")
+        with joined_world("cpu") as world:
+            found = graph_by_all(as_features(store), k, out, world=world, labels=labels)
+        if found is None:  # of another process than the first, which writes
+            return
+        built = found
+    else:
+        built = KnnGraph.build(as_features(store), k, labels=labels, backend=backend)
     isolated = int(built.isolated.sum())
     built = built.normalize(temperature, mode)
     built.save(out)

@@ -30,8 +30,11 @@ def train(
     same images, the new model becomes compatible with them; rows are matched by id. Some methods
     also take the old model's classifier: its rows as .npy, and a text file with their class names.
 
-    Writes checkpoint.pt, history.csv, args.yaml (every setting), model.safetensors and model.json
-    into the output folder. Stopped at any instant, the same command resumes.
+    Under torchrun, all its processes train together, with the classifiers spread over them.
+
+    Writes checkpoint.pt (under torchrun: the folder checkpoints), history.csv, args.yaml (every
+    setting), model.safetensors and model.json into the output folder. Stopped at any instant, the
+    same command resumes.
 
     \b
     Keys (and defaults):
@@ -39,7 +42,7 @@ def train(
       data.path, data.size, data.grey, data.classes, data.part
       encoder.name (small-cnn) small-cnn, resnet18, timm:NAME; encoder.dim (64)
       method.name (ni-fcl), method.settings.KEY
-      train.epochs (40), batch_size, optimizer, learning_rate, weight_decay,
+      train.epochs (40), batch_size, accumulate, optimizer, learning_rate, weight_decay,
         warmup_epochs, augment, max_grad_norm, precision, seed
       old_features, independent_features, old_classifier, old_classes
       output (runs/train), device (auto)
@@ -51,6 +54,7 @@ def train(
       fcl train --method bct old_features=runs/old-features \\
         old_classifier=rows.npy old_classes=names.txt
       fcl train --config runs/new/args.yaml train.epochs=80 output=runs/longer
+      torchrun --nproc-per-node 4 -m fclearn.cli train --config runs/new/args.yaml
     """
     from fclearn.cli.train_run import run_training
     from fclearn.config import TrainRunConfig, load_config

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from fclearn._files import replacing
+from fclearn._launch import under_torchrun
 from fclearn.cli.assets import check_needs, load_assets
 from fclearn.cli.console import say
 from fclearn.cli.devices import choose_device
@@ -18,7 +20,10 @@ from fclearn.cli.model_folder import ModelCard, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
 from fclearn.encoders import build_encoder
 from fclearn.methods import build_method, get_method
-from fclearn.training import Trainer
+from fclearn.training import SHARDED_CHECKPOINTS, Trainer
+
+if TYPE_CHECKING:
+    from fclearn.distributed.world import World
 
 _ARGUMENTS, _CHECKPOINT = "args.yaml", "checkpoint.pt"
 # Where a run goes on, and where its files are, may differ when it resumes.
@@ -36,6 +41,8 @@ class TrainedRun:
 def run_training(config: TrainRunConfig) -> TrainedRun:
     """Train, or resume what ``config.output`` holds, and write the model.
 
+    Under torchrun all processes train together, and the first one writes.
+
     Args:
         config: All there is to know.
 
@@ -45,42 +52,69 @@ def run_training(config: TrainRunConfig) -> TrainedRun:
         DivergenceError: As `Trainer.fit`.
         KeyboardInterrupt: Ctrl-C; the message says what is kept.
     """
+    if not under_torchrun():
+        return _run(config, None)
+    from fclearn.distributed import joined_world
+
+    with joined_world(config.device) as world:
+        return _run(config, world)
+
+
+def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     output = Path(config.output)
     spec = get_method(config.method.name)
     check_needs(config, spec)
-    device = choose_device(config.device)
+    device = choose_device(config.device) if world is None else world.device
     _check_same_run(config, output)
     data = load_images(config.data)
     assets = load_assets(config, data)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
     losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
-    trainer = Trainer(encoder, losses, data, config.train, output_dir=output, device=device)
-    with replacing(output / _ARGUMENTS) as temporary:
-        temporary.write_text(dump_config(config), encoding="utf-8")
+    trainer: Trainer
+    if world is None:
+        trainer = Trainer(encoder, losses, data, config.train, output_dir=output, device=device)
+        where = str(device)
+    else:
+        from fclearn.distributed.training import DistributedTrainer
+
+        trainer = DistributedTrainer(
+            encoder, losses, data, config.train, world=world, output_dir=output
+        )
+        where = f"{world.size} x {device.type}"
+        world.barrier()  # all have read what the first one now writes
+    if world is None or world.is_first:
+        with replacing(output / _ARGUMENTS) as temporary:
+            temporary.write_text(dump_config(config), encoding="utf-8")
     say(
         f"training {spec.name} ({config.encoder.name}, dim {config.encoder.dim}) on {len(data)} "
-        f"images of {data.num_classes} classes, on {device}, in {output}"
+        f"images of {data.num_classes} classes, on {where}, in {output}"
     )
     try:
         history = trainer.fit()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_what_is_kept(output)) from stop
-    card = save_model(
-        output,
-        encoder,
-        name=config.encoder.name,
-        dim=config.encoder.dim,
-        channels=data.channels,
-        size=data.images.shape[1],
-        method=spec.name,
-    )
+    card = None
+    if world is None or world.is_first:
+        card = save_model(
+            output,
+            encoder,
+            name=config.encoder.name,
+            dim=config.encoder.dim,
+            channels=data.channels,
+            size=data.images.shape[1],
+            method=spec.name,
+        )
+    if world is not None:
+        card = world.from_first(card)
+    assert card is not None
     return TrainedRun(history, card)
 
 
 def _check_same_run(config: TrainRunConfig, output: Path) -> None:
     """Refuse to resume a run that was started with other settings."""
-    if not (output / _CHECKPOINT).is_file() or not (output / _ARGUMENTS).is_file():
+    begun = (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
+    if not begun or not (output / _ARGUMENTS).is_file():
         return
     before = dict(_flatten(asdict(load_config(TrainRunConfig, output / _ARGUMENTS))))
     now = dict(_flatten(asdict(config)))

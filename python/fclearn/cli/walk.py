@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fclearn.features import FeatureStore
 
 _BLOCK_ROWS = 1 << 16
 
@@ -32,7 +41,8 @@ def walk(
     leaves the first hit alone; from 0.4 on the first hit suffers. Measure it: fcl eval with and
     without. The store itself is not changed.
 
-    Works column by column, with a cap on memory. Stopped at any instant, the same command resumes.
+    Works column by column, with a cap on memory. Under torchrun, each process walks its share of
+    the columns, with that cap each. Stopped at any instant, the same command resumes.
 
     \b
     Examples:
@@ -41,7 +51,7 @@ def walk(
     """
     import numpy as np
 
-    from fclearn.features import FeatureStore, FeatureWriter
+    from fclearn.features import FeatureStore
     from fclearn.graph import KnnGraph
     from fclearn.out_of_core import walk_file
 
@@ -54,33 +64,38 @@ def walk(
         raise ValueError(f"--out: expected another folder than {store}, which stays as it is")
     # A run that was stopped after the walk finds its rows again; one with other inputs does not.
     walked = out.with_name(f".{out.name}.{_key(graph, source.path, damping, steps)}.npy")
-    if not walked.exists():
-        walk_file(
-            KnnGraph.load(graph),
-            source.features,
-            walked,
-            damping=damping,
-            num_steps=steps,
-            memory_bytes=int(memory_gb * 2**30),
-        )
-    rows = np.load(walked, mmap_mode="r")
-    writer = FeatureWriter(
-        out,
-        len(source),
-        source.dim,
-        source.features.dtype,
-        source.fingerprint,
-        source=walked.name,
-    )
-    for begin, end in writer.missing():
-        for first in range(begin, end, _BLOCK_ROWS):
-            block = np.asarray(rows[first : min(end, first + _BLOCK_ROWS)], dtype=np.float32)
-            if source.fingerprint.norm == "l2":
-                norms = np.linalg.norm(block, axis=1, keepdims=True)
-                block = block / np.maximum(norms, np.finfo(np.float32).tiny)
-            writer.write(first, block)
-    result = writer.finish(source.manifest)
-    walked.unlink()
+    memory_bytes = int(memory_gb * 2**30)
+    if under_torchrun():
+        from fclearn.distributed import joined_world
+        from fclearn.distributed.walk import walk_by_all
+
+        with joined_world("cpu") as world:
+            columns = walk_by_all(
+                KnnGraph.load(graph),
+                source.features,
+                walked.with_suffix(".columns"),
+                world=world,
+                damping=damping,
+                num_steps=steps,
+                memory_bytes=memory_bytes,
+            )
+            if not world.is_first:
+                return
+        result = _store(source, columns.rows, walked.name, out)
+        shutil.rmtree(columns.folder)
+    else:
+        if not walked.exists():
+            walk_file(
+                KnnGraph.load(graph),
+                source.features,
+                walked,
+                damping=damping,
+                num_steps=steps,
+                memory_bytes=memory_bytes,
+            )
+        rows = np.load(walked, mmap_mode="r")
+        result = _store(source, lambda begin, end: rows[begin:end], walked.name, out)
+        walked.unlink()
     say(f"{len(result)} rows of {result.dim} numbers in {out}")
     if json:
         emit(
@@ -92,6 +107,29 @@ def walk(
                 "steps": steps,
             }
         )
+
+
+def _store(
+    source: FeatureStore,
+    walked: Callable[[int, int], NDArray[np.floating]],
+    key: str,
+    out: Path,
+) -> FeatureStore:
+    """Write the walked rows, which ``walked(begin, end)`` returns, at the norm of the others."""
+    import numpy as np
+
+    from fclearn.features import FeatureWriter
+
+    shape = (len(source), source.dim)
+    writer = FeatureWriter(out, *shape, source.features.dtype, source.fingerprint, source=key)
+    for begin, end in writer.missing():
+        for first in range(begin, end, _BLOCK_ROWS):
+            block = np.asarray(walked(first, min(end, first + _BLOCK_ROWS)), dtype=np.float32)
+            if source.fingerprint.norm == "l2":
+                norms = np.linalg.norm(block, axis=1, keepdims=True)
+                block = block / np.maximum(norms, np.finfo(np.float32).tiny)
+            writer.write(first, block)
+    return writer.finish(source.manifest)
 
 
 def _key(graph: Path, store: Path, damping: float, steps: int) -> str:

@@ -41,6 +41,7 @@ def exact_ranks(
     scorer: Scorer,
     relevance: Relevance,
     excluded: tuple[Exclusion, ...],
+    queries: Ints,
     depth: int | None,
     batch_size: int,
     gallery_batch_size: int,
@@ -51,11 +52,11 @@ def exact_ranks(
         scorer: Scores of rows.
         relevance: What is right.
         excluded: Gallery rows that do not exist for a query.
+        queries: Those to rank, each with something right.
         depth: Ranks wanted; None: all.
         batch_size: Of `positive_ranks`.
         gallery_batch_size: Of `positive_ranks`.
     """
-    queries = np.flatnonzero(relevance.totals > 0)
     hidden = sum(exclusion.most_hidden() for exclusion in excluded)
     if depth is not None and depth + hidden <= MAX_DEPTH and scorer.device.type == "cpu":
         unsure = [np.empty(0, np.int64)]
@@ -71,6 +72,7 @@ def indexed_ranks(
     gallery: IndexedGallery,
     relevance: Relevance,
     excluded: tuple[Exclusion, ...],
+    queries: Ints,
     depth: int,
     metric: str,
 ) -> Iterator[tuple[Ints, Ranks]]:
@@ -81,6 +83,7 @@ def indexed_ranks(
         gallery: The index.
         relevance: What is right.
         excluded: Gallery rows that do not exist for a query.
+        queries: Those to rank, each with something right.
         depth: Ranks wanted.
         metric: ``"cosine"``, or the index's own.
 
@@ -93,6 +96,5 @@ def indexed_ranks(
         )
     gallery.check_metric(metric)
     query.check(gallery.dim, needs_norm=metric == "cosine")
-    queries = np.flatnonzero(relevance.totals > 0)
     rows = gallery.search(query, queries, depth, excluded, unit_norm=metric == "cosine")
     yield from ranks_of(relevance, excluded, queries, rows)

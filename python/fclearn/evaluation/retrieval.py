@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 from fclearn.evaluation._inputs import Labels, build_relevance
-from fclearn.evaluation._keys import PerRow, exclusions
+from fclearn.evaluation._keys import Ints, PerRow, exclusions
 from fclearn.evaluation._metrics import check_metrics, metric_values
 from fclearn.evaluation._relevance import Judged
 from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
 from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.qrels import Qrels
+from fclearn.evaluation.sharing import Values, values_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,16 +202,28 @@ def evaluate_retrieval(
         junk=junk,
     )
     depth = deepest(names, relevance, needs_one=is_index)
-    if isinstance(gallery_rows, IndexedGallery):
-        assert depth is not None
-        parts = indexed_ranks(query_rows, gallery_rows, relevance, excluded, depth, metric)
-    else:
+    scorer = None
+    if not isinstance(gallery_rows, IndexedGallery):
         scorer = Scorer(query_rows, gallery_rows, metric)
-        parts = exact_ranks(scorer, relevance, excluded, depth, batch_size, gallery_batch_size)
-    values = {name: np.full(sizes[0], np.nan) for name in names}
-    for rows, ranks in parts:
-        for name in names:
-            values[name][rows] = metric_values(name, ranks)
+
+    def rank(queries: Ints) -> Values:
+        if isinstance(gallery_rows, IndexedGallery):
+            assert depth is not None
+            parts = indexed_ranks(
+                query_rows, gallery_rows, relevance, excluded, queries, depth, metric
+            )
+        else:
+            assert scorer is not None
+            sizes_at_once = batch_size, gallery_batch_size
+            parts = exact_ranks(scorer, relevance, excluded, queries, depth, *sizes_at_once)
+        values = {name: np.full(sizes[0], np.nan) for name in names}
+        for rows, ranks in parts:
+            for name in names:
+                values[name][rows] = metric_values(name, ranks)
+        return values
+
+    facts = {"metrics": list(names), "metric": metric, "sizes": list(sizes)}
+    values = values_of(np.flatnonzero(relevance.totals > 0), rank, facts)
     counted = ~np.isnan(values[names[0]])
     if not counted.any():
         raise ValueError(

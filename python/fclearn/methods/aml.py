@@ -69,6 +69,7 @@ class AsymmetricMetricLoss(nn.Module):
         0.0
     """
 
+    whole_batch = True
     features: Tensor
     crow_indices: Tensor
     col_indices: Tensor

@@ -50,6 +50,7 @@ class RegressionAlleviatingLoss(nn.Module):
         0.9048
     """
 
+    whole_batch = True
     features: Tensor
 
     def __init__(self, features: Tensor, *, scale: float = 100.0, num_negatives: int = 10) -> None:

@@ -53,6 +53,7 @@ class MixedClassifierLoss(nn.Module):
         Liang et al., *MixBCT: Towards Self-Adapting Backward-Compatible Training*, 2023.
     """
 
+    whole_batch = True
     features: Tensor
     credible: Tensor
 

@@ -53,6 +53,7 @@ class RefreshedPrototypeLoss(nn.Module):
         Zhang et al., *Towards Universal Backward-Compatible Representation Learning*, IJCAI 2022.
     """
 
+    whole_batch = True
     features: Tensor
     feature_labels: Tensor
     last_embeddings: Tensor

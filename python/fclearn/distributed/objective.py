@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoder and whole loss terms as the one module that DistributedDataParallel wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fclearn.distributed.collectives import Group, gather, gather_rows
+from fclearn.losses import LossTerm
+
+
+class Objective(nn.Module):
+    """Images of this process -> their embeddings, and the values of the terms it holds whole.
+
+    Args:
+        encoder: Trained.
+        terms: By their number among all terms.
+        embed: Runs the encoder, in the precision that is wanted.
+        group: Processes.
+        seed: Of what terms draw that must be the same on every process.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        terms: Mapping[int, LossTerm],
+        embed: Callable[[Tensor], Tensor],
+        group: Group,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.terms = dict(terms)
+        # Registered: their parameters are averaged with those of the encoder.
+        self.modules_of_terms = nn.ModuleList([term.module for term in terms.values()])
+        self.group = group
+        self._embed = embed
+        self._seed = seed
+        self._draws = torch.Generator()
+
+    def on_epoch(self, epoch: int) -> None:
+        """Called before each epoch: what terms draw in it depends on its number alone."""
+        self._draws.manual_seed(1_000_003 * self._seed + epoch)
+
+    def forward(
+        self, images: Tensor, labels: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embeddings ``(n, D)`` and weighted values by number of the term."""
+        embeddings = self._embed(images)
+        whole: tuple[Tensor, Tensor, Tensor] | None = None
+        values: dict[int, Tensor] = {}
+        for number, term in self.terms.items():
+            if not getattr(term.module, "whole_batch", False):
+                values[number] = term.weight * term.module(embeddings, labels, rows)
+                continue
+            if whole is None:
+                whole = (
+                    gather_rows(embeddings, self.group),
+                    gather(labels, self.group),
+                    gather(rows, self.group),
+                )
+            # Every process computes the same: the same numbers must be drawn.
+            seed = int(torch.randint(2**62, (1,), generator=self._draws))
+            with torch.random.fork_rng([images.device] if images.is_cuda else []):
+                torch.manual_seed(seed)
+                values[number] = term.weight * term.module(*whole)
+        return embeddings, values

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that torchrun started: who they are, and which of them speaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from fclearn._launch import under_torchrun
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that work together.
+
+    Attributes:
+        group: All of them.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: Where this one computes.
+    """
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        dist.barrier(self.group)
+
+    def from_first(self, value: T) -> T:
+        """The first process's value, on each: plain data, not tensors."""
+        held = [value]
+        dist.broadcast_object_list(held, 0, group=self.group, device=self.device)
+        return held[0]
+
+    def all_of(self, value: T) -> list[T]:
+        """Every process's value, in the order of ranks, on each: plain data or arrays."""
+        held: list[T | None] = [None] * self.size
+        dist.all_gather_object(held, value, group=self.group)
+        return cast("list[T]", held)
+
+
+@contextmanager
+def joined_world(device: str = "auto") -> Iterator[World]:
+    """Join the other processes of a torchrun, and part from them at the end.
+
+    Args:
+        device: ``"auto"``: the GPU of this process's local rank if there is one, and NCCL; else the
+            CPU and gloo. Or ``"cpu"``, ``"cuda"``.
+
+    Raises:
+        ValueError: Another device, more processes than GPUs, or no torchrun.
+
+    Example:
+        >>> with joined_world():
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        ValueError: joined_world: expected to be started by torchrun (RANK, WORLD_SIZE, ... unset)
+    """
+    if not under_torchrun():
+        raise ValueError(
+            "joined_world: expected to be started by torchrun (RANK, WORLD_SIZE, ... unset)"
+        )
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield _world(chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def single_process() -> Iterator[dist.ProcessGroup]:
+    """A group of this process alone, for what wants a group: examples and tests.
+
+    Raises:
+        ValueError: This process has joined others already.
+    """
+    if dist.is_initialized():
+        raise ValueError("single_process: this process has joined others already")
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        yield _world(torch.device("cpu")).group
+    finally:
+        dist.destroy_process_group()
+
+
+def _world(device: torch.device) -> World:
+    group = dist.group.WORLD
+    assert group is not None
+    return World(group, dist.get_rank(), dist.get_world_size(), device)
+
+
+def _device(name: str) -> torch.device:
+    if name not in {"auto", "cpu", "cuda"}:
+        raise ValueError(
+            f"device: expected auto, cpu or cuda under torchrun, which gives each process its GPU, "
+            f"got {name!r}"
+        )
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: torch sees {torch.cuda.device_count()} CUDA devices here, and local rank "
+            f"{local} needs one of its own; start fewer processes"
+        )
+    return torch.device("cuda", local)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start torchrun in tests: on this host, on a free port, one thread a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def torchrun(
+    processes: int, *command: str | Path, restarts: int = 0, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run ``torchrun … command`` and return what it printed; fail the test where it fails.
+
+    Args:
+        processes: Number of processes.
+        command: Script and its arguments, or ``-m``, a module and its arguments.
+        restarts: How often all are started again when one dies.
+        check: Whether it must succeed.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        # A script under torchrun finds the packages where this process found them.
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    run = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc-per-node", str(processes)),
+            *("--max-restarts", str(restarts), "--monitor-interval", "0.2"),
+            *map(str, command),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if check:
+        assert run.returncode == 0, f"{run.stdout[-4000:]}\n{run.stderr[-8000:]}"
+    return run
