@@ -25,6 +25,7 @@ from fclearn.cli.features import embed, graph
 from fclearn.cli.methods import methods
 from fclearn.cli.plan import plan
 from fclearn.cli.probe import probe
+from fclearn.cli.stores import pull, push, rollback
 from fclearn.cli.train import train
 from fclearn.cli.walk import walk
 
@@ -48,6 +49,9 @@ _VERBS: dict[str, Callable[..., None]] = {
     "adapt": adapt,
     "export": export,
     "plan": plan,
+    "pull": pull,
+    "push": push,
+    "rollback": rollback,
     "report": report,
     "methods": methods,
     "bench-methods": bench_methods,
