@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import emulated
 import pytest
@@ -39,3 +42,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ]
     if skipped:
         terminalreporter.write_line(f"CUDA tests skipped: {len(skipped)}")
+
+
+@pytest.fixture(scope="session")
+def postgres(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], Any]]:
+    """Starts PostgreSQL with pgvector when first called: one server for the session."""
+    started: list[Any] = []
+
+    def start() -> Any:
+        if not started:
+            folder = tmp_path_factory.mktemp("postgres")
+            # Where pgserver locks; without it a warning is raised, which is an error here.
+            os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+            import pgserver
+
+            started.append(pgserver.get_server(folder / "data"))
+        return started[0]
+
+    yield start
+    for server in started:
+        server.cleanup()

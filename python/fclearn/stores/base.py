@@ -115,7 +115,7 @@ class VectorStore(ABC):
             payload: Which further columns to read.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (nothing to close is fine)
         """Let go of files and connections."""
 
 
@@ -131,7 +131,7 @@ class RowStore(VectorStore):
         """
 
     @abstractmethod
-    def create(self, fingerprint: Fingerprint, dtype: str) -> None:
+    def create(self, fingerprint: Fingerprint) -> None:
         """Make what is missing: the column, or the whole table or collection."""
 
     @abstractmethod

@@ -139,7 +139,7 @@ class MilvusStore(RowStore):
             raise ValueError(f"store {self.url}: expected distinct ids, found some twice")
         return found_rows(ids, dim, vectors, set(vectors))
 
-    def create(self, fingerprint: Fingerprint, dtype: str) -> None:
+    def create(self, fingerprint: Fingerprint) -> None:
         """A new collection."""
         if fingerprint.metric not in _NAMES:
             raise ValueError(
@@ -186,7 +186,7 @@ class MilvusStore(RowStore):
         """See `RowStore`."""
         self._upsert(ids, vectors, payload, partial=False)
 
-    def unset(self, ids: Sequence[str]) -> None:
+    def unset(self, ids: Sequence[str]) -> None:  # noqa: ARG002
         """Never needed: rows without a vector do not exist."""
         raise ValueError(f"store {self.url}: a row of Milvus cannot be without its vector")
 

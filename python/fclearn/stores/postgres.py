@@ -90,7 +90,7 @@ class PostgresStore(RowStore):
         if table is None or self._names["column"] not in table.types:
             return None
         kind, dim = self._column_type(table)
-        self._check_ids(table)
+        self._check_ids()
         count = self._rows("SELECT count({column}) FROM {table}")[0][0]
         if not dim and count:
             dims = self._rows(
@@ -145,7 +145,7 @@ class PostgresStore(RowStore):
         dim = self._column_type(table)[1] or len(next(iter(vectors.values()), ()))
         return found_rows(ids, dim, vectors, {row[0] for row in rows})
 
-    def create(self, fingerprint: Fingerprint, dtype: str) -> None:
+    def create(self, fingerprint: Fingerprint) -> None:
         """A new column, in a new table if there is none."""
         kind = self._sql.SQL(f"{self._new_type}({int(fingerprint.dim)})")
         table = self._described()
@@ -271,7 +271,7 @@ class PostgresStore(RowStore):
             )
         return match[1], int(match[2] or 0)
 
-    def _check_ids(self, table: _Table) -> None:
+    def _check_ids(self) -> None:
         """Refuse ids that repeat or lack: a write could not tell rows apart."""
         self._need(with_column=False)
         unique = self._rows(

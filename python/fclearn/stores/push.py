@@ -189,15 +189,13 @@ class _Push:
         book, features = self._book, self._selection.store
         info = patiently(store, store.info)
         if info is None and book.settings["made"]:
-            dtype = str(features.features.dtype)
-            patiently(store, lambda: store.create(features.fingerprint, dtype))
+            patiently(store, partial(store.create, features.fingerprint))
             info = patiently(store, store.info)
         if info is None:
             raise ValueError(f"store {store.url}: it was there when the push began, now it is not")
         if book.settings["tag"] is not None:
             whole = mixed(Fingerprint.from_dict(book.settings["tag"]), features.fingerprint)
-            owned = info.owned
-            patiently(store, lambda: store.write_tag(whole, owned=owned))
+            patiently(store, partial(store.write_tag, whole, owned=info.owned))
         done = 0
         # The batches of the first call: another size now would not fit what was written down.
         for number, ids, vectors, rows in self._selection.batches(book.settings["batch_size"]):

@@ -134,7 +134,7 @@ class QdrantStore(RowStore):
         vectors = {name: vector for name, vector in held.items() if vector is not None}
         return found_rows(ids, params.size, vectors, set(records))
 
-    def create(self, fingerprint: Fingerprint, dtype: str) -> None:
+    def create(self, fingerprint: Fingerprint) -> None:
         """A new collection, or a new named vector of one that is there."""
         models = self._models
         metric = fingerprint.metric
@@ -146,7 +146,6 @@ class QdrantStore(RowStore):
         settings: dict[str, Any] = {
             "size": fingerprint.dim,
             "distance": models.Distance[_DISTANCES[metric]],
-            "datatype": models.Datatype.FLOAT16 if dtype == "float16" else None,
         }
         fresh = not self.has_container()
         with self._errors():

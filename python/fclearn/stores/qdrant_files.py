@@ -51,7 +51,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: A pickle that holds something else, or a database that cannot be read.
     """
-    for path in sorted(folder.glob("collection/*/storage.sqlite")):
+    for path in sorted((folder / "collection").rglob("storage.sqlite")):
         try:
             connection = sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)
             try:
@@ -60,6 +60,4 @@ def check_folder(folder: Path) -> None:
             finally:
                 connection.close()
         except Exception as error:  # a hostile pickle can fail in any way
-            raise ValueError(
-                f"{path}: refusing to open: not a database of points: {' '.join(str(error).split())}"
-            ) from error
+            raise ValueError(f"{path}: refusing to open: not plain points: {error}") from error

@@ -88,14 +88,14 @@ def select(store: FeatureStore, ids: Sequence[str] | None, *, refuse_zeros: bool
 
 
 def read_ids(path: Path) -> list[str]:
-    """Ids of a file: the rows in the budget of ``fcl plan``'s plan.csv, or one id a line.
+    r"""Ids of a file: the rows in the budget of ``fcl plan``'s plan.csv, or one id a line.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: Not text, or a csv without the columns of a plan.
 
     Example:
-        >>> _ = Path("plan.csv").write_text("id,rank,priority,in_budget\\na,1,9,1\\nb,2,3,0\\n")
+        >>> _ = Path("plan.csv").write_text("id,rank,priority,in_budget\na,1,9,1\nb,2,3,0\n")
         >>> read_ids(Path("plan.csv"))
         ['a']
     """
@@ -106,9 +106,8 @@ def read_ids(path: Path) -> list[str]:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or []
             if not {"id", "in_budget"} <= set(header):
-                raise ValueError(
-                    f"expected the columns 'id' and 'in_budget', found {', '.join(header) or 'none'}"
-                )
+                found = ", ".join(header) or "none"
+                raise ValueError(f"expected the columns 'id' and 'in_budget', found {found}")
             return [row["id"] for row in reader if row["in_budget"] == "1"]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: cannot read ids: {error}") from error
