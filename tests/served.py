@@ -134,7 +134,8 @@ class Served:
                 models.PointStruct(id=n, vector=row.tolist(), payload={"label": n})
                 for n, row in enumerate(rows)
             ]
-            client.upsert(name, points)
+            if points:
+                client.upsert(name, points)
 
     def _dump_qdrant(self, name):
         with self._qdrant() as client:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served import KINDS, features, numbered, same, serve, vectors
 
 from fclearn.cli import main
 from fclearn.features import FeatureStore
+from served import KINDS, features, numbered, same, serve, vectors
 
 ROOT = Path(__file__).parents[1]
 COUNT = 25

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served import KINDS, ROWS, features, numbered, same, serve, vectors
 
 from fclearn.stores import Journal, open_store, push, rollback
+from served import KINDS, ROWS, features, numbered, same, serve, vectors
 
 ROOT = Path(__file__).parents[1]
 COUNT, BATCH = 40, 3

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served import Served, features, need, numbered, same, serve, vectors
 
 from fclearn.features import FeatureStore
 from fclearn.stores import Journal, StoreConnectionError, open_store, pull, push, rollback
 from fclearn.stores.urls import StoreUrl, without_password
+from served import Served, features, need, numbered, same, serve, vectors
 
 COUNT = 25
 

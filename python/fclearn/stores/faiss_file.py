@@ -162,8 +162,8 @@ class FaissStore(FileStore):
         if isinstance(inner, faiss.IndexIVFFlat):
             return self._inverted(inner, numbers)
         raise ValueError(
-            f"store {self.url}: expected whole vectors (a flat, HNSW flat or IVF flat index), found "
-            f"{type(inner).__name__}, which keeps codes or another space"
+            f"store {self.url}: expected whole vectors (a flat, HNSW flat or IVF flat index), "
+            f"found {type(inner).__name__}, which keeps codes or another space"
         )
 
     def _inverted(

@@ -98,6 +98,8 @@ class Journal:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{self.folder}: in use by another process") from None
+            if (self.folder / _NAME).exists():
+                self.settings = self._read()  # whoever held it before may have gone on
             yield
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fclearn.features import FeatureStore, Fingerprint
-from fclearn.stores.base import RowStore, StoreInfo, Vectors, VectorStore
+from fclearn.stores.base import RowStore, StoreInfo, Vectors, VectorStore, some
 from fclearn.stores.files import FileStore
 from fclearn.stores.journal import BEGUN, DONE, UNDONE, Journal
 from fclearn.stores.opening import patiently
@@ -120,13 +120,13 @@ def push(
             "give a folder of its own"
         )
     if book.settings.get("state") == DONE:
-        return _result(book, dry_run=dry_run, already_done=True)
+        return _result(book, book.settings, dry_run=dry_run, already_done=True)
     work = _Push(selection, store, info, settings, book, batch_size)
-    if dry_run:
-        return work.planned()
-    with book.locked():
-        work.run(progress)
-    return _result(book, dry_run=False, already_done=False)
+    plan = book.settings if book.settings.get("state") == BEGUN else work.plan()
+    if not dry_run:
+        with book.locked():
+            work.run(plan, progress)
+    return _result(book, plan, dry_run=dry_run, already_done=False)
 
 
 class _Push:
@@ -144,32 +144,21 @@ class _Push:
         self._selection, self._store, self._info = selection, store, info
         self._settings, self._book, self._batch_size = settings, book, batch_size
 
-    def planned(self) -> PushResult:
-        plan = self._book.settings
-        if plan.get("state") != BEGUN:
-            plan = self._plan()
-        return PushResult(
-            plan["rows"],
-            plan["inserted"],
-            plan["replaced"],
-            plan["made"],
-            self._book.folder,
-            dry_run=True,
-            already_done=False,
-            notes=plan["notes"],
-        )
-
-    def run(self, progress: Progress | None) -> None:
+    def run(self, plan: dict[str, Any], progress: Progress | None) -> None:
+        """Begin, or go on with what was begun."""
         book = self._book
+        if book.settings.get("state") == DONE:
+            return  # by another process, since this one looked
         if book.settings.get("state") != BEGUN:
-            book.begin(self._plan())
+            book.begin(plan)
         if isinstance(self._store, FileStore):
             push_file(self._store, self._selection, book)
         elif isinstance(self._store, RowStore):
             self._push_rows(self._store, progress)
         book.mark(DONE)
 
-    def _plan(self) -> dict[str, Any]:
+    def plan(self) -> dict[str, Any]:
+        """What there is to do; nothing that does not fit gets beyond this."""
         replacing = bool(self._settings["replace"])
         fingerprint = self._selection.store.fingerprint
         counts = check_target_rows(
@@ -220,16 +209,17 @@ class _Push:
         before = self._book.before(number)
         if before is None:
             found = store.lookup(ids)
+            if found.vector.any() and not self._settings["replace"]:
+                raise ValueError(f"store {store.url}: somebody else wrote some of {some(ids)}")
             self._book.write_before(number, ids, found)
         else:
             found = before.found
-        for there, action in ((True, "update"), (False, "insert")):
-            at = np.flatnonzero(found.row == there)
-            names = [ids[row] for row in at]
-            if names and action == "update":
-                store.update(names, vectors[at])
-            elif names:
-                store.insert(names, vectors[at], [payload[row] for row in at])
+        there, absent = np.flatnonzero(found.row), np.flatnonzero(~found.row)
+        if len(there):
+            store.update([ids[row] for row in there], vectors[there])
+        if len(absent):
+            new = [payload[row] for row in absent]
+            store.insert([ids[row] for row in absent], vectors[absent], new)
 
     def _payload(self, row: int) -> dict[str, Any]:
         manifest = self._selection.store.manifest
@@ -251,8 +241,9 @@ def _notes(store: VectorStore, info: StoreInfo | None, fingerprint: Fingerprint)
     return notes
 
 
-def _result(book: Journal, *, dry_run: bool, already_done: bool) -> PushResult:
-    plan = book.settings
+def _result(
+    book: Journal, plan: dict[str, Any], *, dry_run: bool, already_done: bool
+) -> PushResult:
     return PushResult(
         plan["rows"],
         plan["inserted"],
