@@ -21,9 +21,9 @@ from served import Served, features, need, numbered, same, serve, vectors
 COUNT = 25
 
 
-def read(url, folder):
+def read(url, folder, model="m"):
     with open_store(url) as store:
-        return pull(store, folder / "out", model="m")
+        return pull(store, folder / "out", model=model)
 
 
 def write(url, store, **options):
@@ -195,13 +195,20 @@ def test_ids_that_a_store_cannot_have(tmp_path, postgres):
         served = serve(kind, tmp_path, None)
         with pytest.raises(ValueError, match=message):
             write(served.url("v2"), store)
-        assert served.dump("v2") in ({}, None)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
     served = serve("postgresql", tmp_path, postgres)
     served.fill(vectors(2))
     with pytest.raises(ValueError, match="invalid input syntax for type integer"):
         write(served.url("v2"), store)
     assert served.dump("v2") is None
     served = serve("milvus", tmp_path, None)
+    bell = features(tmp_path / "bell", vectors(1), ids=["a\x07"])
+    with pytest.raises(ValueError, match="cannot ask for ids with control characters"):
+        write(served.url("v2"), bell)
+    long = features(tmp_path / "long", vectors(1), ids=["a" * 513])
+    with pytest.raises(ValueError, match="expected ids up to 512 bytes"):
+        write(served.url("v2"), long)
+    assert served.dump("v2") is None
     url = served.fill(vectors(2))
     with pytest.raises(ValueError, match="expected integer ids, got 'photo-1'"):
         write(url, store, replace=True)
@@ -228,7 +235,7 @@ def test_ids_are_not_filters(tmp_path):
     url = served.url("v2")
     first = write(url, features(tmp_path / "a", rows[1:], ids=ids[1:]))
     second = write(url, features(tmp_path / "b", rows[:1], ids=ids[:1]))
-    pulled = read(url, tmp_path)
+    pulled = read(url, tmp_path, "new")
     assert sorted(pulled.ids) == sorted(ids)
     for name, row in zip(pulled.ids, pulled.features, strict=True):
         np.testing.assert_array_equal(row, rows[ids.index(name)])
@@ -357,7 +364,6 @@ def start_milvus(folder, port=0):
 def test_a_milvus_server_is_killed_and_started_again(tmp_path, monkeypatch):
     """Milvus Lite's own server, over the network, as a larger Milvus would be."""
     need("milvus")
-    monkeypatch.setattr("fclearn.stores.opening._WAITS", (0.0,))
     process, port = start_milvus(tmp_path / "served.db")
     url = f"milvus:http://127.0.0.1:{port}?collection=v2"
     rows = vectors(COUNT)
@@ -369,12 +375,16 @@ def test_a_milvus_server_is_killed_and_started_again(tmp_path, monkeypatch):
             process.wait()
 
     try:
-        with pytest.raises(StoreConnectionError):
-            write(url, store, progress=kill)
+        with monkeypatch.context() as patch:
+            patch.setattr("fclearn.stores.opening._WAITS", (0.0,))
+            with pytest.raises(StoreConnectionError):
+                write(url, store, progress=kill)
         process.stdout.close()
-        process, _ = start_milvus(tmp_path / "served.db", port)
+        process, again = start_milvus(tmp_path / "served.db", port)
+        assert again == port
+        # gRPC waits a second before it asks again at an address that failed.
         assert write(url, store).rows == COUNT
-        pulled = read(url, tmp_path)
+        pulled = read(url, tmp_path, "new")
         assert sorted(map(int, pulled.ids)) == list(range(COUNT))
         np.testing.assert_array_equal(pulled.features, rows[[int(n) for n in pulled.ids]])
     finally:

@@ -115,6 +115,13 @@ class VectorStore(ABC):
             payload: Which further columns to read.
         """
 
+    def check_ids(self, ids: Sequence[str]) -> None:  # noqa: B027  (most take any id)
+        """Refuse ids that no row of this store could have.
+
+        Raises:
+            ValueError: Such an id.
+        """
+
     def close(self) -> None:  # noqa: B027  (nothing to close is fine)
         """Let go of files and connections."""
 

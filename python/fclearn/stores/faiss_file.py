@@ -35,6 +35,20 @@ class FaissStore(FileStore):
         self._faiss = require("faiss", "cpu")
         self._index: Any = None
 
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """See `VectorStore`: numbers, or lines of the text file."""
+        for name in ids:
+            if self._ids_path is not None:
+                if name.splitlines() != [name]:
+                    raise ValueError(
+                        f"store {self.url}: an id must be a line of text, got {name!r}"
+                    )
+            elif not name.isdecimal() or str(int(name)) != name or int(name) > _LARGEST:
+                raise ValueError(
+                    f"store {self.url}: ids of a faiss index are integers, got {name!r}; "
+                    "?ids=FILE keeps other ids in a text file"
+                )
+
     def close(self) -> None:
         """Let go of the index, which is in memory."""
         self._index = None
@@ -87,19 +101,18 @@ class FaissStore(FileStore):
     ) -> None:
         """See `FileStore`: a flat index, with numbers as ids unless the ids are in a file."""
         if payload:
-            raise ValueError(f"store {self.url}: an index holds vectors alone, no payload")
+            raise ValueError(
+                f"store {self.url}: an index holds vectors alone, no {[*payload][0]!r}"
+            )
         metric = self._faiss.METRIC_INNER_PRODUCT
         if fingerprint.metric in {"l2", "euclidean"}:
             metric = self._faiss.METRIC_L2
         index = self._faiss.IndexFlat(fingerprint.dim, metric)
         if self._ids_path is None:
-            numbers = self._as_numbers(new.ids)
+            numbers = np.array([int(name) for name in new.ids], dtype=np.int64)
             index = self._faiss.IndexIDMap2(index)
             index.add_with_ids(new.block(slice(None)).astype(np.float32), numbers)
         else:
-            strange = [name for name in new.ids if "\n" in name or "\r" in name]
-            if strange:
-                raise ValueError(f"store {self.url}: an id in lines of text, got {strange[0]!r}")
             # First the ids: without its index the file of ids is nothing.
             with replacing(self._ids_path) as temporary:
                 temporary.write_bytes("".join(f"{name}\n" for name in new.ids).encode())
@@ -184,12 +197,3 @@ class FaissStore(FileStore):
             numbers[inner[order]] if isinstance(self._index, faiss.IndexIDMap) else inner[order]
         )
         return mapped, rows[order]
-
-    def _as_numbers(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        for name in ids:
-            if not name.isdecimal() or str(int(name)) != name or int(name) > _LARGEST:
-                raise ValueError(
-                    f"store {self.url}: ids of a faiss index are integers, got {name!r}; "
-                    "?ids=FILE keeps other ids in a text file"
-                )
-        return np.array([int(name) for name in ids], dtype=np.int64)

@@ -36,8 +36,9 @@ from fclearn.stores.urls import StoreUrl
 
 _METRICS = {"COSINE": "cosine", "IP": "dot", "L2": "euclidean"}
 _NAMES = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2", "l2": "L2"}
-_LOGGERS = ("pymilvus", "milvus_lite")
+_LOGGERS = ("pymilvus", "milvus_lite", "grpc")
 _LONGEST_ID = 512
+_FIRST_PRINTED = ord(" ")
 
 
 class MilvusStore(RowStore):
@@ -67,6 +68,13 @@ class MilvusStore(RowStore):
         """Connect anew."""
         self.close()
         self._open()
+
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """See `VectorStore`: texts that a filter can ask for."""
+        for name in ids:
+            self._quoted(name)
+            if len(name.encode("utf-8")) > _LONGEST_ID:
+                raise ValueError(f"store {self.url}: expected ids up to {_LONGEST_ID} bytes")
 
     def has_container(self) -> bool:
         """Whether the collection is there."""
@@ -274,10 +282,10 @@ class MilvusStore(RowStore):
     def _quoted(self, value: int | str) -> str:
         """An id within a filter, so that nothing in it can end the text."""
         if isinstance(value, str) and any(
-            ord(letter) < 32 or ord(letter) == 127 for letter in value
+            (ord(letter) < _FIRST_PRINTED and letter not in "\t\n\r") for letter in value
         ):
             raise ValueError(
-                f"store {self.url}: Milvus cannot ask for control characters: {value!r}"
+                f"store {self.url}: Milvus cannot ask for ids with control characters: {value!r}"
             )
         return json.dumps(value, ensure_ascii=False)
 

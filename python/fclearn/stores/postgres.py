@@ -112,8 +112,10 @@ class PostgresStore(RowStore):
         columns = self._sql.SQL("").join(self._sql.SQL(", ") + column for column in extra)
         while True:
             rows = self._rows(
-                "SELECT {id}::text, {column}::real[]{extra} FROM {table} WHERE {column} IS NOT NULL"
-                " AND (%s::text IS NULL OR {id} > %s::text::{id_type}) ORDER BY {id} LIMIT %s",
+                "SELECT {id}::text, {column}::real[]{extra} FROM {table} AS t"
+                " WHERE {column} IS NOT NULL AND (%s::text IS NULL OR {id} > %s::text::{id_type})"
+                # t.id: a bare name would be the first column of the result, which is text.
+                " ORDER BY t.{id} LIMIT %s",
                 (after, after, size),
                 extra=columns,
             )
@@ -228,11 +230,10 @@ class PostgresStore(RowStore):
 
     def _rows(self, text: str, values: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
         """Run a statement, names quoted into it, and return its rows."""
-        if self._table is not None:
-            types = self._table.types
-            for key, name in (("id_type", self._names["id"]), ("kind", self._names["column"])):
-                if name in types:
-                    parts.setdefault(key, self._sql.SQL(types[name]))
+        for key, name in (("id_type", "id"), ("kind", "column")):
+            if f"{{{key}}}" in text and key not in parts:
+                types = self._need(with_column=name == "column").types
+                parts[key] = self._sql.SQL(types[self._names[name]])
         statement = self._sql.SQL(text).format(**self._sqls, **parts)
         with self._errors(), self._connected().cursor(binary=bool(values)) as cursor:
             cursor.execute(statement, values or None)

@@ -48,6 +48,7 @@ def check_target_rows(
             )
         if info.fingerprint is not None and not replace:
             fingerprint.check_same(info.fingerprint, f"{selection.store.path} into {store.url}")
+    store.check_ids(selection.ids)
     if isinstance(store, FileStore):
         return _check_file(selection, store, info, replace=replace)
     if not isinstance(store, RowStore):

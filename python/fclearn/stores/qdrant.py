@@ -66,6 +66,11 @@ class QdrantStore(RowStore):
     def reconnect(self) -> None:
         """A client of HTTP connects for every request."""
 
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """See `VectorStore`: numbers and UUIDs, or any text in the payload."""
+        for name in ids:
+            self._point_id(name)
+
     def has_container(self) -> bool:
         """Whether the collection is there."""
         if not self._is_server and not (Path(self.url.place) / "meta.json").is_file():

@@ -82,7 +82,8 @@ class StoreUrl:
 
     def __str__(self) -> str:
         """The name, as `parse` takes it, without a password."""
-        query = "&".join(f"{key}={quote(value, safe=_SAFE)}" for key, value in self.options.items())
+        shown = {key: value for key, value in self.options.items() if key != "password"}
+        query = "&".join(f"{key}={quote(value, safe=_SAFE)}" for key, value in shown.items())
         return f"{self.kind}:{_hidden(self.place)}" + (f"?{query}" if query else "")
 
 
