@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from fclearn.stores import Journal, StoreConnectionError, open_store, pull, push
 from fclearn.stores.urls import StoreUrl, without_password
 from served import Served, features, need, numbered, same, serve, vectors
 
+ROOT = Path(__file__).parents[1]
 COUNT = 25
 
 
@@ -88,6 +90,48 @@ def test_a_file_of_something_else(kind, tmp_path):
     with pytest.raises(ValueError, match=r"not a whole|without meta\.json|not of Milvus Lite"):
         read(url, tmp_path)
     assert path.read_bytes().startswith(b"PAR1 nothing")
+
+
+DAMAGE = """
+import sys
+import faiss, numpy as np
+from fclearn.stores import open_store
+
+path, factory = sys.argv[1:]
+generator = np.random.default_rng(0)
+rows = generator.standard_normal((160, 8)).astype("f")
+index = faiss.index_factory(8, factory)
+index.train(rows)
+index.add_with_ids(rows, np.arange(160)) if "IDMap" in factory else index.add(rows)
+faiss.write_index(index, path)
+whole = open(path, "rb").read()
+refused = 0
+for _ in range(100):
+    damaged, at = bytearray(whole), generator.integers(0, 200)
+    damaged[at : at + 3] = generator.bytes(3)
+    open(path, "wb").write(damaged)
+    try:
+        with open_store(f"faiss:{path}") as store:
+            assert sum(len(batch.ids) for batch in store.batches(7)) == 160
+    except ValueError:
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize(
+    "factory", ["Flat", "IDMap2,Flat", "HNSW8", "IVF4,Flat", "IDMap,IVF4,Flat"]
+)
+def test_damaged_indexes_end_no_process(factory, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DAMAGE, str(tmp_path / "g.index"), factory],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 100
 
 
 class Hostile:

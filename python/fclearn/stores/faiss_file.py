@@ -102,7 +102,7 @@ class FaissStore(FileStore):
         """See `FileStore`: a flat index, with numbers as ids unless the ids are in a file."""
         if payload:
             raise ValueError(
-                f"store {self.url}: an index holds vectors alone, no {[*payload][0]!r}"
+                f"store {self.url}: an index holds vectors alone, no {next(iter(payload))!r}"
             )
         metric = self._faiss.METRIC_INNER_PRODUCT
         if fingerprint.metric in {"l2", "euclidean"}:
@@ -160,18 +160,20 @@ class FaissStore(FileStore):
         """The number of each row ``(N,)``, and its vector ``(N, D)``: a view where flat."""
         faiss, index = self._faiss, self._loaded()
         inner = self._inner(index)
-        numbers = np.arange(index.ntotal, dtype=np.int64)
+        numbers = None
         if isinstance(index, faiss.IndexIDMap):
             numbers = faiss.vector_to_array(index.id_map).astype(np.int64)
+            self._check_whole(len(numbers) == inner.ntotal)
         if isinstance(inner, faiss.IndexHNSWFlat):
             inner = faiss.downcast_index(inner.storage)
         if isinstance(inner, faiss.IndexFlat):
-            shape = (inner.ntotal, inner.d)
-            if inner.ntotal == 0:
-                return numbers, np.empty(shape, dtype=np.float32)
-            return numbers, faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d).reshape(
-                shape
-            )
+            count, dim = inner.ntotal, inner.d
+            # What a damaged file says of itself must not make numpy read beyond its numbers.
+            self._check_whole(index.ntotal == count and inner.codes.size() == 4 * count * dim)
+            numbers = np.arange(count, dtype=np.int64) if numbers is None else numbers
+            if count == 0:
+                return numbers, np.empty((0, dim), dtype=np.float32)
+            return numbers, faiss.rev_swig_ptr(inner.get_xb(), count * dim).reshape(count, dim)
         if isinstance(inner, faiss.IndexIVFFlat):
             return self._inverted(inner, numbers)
         raise ValueError(
@@ -180,20 +182,28 @@ class FaissStore(FileStore):
         )
 
     def _inverted(
-        self, index: Any, numbers: NDArray[np.int64]
+        self, index: Any, numbers: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], Vectors]:
         """Rows of an IVF index, in the order of the numbers they were added with."""
         faiss, lists = self._faiss, index.invlists
+        self._check_whole(lists.code_size == 4 * index.d and lists.nlist == index.nlist)
         held, vectors = [np.empty(0, dtype=np.int64)], [np.empty((0, index.d), dtype=np.float32)]
         for number in range(index.nlist):
             size = lists.list_size(number)
             if size:
                 held.append(faiss.rev_swig_ptr(lists.get_ids(number), size).astype(np.int64))
-                codes = faiss.rev_swig_ptr(lists.get_codes(number), size * index.code_size)
+                codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
                 vectors.append(codes.copy().view(np.float32).reshape(size, index.d))
         inner, rows = np.concatenate(held), np.concatenate(vectors)
         order = np.argsort(inner, kind="stable")
-        mapped = (
-            numbers[inner[order]] if isinstance(self._index, faiss.IndexIDMap) else inner[order]
-        )
-        return mapped, rows[order]
+        inner = inner[order]
+        self._check_whole(len(inner) == index.ntotal)
+        if numbers is not None:
+            # With ids of its own around it, an IVF index numbers its rows from 0.
+            self._check_whole(np.array_equal(inner, np.arange(len(inner))))
+            inner = numbers
+        return inner, rows[order]
+
+    def _check_whole(self, agrees: bool) -> None:
+        if not agrees:
+            raise ValueError(f"store {self.url}: not a whole faiss index file: its sizes differ")

@@ -171,7 +171,10 @@ class _Push:
             **counts,
             "batch_size": self._batch_size,
             "tag": tag.to_dict() if mixes and tag is not None else None,
-            "notes": _notes(self._store, self._info, fingerprint),
+            "notes": [
+                *_notes(self._store, self._info, fingerprint),
+                *(["rows that exist get no payload"] if self._ignores_payload(counts) else []),
+            ],
         }
 
     def _push_rows(self, store: RowStore, progress: Progress | None) -> None:
@@ -220,6 +223,9 @@ class _Push:
         if len(absent):
             new = [payload[row] for row in absent]
             store.insert([ids[row] for row in absent], vectors[absent], new)
+
+    def _ignores_payload(self, counts: dict[str, object]) -> bool:
+        return bool(self._settings["payload"]) and counts["made"] != "container"
 
     def _payload(self, row: int) -> dict[str, Any]:
         manifest = self._selection.store.manifest
