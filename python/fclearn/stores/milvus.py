@@ -302,7 +302,7 @@ class MilvusStore(RowStore):
             yield
         except (self._module.exceptions.ConnectionConfigException, OSError) as error:
             if self._is_server:
-                raise StoreConnectionError(f"store {self.url}: connection lost: {error}") from error
+                raise StoreConnectionError(f"store {self.url}: no connection: {error}") from error
             raise ValueError(
                 f"store {self.url}: cannot be opened: no such folder, not of Milvus Lite, or in "
                 "use by another process"

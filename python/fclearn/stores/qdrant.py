@@ -334,7 +334,7 @@ class QdrantStore(RowStore):
         try:
             yield
         except (exceptions.ResponseHandlingException, ConnectionError) as error:
-            raise StoreConnectionError(f"store {self.url}: connection lost: {error}") from error
+            raise StoreConnectionError(f"store {self.url}: no connection: {error}") from error
         except (RuntimeError, KeyError, ValueError, exceptions.ApiException) as error:
             text = str(error)
             raise ValueError(
