@@ -22,7 +22,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,test]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,stores,test]"
 	touch $@
 
 demo: install
@@ -33,7 +33,7 @@ test: install
 
 # What contributors run; CI runs the same.
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,stores,dev]"
 	touch $@
 
 # Prints a table and fails where a ratio to a peer fell behind the committed results. Threads wait

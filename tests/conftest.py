@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import emulated
 import pytest
@@ -53,3 +58,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ]
     if skipped:
         terminalreporter.write_line(f"CUDA tests skipped: {len(skipped)}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], Any]]:
+    """Starts PostgreSQL with pgvector when first called: one server for the session."""
+    started: list[Any] = []
+    # Not pytest's own folder: PostgreSQL refuses to run as root, so pgserver then runs it as
+    # another user, who must be let in, and pytest shuts that folder again whenever it starts.
+    folder = Path(tempfile.mkdtemp(prefix="fcl-postgres-"))
+
+    def start() -> Any:
+        if not started:
+            # Where pgserver locks; without it a warning is raised, which is an error here.
+            os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+            import pgserver
+
+            started.append(pgserver.get_server(folder / "data"))
+        return started[0]
+
+    yield start
+    for server in started:
+        server.cleanup()
+    shutil.rmtree(folder)

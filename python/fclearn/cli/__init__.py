@@ -26,6 +26,7 @@ from fclearn.cli.methods import methods
 from fclearn.cli.plan import plan
 from fclearn.cli.probe import probe
 from fclearn.cli.report import report
+from fclearn.cli.stores import pull, push, rollback
 from fclearn.cli.train import train
 from fclearn.cli.walk import walk
 
@@ -49,6 +50,9 @@ _VERBS: dict[str, Callable[..., None]] = {
     "adapt": adapt,
     "export": export,
     "plan": plan,
+    "pull": pull,
+    "push": push,
+    "rollback": rollback,
     "report": report,
     "methods": methods,
     "bench-methods": bench_methods,

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A collection of Milvus: a file of Milvus Lite, or a server.
+
+``milvus:file.db?collection=items`` or ``milvus:http://host:19530?collection=items``; ``vector=``
+names the field (default ``vector``). A server's token comes from the environment (MILVUS_TOKEN).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fclearn.features import Fingerprint
+from fclearn.stores.base import (
+    TAG,
+    Batch,
+    Found,
+    RowStore,
+    StoreConnectionError,
+    StoreInfo,
+    Vectors,
+    found_rows,
+    make_tag,
+    read_tag,
+    require,
+    some,
+)
+from fclearn.stores.urls import StoreUrl
+
+_METRICS = {"COSINE": "cosine", "IP": "dot", "L2": "euclidean"}
+_NAMES = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2", "l2": "L2"}
+_LOGGERS = ("pymilvus", "milvus_lite", "grpc")
+_LONGEST_ID = 512
+_FIRST_PRINTED = ord(" ")
+
+
+class MilvusStore(RowStore):
+    """See the module; the arguments are those of `VectorStore`."""
+
+    def __init__(self, url: StoreUrl) -> None:
+        super().__init__(url)
+        options = url.take(("collection",), ("vector",))
+        self._module = require("pymilvus", "milvus")
+        self._collection = options["collection"]
+        self._vector = options.get("vector", "vector")
+        self._is_server = url.place.startswith(("http://", "https://"))
+        if not self._is_server:
+            require("milvus_lite", "milvus")
+            if not url.place.endswith(".db"):
+                raise ValueError(f"store {url}: expected a name ending in .db, or an address")
+        self._client: Any = None
+        self._fields: dict[str, Any] | None = None
+
+    def close(self) -> None:
+        """Close the client, which unlocks its file."""
+        if self._client is not None:
+            self._client.close()
+        self._client = self._fields = None
+
+    def reconnect(self) -> None:
+        """Connect anew."""
+        self.close()
+        self._open()
+
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """See `VectorStore`: texts that a filter can ask for."""
+        for name in ids:
+            self._quoted(name)
+            if len(name.encode("utf-8")) > _LONGEST_ID:
+                raise ValueError(f"store {self.url}: expected ids up to {_LONGEST_ID} bytes")
+
+    def has_container(self) -> bool:
+        """Whether the collection is there."""
+        if not self._is_server and not Path(self.url.place).exists():
+            return False  # opening it would make it
+        with self._errors():
+            return bool(self._open().has_collection(self._collection))
+
+    def info(self) -> StoreInfo | None:
+        """Rows, width and metric of the field."""
+        if not self.has_container():
+            return None
+        field, described = self._field(), self._describe()
+        with self._errors():
+            count = self._open().query(self._collection, filter="", output_fields=["count(*)"])
+            names = self._open().list_indexes(self._collection)
+            indexes = [self._open().describe_index(self._collection, name) for name in names]
+        metric = [index["metric_type"] for index in indexes if index["field_name"] == self._vector]
+        fingerprint, owned = read_tag(described.get("properties", {}).get(TAG))
+        return StoreInfo(
+            count[0]["count(*)"],
+            int(field["params"]["dim"]),
+            metric=_METRICS.get(metric[0] if metric else "", ""),
+            fingerprint=fingerprint,
+            owned=owned,
+        )
+
+    def batches(
+        self, size: int, after: str | None = None, payload: Sequence[str] = ()
+    ) -> Iterator[Batch]:
+        """Rows in the order of their ids; see `VectorStore`."""
+        if not self.has_container():
+            raise ValueError(f"store {self.url}: no such collection")
+        self._field()
+        key = self._key()
+        while True:
+            condition = "" if after is None else f"{key} > {self._quoted(json.loads(after))}"
+            with self._errors():
+                # An iterator for each batch: its own cursor does not quote what is in ids.
+                iterator = self._open().query_iterator(
+                    self._collection,
+                    batch_size=size,
+                    filter=condition,
+                    output_fields=[key, self._vector, *payload],
+                )
+                rows = iterator.next()
+                iterator.close()
+            if not rows:
+                return
+            after = json.dumps(rows[-1][key])
+            yield Batch(
+                [str(row[key]) for row in rows],
+                np.array([row[self._vector] for row in rows], dtype=np.float32),
+                [{name: row.get(name) for name in payload} for row in rows],
+                after,
+            )
+
+    def lookup(self, ids: Sequence[str]) -> Found:
+        """See `RowStore`; a row of Milvus always has its vectors."""
+        if not ids:
+            return found_rows(ids, 0, {}, set())
+        dim = int(self._field()["params"]["dim"])
+        key = self._key()
+        with self._errors():
+            rows = self._open().query(
+                self._collection, filter=self._among(ids), output_fields=[key, self._vector]
+            )
+        vectors = {str(row[key]): row[self._vector] for row in rows}
+        if len(vectors) != len(rows):
+            raise ValueError(f"store {self.url}: expected distinct ids, found some twice")
+        return found_rows(ids, dim, vectors, set(vectors))
+
+    def create(self, fingerprint: Fingerprint) -> None:
+        """A new collection."""
+        if fingerprint.metric not in _NAMES:
+            raise ValueError(
+                f"store {self.url}: expected a metric of {', '.join(_NAMES)}, the features have "
+                f"{fingerprint.metric!r}"
+            )
+        kinds = self._module.DataType
+        with self._errors():
+            client = self._open()
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+            schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=_LONGEST_ID)
+            schema.add_field(self._vector, kinds.FLOAT_VECTOR, dim=fingerprint.dim)
+            indexes = client.prepare_index_params()
+            indexes.add_index(
+                self._vector, index_type="AUTOINDEX", metric_type=_NAMES[fingerprint.metric]
+            )
+            client.create_collection(
+                self._collection,
+                schema=schema,
+                index_params=indexes,
+                properties={TAG: make_tag(fingerprint, owned=True)},
+                consistency_level="Strong",
+            )
+        self._fields = None
+
+    def write_tag(self, fingerprint: Fingerprint, *, owned: bool) -> None:
+        """See `RowStore`; it is a property of the collection."""
+        with self._errors():
+            properties = {TAG: make_tag(fingerprint, owned=owned)}
+            self._open().alter_collection_properties(self._collection, properties)
+        self._fields = None
+
+    def update(self, ids: Sequence[str], vectors: Vectors) -> None:
+        """See `RowStore`."""
+        found = self.lookup(ids).row
+        if not found.all():
+            gone = [name for name, row in zip(ids, found, strict=True) if not row]
+            raise ValueError(f"store {self.url}: no longer has {len(gone)} ids: {some(gone)}")
+        self._upsert(ids, vectors, [{} for _ in ids], partial=True)
+
+    def insert(
+        self, ids: Sequence[str], vectors: Vectors, payload: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """See `RowStore`."""
+        self._upsert(ids, vectors, payload, partial=False)
+
+    def unset(self, ids: Sequence[str]) -> None:  # noqa: ARG002
+        """Never needed: rows without a vector do not exist."""
+        raise ValueError(f"store {self.url}: a row of Milvus cannot be without its vector")
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See `RowStore`."""
+        if ids:
+            with self._errors():
+                self._open().delete(self._collection, filter=self._among(ids))
+
+    def drop(self, *, container: bool) -> None:
+        """See `RowStore`."""
+        info = self.info()
+        if container and info is not None and info.count == 0:
+            with self._errors():
+                self._open().drop_collection(self._collection)
+            self._fields = None
+
+    def _upsert(
+        self,
+        ids: Sequence[str],
+        vectors: Vectors,
+        payload: Sequence[Mapping[str, Any]],
+        *,
+        partial: bool,
+    ) -> None:
+        key = self._key()
+        rows = [
+            {**item, key: self._native(name), self._vector: row}
+            for name, row, item in zip(ids, vectors.astype(float).tolist(), payload, strict=True)
+        ]
+        if rows:
+            with self._errors():
+                self._open().upsert(self._collection, rows, partial_update=partial)
+
+    def _open(self) -> Any:
+        if self._client is None:
+            with self._errors():
+                self._client = self._module.MilvusClient(
+                    self.url.place, token=os.environ.get("MILVUS_TOKEN", "")
+                )
+        return self._client
+
+    def _describe(self) -> dict[str, Any]:
+        if self._fields is None:
+            with self._errors():
+                client = self._open()
+                described = dict(client.describe_collection(self._collection))
+                if client.list_indexes(self._collection):
+                    client.load_collection(self._collection)
+            self._fields = described
+        return self._fields
+
+    def _field(self) -> dict[str, Any]:
+        """The field of vectors."""
+        fields = {field["name"]: field for field in self._describe()["fields"]}
+        field = fields.get(self._vector)
+        if field is None:
+            raise ValueError(
+                f"store {self.url}: expected a field {self._vector!r}, found {', '.join(fields)}; "
+                "a collection of Milvus gets no new field: name a new collection"
+            )
+        if field["type"] != self._module.DataType.FLOAT_VECTOR:
+            raise ValueError(
+                f"store {self.url}: expected a field of type FLOAT_VECTOR, found "
+                f"{field['type'].name}"
+            )
+        return dict(field)
+
+    def _key(self) -> str:
+        described = self._describe()
+        if described.get("auto_id"):
+            raise ValueError(f"store {self.url}: expected ids of its own, Milvus makes these")
+        (key,) = [field["name"] for field in described["fields"] if field.get("is_primary")]
+        return str(key)
+
+    def _native(self, name: str) -> int | str:
+        (kind,) = [field["type"] for field in self._describe()["fields"] if field.get("is_primary")]
+        if kind == self._module.DataType.INT64:
+            try:
+                return int(name)
+            except ValueError:
+                raise ValueError(f"store {self.url}: expected integer ids, got {name!r}") from None
+        return name
+
+    def _quoted(self, value: int | str) -> str:
+        """An id within a filter, so that nothing in it can end the text."""
+        if isinstance(value, str) and any(
+            (ord(letter) < _FIRST_PRINTED and letter not in "\t\n\r") for letter in value
+        ):
+            raise ValueError(
+                f"store {self.url}: Milvus cannot ask for ids with control characters: {value!r}"
+            )
+        return json.dumps(value, ensure_ascii=False)
+
+    def _among(self, ids: Sequence[str]) -> str:
+        return f"{self._key()} in [{', '.join(self._quoted(self._native(name)) for name in ids)}]"
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of the client as ours, and said once: it also prints what it raises."""
+        levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
+        for logger, _ in levels:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        except (self._module.exceptions.ConnectionConfigException, OSError) as error:
+            if self._is_server:
+                raise StoreConnectionError(f"store {self.url}: no connection: {error}") from error
+            raise ValueError(
+                f"store {self.url}: cannot be opened: no such folder, not of Milvus Lite, or in "
+                "use by another process"
+            ) from error
+        except self._module.MilvusException as error:
+            text = f"store {self.url}: {getattr(error, 'message', None) or error}"
+            if getattr(error, "code", None) in {2, 14}:  # unavailable, of Milvus and of gRPC
+                raise StoreConnectionError(text) from error
+            raise ValueError(text) from error
+        finally:
+            for logger, level in levels:
+                logger.setLevel(level)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a store of vectors into a feature store: in batches, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fclearn._files import replacing
+from fclearn.features import FeatureStore, Fingerprint
+from fclearn.features.folder import check_target
+from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore, some
+from fclearn.stores.opening import patiently, reconnect
+
+_PROGRESS = "progress.json"
+_VECTORS, _ROWS = "vectors.bin", "rows.jsonl"
+_ATTEMPTS = 4
+_UNIT_TOLERANCE = 1e-3  # of float16 rows that were normalised before they were rounded
+
+
+def pull(
+    store: VectorStore,
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    payload: Sequence[str] = (),
+    batch_size: int = 1000,
+    drop_invalid: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureStore:
+    """Copy a store's vectors into a new feature store; the store is only read.
+
+    Killed or disconnected, the same call goes on where it was. Rows without a vector are left out.
+
+    Args:
+        store: Where from.
+        out: Folder to make; nothing may be there.
+        model: What made the vectors; None if the store says.
+        payload: Further columns to read into the manifest.
+        batch_size: Rows at a time, at least 1.
+        drop_invalid: Leave out rows with NaN or infinite numbers instead of refusing them.
+        progress: Called after each batch with rows read and rows there are.
+
+    Raises:
+        StoreConnectionError: The store stays away.
+        ValueError: No such store, an empty one, rows with NaN (named), ids that repeat, or a
+            model that nobody knows.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    target = check_target(out)
+    if target.exists():
+        raise ValueError(f"{out}: expected nothing there, found a feature store")
+    info = patiently(store, store.info)
+    if info is None:
+        raise ValueError(f"store {store.url}: no such file, collection, table or column")
+    if info.count == 0:
+        raise ValueError(f"store {store.url}: expected at least one vector, found none")
+    fingerprint = _fingerprint(store, info, model)
+    settings = {
+        "store": str(store.url),
+        "payload": [*payload],
+        "drop_invalid": drop_invalid,
+        "dtype": info.dtype,
+        **fingerprint.to_dict(),
+    }
+    with _Partial(target.with_name(f"{target.name}.pull"), settings) as partial:
+        for batch in _steady(store, batch_size, partial, payload):
+            partial.add(batch, np.dtype(info.dtype), drop_invalid=drop_invalid)
+            if progress is not None:
+                progress(partial.count, info.count)
+        return partial.finish(target, replace(fingerprint, dim=partial.dim))
+
+
+def _fingerprint(store: VectorStore, info: StoreInfo, model: str | None) -> Fingerprint:
+    if info.fingerprint is not None:
+        if model not in {None, info.fingerprint.model}:
+            raise ValueError(
+                f"model: the store says its vectors are of {info.fingerprint.model!r}, got "
+                f"{model!r}"
+            )
+        return info.fingerprint
+    if not model:
+        raise ValueError(f"store {store.url}: does not say what made its vectors: give a model")
+    return Fingerprint(model, max(info.dim, 1), metric=info.metric or "cosine")
+
+
+def _steady(
+    store: VectorStore, size: int, partial: _Partial, payload: Sequence[str]
+) -> Iterator[Batch]:
+    """All batches after the last one kept, over connections that drop."""
+    failures = 0
+    while True:
+        try:
+            for batch in store.batches(size, partial.cursor, payload):
+                yield batch
+                failures = 0
+            return
+        except StoreConnectionError:
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise
+            patiently(store, lambda: reconnect(store))
+
+
+class _Partial:
+    """Rows that were read, in files that only grow, and a record of how far they are whole."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+        self._record: dict[str, Any] = {"cursor": None, "rows": 0, "dim": 0, "bytes": [0, 0]}
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / _PROGRESS).exists():
+            self._resume()
+        self._files = [(folder / name).open("ab") for name in (_VECTORS, _ROWS)]
+        for file, size in zip(self._files, self._record["bytes"], strict=True):
+            file.truncate(size)  # a run was killed between the rows and the record of them
+
+    def __enter__(self) -> _Partial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    @property
+    def cursor(self) -> str | None:
+        return self._record["cursor"]  # type: ignore[no-any-return]
+
+    @property
+    def count(self) -> int:
+        return int(self._record["rows"])
+
+    @property
+    def dim(self) -> int:
+        return int(self._record["dim"])
+
+    def add(self, batch: Batch, dtype: np.dtype[Any], *, drop_invalid: bool) -> None:
+        """Append a batch and record it."""
+        ids, vectors, payload, cursor = batch
+        good = np.isfinite(vectors).all(axis=1)
+        if not good.all() and not drop_invalid:
+            bad = [ids[row] for row in np.flatnonzero(~good)]
+            raise ValueError(
+                f"{self._settings['store']}: expected finite numbers, got a NaN or infinity in "
+                f"{len(bad)} rows: {some(bad)}; drop_invalid leaves such rows out"
+            )
+        rows = np.flatnonzero(good)
+        if len(rows):
+            dim = self._record["dim"] or vectors.shape[1]
+            if vectors.shape[1] != dim:
+                raise ValueError(
+                    f"{self._settings['store']}: expected vectors of one width, found {dim} and "
+                    f"{vectors.shape[1]}"
+                )
+            self._record["dim"] = dim
+            self._files[0].write(np.ascontiguousarray(vectors[rows], dtype=dtype).tobytes())
+            lines = [json.dumps([ids[row], payload[row]], default=str) + "\n" for row in rows]
+            self._files[1].write("".join(lines).encode("utf-8"))
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+        self._record["rows"] += len(rows)
+        self._record["cursor"] = cursor
+        self._record["bytes"] = [file.tell() for file in self._files]
+        with replacing(self._folder / _PROGRESS) as temporary:
+            temporary.write_text(json.dumps({**self._settings, "done": self._record}))
+
+    def finish(self, target: Path, fingerprint: Fingerprint) -> FeatureStore:
+        """Make the feature store, then remove the files."""
+        if not self.count:
+            raise ValueError(f"{self._settings['store']}: expected at least one finite vector")
+        with (self._folder / _ROWS).open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        vectors = np.memmap(
+            self._folder / _VECTORS, self._settings["dtype"], "r", shape=(self.count, self.dim)
+        )
+        manifest = {"id": [name for name, _ in rows]}
+        for key in self._settings["payload"]:
+            manifest.update(_column(key, [values[key] for _, values in rows]))
+        unit = all(
+            (
+                np.abs(np.linalg.norm(vectors[at : at + 65536].astype(np.float32), axis=1) - 1)
+                < _UNIT_TOLERANCE
+            ).all()
+            for at in range(0, self.count, 65536)
+        )
+        norm = "l2" if unit else "none"
+        store = FeatureStore.write(target, vectors, manifest, replace(fingerprint, norm=norm))
+        del vectors
+        shutil.rmtree(self._folder)
+        return store
+
+    def _resume(self) -> None:
+        path = self._folder / _PROGRESS
+        start_over = f"remove {self._folder} to start over"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            record = found.pop("done")
+            sizes = [int(size) for size in record["bytes"]]
+            whole = (
+                all(
+                    (self._folder / name).stat().st_size >= size
+                    for name, size in zip((_VECTORS, _ROWS), sizes, strict=True)
+                )
+                and {"cursor", "rows", "dim"} <= record.keys()
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not a record of progress; {start_over}") from error
+        different = [key for key in self._settings if found.get(key) != self._settings[key]]
+        if different or not whole:
+            what = f"other settings: {', '.join(different)}" if different else "files cut short"
+            raise ValueError(f"{self._folder}: a pull begun with {what}; {start_over}")
+        self._record = record
+
+
+def _column(key: str, values: list[Any]) -> dict[str, Any]:
+    """A column of the manifest. Labels that are text become numbers beside ``class_name``."""
+    if key != "label" or all(isinstance(value, int) for value in values):
+        return {key: ["" if value is None else value for value in values]}
+    names = sorted({str(value) for value in values})
+    number = {name: at for at, name in enumerate(names)}
+    return {
+        "label": np.array([number[str(value)] for value in values], dtype=np.int64),
+        "class_name": [str(value) for value in values],
+    }

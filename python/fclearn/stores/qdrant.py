@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A collection of Qdrant: a folder of the client's embedded mode, or a server.
+
+``qdrant:folder?collection=items`` or ``qdrant:http://host:6333?collection=items``; ``vector=``
+names one of several vectors, ``id=KEY`` takes the ids from the payload, for ids that are neither
+numbers nor UUIDs. A server's key comes from the environment (QDRANT_API_KEY).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fclearn.features import Fingerprint
+from fclearn.stores.base import (
+    TAG,
+    Batch,
+    Found,
+    RowStore,
+    StoreConnectionError,
+    StoreInfo,
+    Vectors,
+    found_rows,
+    make_tag,
+    read_tag,
+    require,
+    some,
+)
+from fclearn.stores.qdrant_files import check_folder
+from fclearn.stores.urls import StoreUrl
+
+_METRICS = {"Cosine": "cosine", "Dot": "dot", "Euclid": "euclidean", "Manhattan": "manhattan"}
+_DISTANCES = {"cosine": "COSINE", "dot": "DOT", "euclidean": "EUCLID", "l2": "EUCLID"}
+_LOOKUP_LIMIT = 10_000
+_END = "null"  # the cursor after the last point
+
+
+class QdrantStore(RowStore):
+    """See the module; the arguments are those of `VectorStore`."""
+
+    def __init__(self, url: StoreUrl) -> None:
+        super().__init__(url)
+        options = url.take(("collection",), ("vector", "id"))
+        require("qdrant_client", "qdrant")
+        self._models = require("qdrant_client.models", "qdrant")
+        self._collection = options["collection"]
+        self._vector = options.get("vector", "")
+        self._key = options.get("id")
+        self._tag_name = f"{TAG} {self._vector}".strip()
+        self._is_server = url.place.startswith(("http://", "https://"))
+        self._client: Any = None
+
+    def close(self) -> None:
+        """Close the client, which unlocks its folder."""
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def reconnect(self) -> None:
+        """A client of HTTP connects for every request."""
+
+    def check_ids(self, ids: Sequence[str]) -> None:
+        """See `VectorStore`: numbers and UUIDs, or any text in the payload."""
+        for name in ids:
+            self._point_id(name)
+
+    def has_container(self) -> bool:
+        """Whether the collection is there."""
+        if not self._is_server and not (Path(self.url.place) / "meta.json").is_file():
+            if Path(self.url.place).exists() and any(Path(self.url.place).iterdir()):
+                raise ValueError(
+                    f"store {self.url}: expected an embedded Qdrant, found a folder without "
+                    "meta.json"
+                )
+            return False  # opening it would make it
+        with self._errors():
+            return bool(self._open().collection_exists(self._collection))
+
+    def info(self) -> StoreInfo | None:
+        """Points, width and distance of the vector."""
+        params = self._params()
+        if params is None:
+            return None
+        with self._errors():
+            config = self._open().get_collection(self._collection).config
+            has = self._models.Filter(
+                must=[self._models.HasVectorCondition(has_vector=self._vector)]
+            )
+            count = self._open().count(self._collection, has if self._vector else None).count
+        tag = (config.metadata or {}).get(self._tag_name)
+        fingerprint, owned = read_tag(None if tag is None else json.dumps(tag))
+        metric = _METRICS[params.distance.value]
+        dtype = "float16" if params.datatype == self._models.Datatype.FLOAT16 else "float32"
+        return StoreInfo(count, params.size, dtype, metric, metric == "cosine", fingerprint, owned)
+
+    def batches(
+        self, size: int, after: str | None = None, payload: Sequence[str] = ()
+    ) -> Iterator[Batch]:
+        """Points in the order of their own ids; see `VectorStore`."""
+        self._need()
+        if after == _END:
+            return
+        offset = None if after is None else json.loads(after)
+        keys = [*payload, *([self._key] if self._key else [])]
+        while True:
+            with self._errors():
+                records, offset = self._open().scroll(
+                    self._collection,
+                    limit=size,
+                    offset=offset,
+                    with_payload=keys or False,
+                    with_vectors=[self._vector] if self._vector else True,
+                )
+            held = [(r, self._vector_of(r)) for r in records]
+            held = [(record, vector) for record, vector in held if vector is not None]
+            yield Batch(
+                [self._id_of(record) for record, _ in held],
+                np.array([vector for _, vector in held], dtype=np.float32).reshape(len(held), -1),
+                [{name: (r.payload or {}).get(name) for name in payload} for r, _ in held],
+                json.dumps(offset),
+            )
+            if offset is None:
+                return
+
+    def lookup(self, ids: Sequence[str]) -> Found:
+        """See `RowStore`."""
+        params = self._params()
+        records = self._records(ids, with_vectors=params is not None)
+        if params is None:
+            return found_rows(ids, 0, {}, set(records))
+        held = {name: self._vector_of(record) for name, record in records.items()}
+        vectors = {name: vector for name, vector in held.items() if vector is not None}
+        return found_rows(ids, params.size, vectors, set(records))
+
+    def create(self, fingerprint: Fingerprint) -> None:
+        """A new collection, or a new named vector of one that is there."""
+        models = self._models
+        metric = fingerprint.metric
+        if metric not in _DISTANCES:
+            raise ValueError(
+                f"store {self.url}: expected a metric of {', '.join(_DISTANCES)}, the features "
+                f"have {metric!r}"
+            )
+        settings: dict[str, Any] = {
+            "size": fingerprint.dim,
+            "distance": models.Distance[_DISTANCES[metric]],
+        }
+        fresh = not self.has_container()
+        with self._errors():
+            client = self._open()
+            if fresh:
+                params = models.VectorParams(**settings)
+                client.create_collection(
+                    self._collection,
+                    vectors_config={self._vector: params} if self._vector else params,
+                )
+            else:
+                dense = models.DenseVectorConfig(**settings)
+                client.create_vector_name(
+                    self._collection, self._vector, models.DenseVectorNameConfig(dense=dense)
+                )
+        self.write_tag(fingerprint, owned=fresh)
+
+    def write_tag(self, fingerprint: Fingerprint, *, owned: bool) -> None:
+        """See `RowStore`; it is in the collection's metadata, one for each vector."""
+        with self._errors():
+            client = self._open()
+            metadata = client.get_collection(self._collection).config.metadata or {}
+            tag = {self._tag_name: json.loads(make_tag(fingerprint, owned=owned))}
+            client.update_collection(self._collection, metadata={**metadata, **tag})
+
+    def update(self, ids: Sequence[str], vectors: Vectors) -> None:
+        """See `RowStore`."""
+        points = self._records(ids, with_vectors=False)
+        gone = [name for name in ids if name not in points]
+        if gone:
+            raise ValueError(f"store {self.url}: no longer has {len(gone)} ids: {some(gone)}")
+        rows = vectors.astype(float).tolist()
+        with self._errors():
+            self._open().update_vectors(
+                self._collection,
+                [
+                    self._models.PointVectors(id=points[name].id, vector=self._named(row))
+                    for name, row in zip(ids, rows, strict=True)
+                ],
+                wait=True,
+            )
+
+    def insert(
+        self, ids: Sequence[str], vectors: Vectors, payload: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """See `RowStore`."""
+        points = [
+            self._models.PointStruct(
+                id=self._point_id(name),
+                vector=self._named(row),
+                payload={**item, **({self._key: name} if self._key else {})},
+            )
+            for name, row, item in zip(ids, vectors.astype(float).tolist(), payload, strict=True)
+        ]
+        with self._errors():
+            self._open().upsert(self._collection, points, wait=True)
+
+    def unset(self, ids: Sequence[str]) -> None:
+        """See `RowStore`."""
+        points = [record.id for record in self._records(ids, with_vectors=False).values()]
+        if points:
+            with self._errors():
+                self._open().delete_vectors(self._collection, [self._vector], points, wait=True)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See `RowStore`."""
+        points = [record.id for record in self._records(ids, with_vectors=False).values()]
+        if points:
+            with self._errors():
+                selector = self._models.PointIdsList(points=points)
+                self._open().delete(self._collection, selector, wait=True)
+
+    def drop(self, *, container: bool) -> None:
+        """See `RowStore`."""
+        info = self.info()
+        if info is None:
+            return
+        with self._errors():
+            if container and self._open().count(self._collection).count == 0:
+                self._open().delete_collection(self._collection)
+            elif not container and info.count == 0:
+                self._open().delete_vector_name(self._collection, self._vector)
+
+    def _open(self) -> Any:
+        if self._client is None:
+            module = require("qdrant_client", "qdrant")
+            if self._is_server:
+                self._client = module.QdrantClient(
+                    url=self.url.place, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60
+                )
+            else:
+                folder = Path(self.url.place)
+                check_folder(folder)
+                self._client = module.QdrantClient(path=str(folder))
+        return self._client
+
+    def _params(self) -> Any:
+        """What the collection says of the vector; None if there is no such vector."""
+        if not self.has_container():
+            return None
+        with self._errors():
+            vectors = self._open().get_collection(self._collection).config.params.vectors
+        if not isinstance(vectors, dict):
+            vectors = {"": vectors} if vectors is not None else {}
+        if not self._vector and self._vector not in vectors and vectors:
+            raise ValueError(f"store {self.url}: expected &vector=, one of {', '.join(vectors)}")
+        params = vectors.get(self._vector)
+        if params is not None and params.multivector_config is not None:
+            raise ValueError(f"store {self.url}: expected one vector per point, found several")
+        return params
+
+    def _need(self) -> None:
+        if self._params() is None:
+            raise ValueError(f"store {self.url}: no such collection or vector")
+
+    def _records(self, ids: Sequence[str], *, with_vectors: bool) -> dict[str, Any]:
+        """The point of each id that has one."""
+        vectors = ([self._vector] if self._vector else True) if with_vectors else False
+        with self._errors():
+            if self._key is None:
+                records = self._open().retrieve(
+                    self._collection,
+                    [self._point_id(name) for name in ids],
+                    with_payload=False,
+                    with_vectors=vectors,
+                )
+            else:
+                match = self._models.MatchAny(any=list(ids))
+                condition = self._models.FieldCondition(key=self._key, match=match)
+                records, _ = self._open().scroll(
+                    self._collection,
+                    scroll_filter=self._models.Filter(must=[condition]),
+                    limit=max(_LOOKUP_LIMIT, 2 * len(ids)),
+                    with_payload=[self._key],
+                    with_vectors=vectors,
+                )
+        found: dict[str, Any] = {}
+        for record in records:
+            name = self._id_of(record)
+            if name in found:
+                raise ValueError(f"store {self.url}: expected distinct ids, found {name!r} twice")
+            found[name] = record
+        return found
+
+    def _id_of(self, record: Any) -> str:
+        if self._key is None:
+            return str(record.id)
+        value = (record.payload or {}).get(self._key)
+        if value is None or value == "":
+            raise ValueError(f"store {self.url}: point {record.id} has no {self._key!r}, its id")
+        return str(value)
+
+    def _point_id(self, name: str) -> int | str:
+        if self._key is not None:  # the same id always makes the same point
+            return str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+        if name.isdecimal() and str(int(name)) == name and int(name) < 1 << 64:
+            return int(name)
+        try:
+            if str(uuid.UUID(name)) == name:
+                return name
+        except ValueError:
+            pass
+        raise ValueError(
+            f"store {self.url}: ids of Qdrant's points are integers or UUIDs, got {name!r}; "
+            "&id=KEY keeps other ids in the payload"
+        )
+
+    def _vector_of(self, record: Any) -> Any:
+        vector = record.vector
+        if isinstance(vector, dict):
+            vector = vector.get(self._vector)
+        return vector or None
+
+    def _named(self, row: list[float]) -> Any:
+        return {self._vector: row} if self._vector else row
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of the client as ours: a lost connection, or something it refuses."""
+        exceptions = require("qdrant_client.http.exceptions", "qdrant")
+        try:
+            yield
+        except (exceptions.ResponseHandlingException, ConnectionError) as error:
+            raise StoreConnectionError(f"store {self.url}: no connection: {error}") from error
+        except (RuntimeError, KeyError, ValueError, exceptions.ApiException) as error:
+            text = str(error)
+            raise ValueError(
+                text if text.startswith("store ") else f"store {self.url}: {text}"
+            ) from error
