@@ -128,8 +128,8 @@ template <typename S, bool kAligned>
 __global__ void __launch_bounds__(kMostWarps* kWarp)
     mma_walk_kernel(WalkUnion windows, WalkStep p) {
   constexpr int kSize = kWide<S>;
-  __shared__ __align__(16) float weights[kStage][kEntries];
-  __shared__ __align__(16) int32_t slots[kStage * kSlots];
+  alignas(16) __shared__ float weights[kStage][kEntries];
+  alignas(16) __shared__ int32_t slots[kStage * kSlots];
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
   const int warp = thread / kWarp;
