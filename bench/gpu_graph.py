@@ -166,7 +166,7 @@ def _peers(graph: _Graph, features: Tensor, steps: int) -> dict[str, Callable[[]
 
 
 def walks(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
-    """Exact steps; bytes are those of a gather that no cache helps, so rates can exceed memory's."""
+    """Exact steps. Bytes are those of gathers that no cache helps: rates can exceed memory's."""
     for nodes, degree, dim, steps, group in WALKS[shapes]:
         graph = _Graph.make(nodes, degree, group, device)
         features = unit_rows(nodes, dim, torch.float32, device, 3)
@@ -235,6 +235,4 @@ def neighbours(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
             assert_close(function(), expected, 1e-4)
         for name, (ms, mb) in clock.run_all(functions).items():
             rate = 2 * rows * rows * dim / ms / 1e9
-            yield Row(
-                "knn_graph", f"{rows}x{dim}, k={k}", "float32", name, ms, mb, rate, "TFLOP/s"
-            )
+            yield Row("knn_graph", f"{rows}x{dim}, k={k}", "float32", name, ms, mb, rate, "TFLOP/s")

@@ -69,7 +69,8 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state, "
       "Tensor features, float damping, int num_steps, int num_bf16_steps) -> Tensor");
-  // A graph in windows of 16 rows, each column that they gather once (ops/walk_windows.h). CPU only.
+  // A graph in windows of 16 rows, each column that they gather once (ops/walk_windows.h). CPU
+  // only.
   m.def(
       "walk_windows(Tensor crow_indices, Tensor col_indices) -> (Tensor window_crow, "
       "Tensor window_col, Tensor chunk_crow, Tensor positions, Tensor edge_order)");

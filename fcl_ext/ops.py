@@ -271,8 +271,11 @@ def random_walk_resume(
 def walk_windows(
     crow_indices: Tensor, col_indices: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A graph in windows of 16 rows: ``window_crow``, ``window_col``, ``chunk_crow``, ``positions``
-    and ``edge_order``, as csrc/ops/walk_windows.h has them."""
+    """A graph in windows of 16 rows, with every column a window gathers once.
+
+    Returns ``window_crow``, ``window_col``, ``chunk_crow``, ``positions`` and ``edge_order``, as
+    csrc/ops/walk_windows.h has them.
+    """
     out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.walk_windows.default(
         crow_indices, col_indices
     )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_graph_prepare import _clustered
 
-from fclearn import KnnGraph, _windows
+from fclearn import KnnGraph, _prepared, _windows
 
 OP = torch.ops.fcl.walk_windows.default
 UNION = torch.ops.fcl.random_walk_union.default
@@ -114,19 +114,22 @@ def _union_arguments():
     return arguments | {"damping": 0.9, "num_steps": 2, "num_bf16_steps": 0}
 
 
+@pytest.mark.usefixtures("emulation")
 @pytest.mark.parametrize(("change", "message"), BAD_UNIONS)
-def test_bad_union_arguments_are_named(change, message, emulation):
+def test_bad_union_arguments_are_named(change, message):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     arguments = _union_arguments() | change
     with pytest.raises(RuntimeError, match=f"fcl::random_walk_union: .*{message}"):
         torch.ops.fcl_emulated.random_walk_union(*arguments.values())
-    with FakeTensorMode() as mode, pytest.raises(RuntimeError, match=message):
+    with FakeTensorMode() as mode:
         tensors = [mode.from_tensor(t) if torch.is_tensor(t) else t for t in arguments.values()]
-        UNION(*tensors)
+        with pytest.raises(RuntimeError, match=message):
+            UNION(*tensors)
 
 
-def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch, emulation):
+@pytest.mark.usefixtures("emulation")
+def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch):
     crow, col, values = _clustered(nodes=512, size=32, shuffle=False)[:3]
     graph = KnnGraph.from_csr(crow, col, values).normalize(temperature=1.0)
     order = torch.arange(512)
@@ -156,8 +159,6 @@ def test_windows_that_share_little_are_dropped(monkeypatch):
 
 
 def _prepare(graph, order):
-    from fclearn import _prepared
-
     return _prepared.prepare(graph.crow_indices, graph.col_indices, graph.values, order)
 
 

@@ -134,9 +134,7 @@ def check_same_bits(ops, path, dtype, device="cpu"):
         shifted = buffer[1:].view_as(features).copy_(features)
     assert torch.equal(walk(ops, path, (crow, col, values), shifted, 0.9, 3, device), expected)
     wide = torch.cat([features, features[:, :1]], 1)
-    assert torch.equal(
-        walk(ops, path, (crow, col, values), wide, 0.9, 3, device)[:, :48], expected
-    )
+    assert torch.equal(walk(ops, path, (crow, col, values), wide, 0.9, 3, device)[:, :48], expected)
     if path != "union":
         wide_index = (crow, col.long(), values)
         assert torch.equal(walk(ops, path, wide_index, features, 0.9, 3, device), expected)
@@ -161,7 +159,11 @@ def check_bf16_iterates(ops, path, num_steps, num_bf16_steps, device="cpu", dim=
 def check_empty(ops, path, device="cpu"):
     """No nodes, no edges, no columns, all isolated."""
     for nodes, dim in [(0, 3), (1, 4), (5, 0), (40, 9)]:
-        graph = (torch.zeros(nodes + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.float64))
+        graph = (
+            torch.zeros(nodes + 1, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int32),
+            torch.zeros(0, dtype=torch.float64),
+        )
         features = features_of(nodes, dim, torch.float32)
         got = walk(ops, path, graph, features, 0.75, 3, device)
         assert got.shape == features.shape

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What does not depend on an operator in the choice of CUDA paths: the environment, the device, the
 // names there are.
-#include "common/cuda_path.h"
-
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdlib>
 
+#include "common/cuda_path.h"
 #include "ops/cuda/readout_path.h"
 #include "ops/cuda/walk_path.h"
 

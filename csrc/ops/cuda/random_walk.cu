@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One step of the random walk on CUDA (the path `simt`), and the norms its stopping rule needs. A
-// group of lanes owns a row and goes through its edges; each lane keeps its own columns, 16 bytes at a time, so that
-// the gather of a neighbour is one coalesced read and no sum crosses threads.
+// group of lanes owns a row and goes through its edges; each lane keeps its own columns, 16 bytes
+// at a time, so that the gather of a neighbour is one coalesced read and no sum crosses threads.
 #include "common/cuda_launch.cuh"
 #include "common/cuda_limits.h"
 #include "common/cuda_vector.cuh"
@@ -192,9 +192,8 @@ const WalkPath kWalkSimt = {
     [](const WalkStep& p, cudaStream_t stream) {
       if (p.dim == 0) return;
       dispatch_graph(p.state.dtype == Dtype::kFloat64, p.graph.wide, [&](auto value, auto index) {
-        step_typed<decltype(value), decltype(index)>(p.graph, p.values, p.state.data,
-                                                     p.restart.data, p.dim, p.damping, p.out.data,
-                                                     stream);
+        step_typed<decltype(value), decltype(index)>(
+            p.graph, p.values, p.state.data, p.restart.data, p.dim, p.damping, p.out.data, stream);
       });
     },
     false,

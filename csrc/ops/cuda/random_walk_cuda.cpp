@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // random_walk, its gradients and its tolerance form on CUDA: torch binding. The loops over steps
-// are in ops/random_walk.h, and in walk_loop.h for the paths that take any dtype. Only the tolerance
-// form waits for the device, once per step. Bad offsets and columns are device assertions.
+// are in ops/random_walk.h, and in walk_loop.h for the paths that take any dtype. Only the
+// tolerance form waits for the device, once per step. Bad offsets and columns are device
+// assertions.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -32,10 +33,10 @@ class CudaBackend {
   void step(const WalkGraph& graph, const Tensor& state, const Tensor* restart, double damping,
             const Tensor& out) const {
     const auto rows = [](const Tensor& t) { return columns_of(t, 0, t.size(1)); };
-    path_.launch({square(graph), graph.values.const_data_ptr(), rows(state),
-                  restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1),
-                  damping, true},
-                 stream_);
+    path_.launch(
+        {square(graph), graph.values.const_data_ptr(), rows(state),
+         restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1), damping, true},
+        stream_);
   }
 
   // All steps: what walk_steps of ops/random_walk.h does in the dtype of the iterates, rounded to
@@ -180,10 +181,9 @@ std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_
   Tensor grad_values = torch::stable::new_empty(values, {0});
   if (need_features) {
     const Tensor given = contiguous(grad_output);
-    grad_features =
-        num_steps == 0 ? torch::stable::clone(given)
-                       : backend.walk(transposed, {given, given, damping, num_steps, 0,
-                                                   features.scalar_type()});
+    grad_features = num_steps == 0 ? torch::stable::clone(given)
+                                   : backend.walk(transposed, {given, given, damping, num_steps, 0,
+                                                               features.scalar_type()});
   }
   if (need_values) {
     grad_values = torch::stable::to(
@@ -204,8 +204,8 @@ std::tuple<Tensor, Tensor> random_walk_tol(Tensor crow_indices, Tensor col_indic
   const CudaScope scope(crow_indices);
   const WalkGraph graph = prepare(op, shape, crow_indices, col_indices, values, scope);
   const Tensor start = as_state(features, accumulate_type(shape.dtype));
-  const WalkLimit limit =
-      walk_to_limit(CudaBackend(op, shape.dim, scope), graph, start, damping, tol, max_steps, walk_norm);
+  const WalkLimit limit = walk_to_limit(CudaBackend(op, shape.dim, scope), graph, start, damping,
+                                        tol, max_steps, walk_norm);
   const Tensor num_steps = torch::stable::empty({}, ScalarType::Long, std::nullopt,
                                                 torch::stable::Device(torch::headeronly::kCPU));
   *num_steps.mutable_data_ptr<int64_t>() = limit.num_steps;

@@ -19,8 +19,7 @@ Tensor random_walk_union(Tensor window_crow, Tensor window_col, Tensor chunk_cro
                          int64_t num_bf16_steps) {
   const WalkWindows t{contiguous(window_crow), contiguous(window_col), contiguous(chunk_crow),
                       contiguous(positions), contiguous(values)};
-  const WalkShape shape =
-      check_random_walk_union(t, features, damping, num_steps, num_bf16_steps);
+  const WalkShape shape = check_random_walk_union(t, features, damping, num_steps, num_bf16_steps);
   const CudaScope scope(window_crow);
   const WalkUnion windows{t.window_crow.const_data_ptr<int64_t>(),
                           t.window_col.const_data_ptr<int32_t>(),

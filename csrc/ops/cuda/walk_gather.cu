@@ -20,9 +20,9 @@ using namespace fcl::cuda;
 constexpr int kThreads = 256;
 constexpr int kWays = 4;
 // Blocks resident on a multiprocessor, for which registers must suffice, and gathers that a lane
-// then has in flight: 3 x 256 x 4 x 16 bytes are 48 KB, where latency times bandwidth ask for some 30
-// KB. Where sums or columns take more registers, two blocks have 64 KB. Short rows are few bytes a
-// row: there, too, a lane takes 8 at once, in four groups all of a row of 32 edges.
+// then has in flight: 3 x 256 x 4 x 16 bytes are 48 KB, where latency times bandwidth ask for some
+// 30 KB. Where sums or columns take more registers, two blocks have 64 KB. Short rows are few bytes
+// a row: there, too, a lane takes 8 at once, in four groups all of a row of 32 edges.
 template <typename Index, int kSize, int kGroups>
 constexpr bool kNeedsRegisters = sizeof(Index) == 8 || (kSize == 8 && kGroups == 1);
 template <typename Index, int kSize, int kGroups>
@@ -112,7 +112,8 @@ struct RowSums {
         for (int m = 0; m < kMine; ++m) {
           using Unsigned = std::make_unsigned_t<Index>;
           const bool counts = column[q][m] >= 0;
-          const uint64_t at = static_cast<uint64_t>(static_cast<Unsigned>(column[q][m])) * row_bytes;
+          const uint64_t at =
+              static_cast<uint64_t>(static_cast<Unsigned>(column[q][m])) * row_bytes;
           x[q][m] =
               gather_vector<kSize>(reinterpret_cast<const S*>(base + at), counts && is_active);
           // The weight of padding may be anything.
@@ -128,8 +129,7 @@ struct RowSums {
         for (int m = 0; m < kMine; ++m) {
 #pragma unroll
           for (int i = 0; i < kSize; ++i) {
-            way[m].at[i] =
-                multiply_add(weight[q][m], load_value<T>(&x[q][m].at[i]), way[m].at[i]);
+            way[m].at[i] = multiply_add(weight[q][m], load_value<T>(&x[q][m].at[i]), way[m].at[i]);
           }
         }
       }
@@ -252,8 +252,8 @@ void launch_typed(const WalkStep& p, cudaStream_t stream) {
   Teams teams{1, 1, static_cast<uint32_t>(p.state.stride * sizeof(S)), false};
   while (teams.lanes < kWarp && teams.lanes < vectors) teams.lanes *= 2;
   teams.pieces = divide_up(vectors, teams.lanes);
-  teams.wide_edges = (reinterpret_cast<uintptr_t>(p.graph.col) |
-                      reinterpret_cast<uintptr_t>(p.values)) % 16 == 0;
+  teams.wide_edges =
+      (reinterpret_cast<uintptr_t>(p.graph.col) | reinterpret_cast<uintptr_t>(p.values)) % 16 == 0;
   const auto run = [&](auto* kernel, int groups) {
     const int64_t per_block = kThreads / (teams.lanes * groups);
     launch("random_walk", kernel, {divide_up(p.graph.num_rows * teams.pieces, per_block)}, kThreads,
@@ -271,9 +271,11 @@ void launch_state(const WalkStep& p, cudaStream_t stream) {
   const bool is_wide = rows_are_wide<S>(p.state.stride, {p.state.data}) &&
                        divide_up(p.dim, kWide<S>) * kWide<S> <= p.state.columns;
   if (p.graph.wide) {
-    is_wide ? launch_typed<S, int64_t, kWide<S>>(p, stream) : launch_typed<S, int64_t, 1>(p, stream);
+    is_wide ? launch_typed<S, int64_t, kWide<S>>(p, stream)
+            : launch_typed<S, int64_t, 1>(p, stream);
   } else {
-    is_wide ? launch_typed<S, int32_t, kWide<S>>(p, stream) : launch_typed<S, int32_t, 1>(p, stream);
+    is_wide ? launch_typed<S, int32_t, kWide<S>>(p, stream)
+            : launch_typed<S, int32_t, 1>(p, stream);
   }
 }
 
@@ -285,9 +287,8 @@ const WalkPath kWalkGather = {
     [](int64_t dim) { return dim < (int64_t{1} << 28); },
     [](const WalkStep& p, cudaStream_t stream) {
       if (p.dim == 0) return;
-      dispatch_dtype(p.state.dtype, [&](auto tag) {
-        launch_state<typename decltype(tag)::type>(p, stream);
-      });
+      dispatch_dtype(p.state.dtype,
+                     [&](auto tag) { launch_state<typename decltype(tag)::type>(p, stream); });
     },
     true,
 };

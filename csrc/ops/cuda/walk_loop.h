@@ -53,9 +53,9 @@ Tensor walk_loop(const WalkSteps& walk, bool in_panels, int64_t cache_bytes, con
   const Dtype full = is_double ? Dtype::kFloat64 : Dtype::kFloat32;
   const int64_t full_bytes = is_double ? 8 : 4;
   const int64_t iterate_bytes = walk.num_bf16_steps > 0 ? 2 : full_bytes;
-  const int64_t width = in_panels ? walk_panel_columns(num_rows, dim, iterate_bytes,
-                                                       walk.num_steps, cache_bytes)
-                                  : dim;
+  const int64_t width =
+      in_panels ? walk_panel_columns(num_rows, dim, iterate_bytes, walk.num_steps, cache_bytes)
+                : dim;
   // Rows of the buffers are whole vectors, so that no step but the first meets unaligned ones.
   const int64_t stride = (width + 7) / 8 * 8;
   Tensor buffers[2];
@@ -73,7 +73,13 @@ Tensor walk_loop(const WalkSteps& walk, bool in_panels, int64_t cache_bytes, con
       const WalkRows to = is_last
                               ? columns_of(out, begin, columns)
                               : WalkRows{buffers[t % 2].mutable_data_ptr(), dtype, stride, stride};
-      step(WalkStep{{}, nullptr, state, restart, to, columns, walk.damping,
+      step(WalkStep{{},
+                    nullptr,
+                    state,
+                    restart,
+                    to,
+                    columns,
+                    walk.damping,
                     num_rows * columns * bytes > cache_bytes});
       state = to;
     }

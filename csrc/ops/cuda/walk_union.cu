@@ -96,7 +96,8 @@ __device__ __forceinline__ void multiply_chunk(const Vector<float, 4>& above,
     for (int half = 0; half < 2; ++half) {
       const uint32_t first = words[2 * half][j / 2];
       const uint32_t second = words[2 * half + 1][j / 2];
-      b[half] = j % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
+      b[half] =
+          j % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
     }
     float sum[4] = {};
     multiply_matrices<BFloat16>(sum, small, b[0], b[1]);
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
     }
     __syncthreads();  // weights and slots are written
     if (first_column < p.dim) {
-      const auto load_slots = [&](int c, int32_t(&to)[4]) {
+      const auto load_slots = [&](int c, int32_t (&to)[4]) {
         const Vector<int32_t, 4> four = load_vector<4>(&slots[c * kSlots + 4 * t]);
 #pragma unroll
         for (int r = 0; r < 4; ++r) to[r] = four.at[r];
@@ -184,7 +185,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
     }
     __syncthreads();  // weights and slots are read: the next stage may have the memory
   }
-  // Product j has column j of each lane's vector: a lane holds two neighbouring vectors of two rows.
+  // Product j has column j of each lane's vector: a lane holds two neighbouring vectors of two
+  // rows.
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + g + i / 2 * 8;
@@ -204,7 +206,8 @@ __global__ void __launch_bounds__(kCheckThreads) check_windows_kernel(WalkUnion 
     const int64_t before = i == 0 ? 0 : w.window_crow[i - 1];
     assert(w.window_crow[i] >= before && w.window_crow[i] % kSlots == 0 &&
            "window_crow decreases, or is not a multiple of 16");
-    assert((i != 0 || w.window_crow[0] == 0) && (i != num_windows || w.window_crow[i] == w.num_slots) &&
+    assert((i != 0 || w.window_crow[0] == 0) &&
+           (i != num_windows || w.window_crow[i] == w.num_slots) &&
            "window_crow does not run from 0 to S");
   }
   for (int64_t i = global_thread(); i <= w.num_slots / kSlots; i += grid_threads()) {
@@ -233,8 +236,8 @@ void launch_typed(const WalkUnion& windows, const WalkStep& p, cudaStream_t stre
 }  // namespace
 
 void launch_check_windows(const WalkUnion& windows, cudaStream_t stream) {
-  const int64_t blocks = stride_blocks(std::max(windows.num_rows, windows.num_slots) + 1,
-                                       kCheckThreads);
+  const int64_t blocks =
+      stride_blocks(std::max(windows.num_rows, windows.num_slots) + 1, kCheckThreads);
   launch("random_walk_union", check_windows_kernel, {blocks}, kCheckThreads, stream, windows);
 }
 
