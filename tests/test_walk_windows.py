@@ -86,19 +86,19 @@ def test_bad_graphs_are_named():
     crow = torch.tensor([0, 1, 2])
     with pytest.raises(RuntimeError, match=r"walk_windows: .*col_indices in \[0, 2\) or -1"):
         OP(crow, torch.tensor([0, 2]))
-    with pytest.raises(RuntimeError, match="expected crow_indices of dtype int64"):
+    with pytest.raises(RuntimeError, match="expected crow_indices of dtype"):
         OP(crow.int(), torch.tensor([0, 1]))
 
 
 BAD_UNIONS = [
     ({"features": torch.ones(40, 3).double()}, "float32, bfloat16 or float16"),
     ({"features": torch.ones(60, 3)}, r"window_crow of shape \[N / 16 rounded up \+ 1\] = \[5\]"),
-    ({"window_crow": torch.zeros(4, dtype=torch.int32)}, "window_crow of dtype int64"),
+    ({"window_crow": torch.zeros(4, dtype=torch.int32)}, "window_crow of dtype"),
     ({"window_col": torch.zeros(17, dtype=torch.int32)}, r"S a multiple of 16, got \[17\]"),
     ({"chunk_crow": torch.zeros(1, dtype=torch.int64)}, r"chunk_crow of shape \[S / 16 \+ 1\]"),
     ({"positions": torch.zeros(3, dtype=torch.int64)}, "positions of dtype"),
     ({"values": torch.ones(3)}, r"values of shape \[P\]"),
-    ({"values": torch.ones(240).double()}, "values of dtype float32"),
+    ({"values": torch.ones(240).double()}, "values of dtype"),
     ({"damping": 1.0}, r"damping in the open interval \(0, 1\), got 1"),
     ({"num_steps": -1}, "num_steps >= 0, got -1"),
     ({"num_bf16_steps": 3}, r"num_bf16_steps in \[0, num_steps = 2\], got 3"),

@@ -35,7 +35,7 @@ class CudaBackend {
     const auto rows = [](const Tensor& t) { return columns_of(t, 0, t.size(1)); };
     path_.launch(
         {square(graph), graph.values.const_data_ptr(), rows(state),
-         restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1), damping, true},
+         restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1), damping, false},
         stream_);
   }
 
