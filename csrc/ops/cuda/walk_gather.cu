@@ -21,14 +21,18 @@ constexpr int kThreads = 256;
 constexpr int kWays = 4;
 // Blocks resident on a multiprocessor, for which registers must suffice, and gathers that a lane
 // then has in flight: 3 x 256 x 4 x 16 bytes are 48 KB, where latency times bandwidth ask for some
-// 30 KB. Where sums or columns take more registers, two blocks have 64 KB. Short rows are few bytes
-// a row: there, too, a lane takes 8 at once, in four groups all of a row of 32 edges.
+// 30 KB. Where sums or columns take more registers, two blocks have 64 KB, or 32 where both do.
+// Short rows are few bytes a row: there, too, a lane takes 8 at once, in four groups all of a row
+// of 32 edges.
+template <typename Index>
+constexpr bool kWideColumns = sizeof(Index) == 8;
+template <int kSize, int kGroups>
+constexpr bool kManySums = kSize == 8 && kGroups == 1;
 template <typename Index, int kSize, int kGroups>
-constexpr bool kNeedsRegisters = sizeof(Index) == 8 || (kSize == 8 && kGroups == 1);
+constexpr int kResident = kWideColumns<Index> || kManySums<kSize, kGroups> ? 2 : 3;
 template <typename Index, int kSize, int kGroups>
-constexpr int kResident = kNeedsRegisters<Index, kSize, kGroups> ? 2 : 3;
-template <typename Index, int kSize, int kGroups>
-constexpr int kInFlight = kNeedsRegisters<Index, kSize, kGroups> || kGroups == kWays ? 8 : 4;
+constexpr int kInFlight =
+    kGroups == kWays || kWideColumns<Index> != kManySums<kSize, kGroups> ? 8 : 4;
 
 // How lanes are laid out, the same for all blocks of a launch.
 struct Teams {
@@ -168,7 +172,7 @@ struct Segment {
 
 template <typename S, typename Index, int kSize, int kGroups>
 __global__ void __launch_bounds__(kThreads, kResident<Index, kSize, kGroups>)
-    gather_kernel(WalkStep p, Teams teams) {
+    walk_gather_kernel(WalkStep p, Teams teams) {
   using T = typename Accumulate<S>::type;
   using Sums = RowSums<S, Index, kSize, kGroups>;
   __shared__ bool has_hub;
@@ -260,10 +264,10 @@ void launch_typed(const WalkStep& p, cudaStream_t stream) {
            stream, p, teams);
   };
   if constexpr (kSize > 1) {
-    if (teams.lanes <= kWarp / 4) return run(gather_kernel<S, Index, kSize, 4>, 4);
-    if (teams.lanes <= kWarp / 2) return run(gather_kernel<S, Index, kSize, 2>, 2);
+    if (teams.lanes <= kWarp / 4) return run(walk_gather_kernel<S, Index, kSize, 4>, 4);
+    if (teams.lanes <= kWarp / 2) return run(walk_gather_kernel<S, Index, kSize, 2>, 2);
   }
-  run(gather_kernel<S, Index, kSize, 1>, 1);
+  run(walk_gather_kernel<S, Index, kSize, 1>, 1);
 }
 
 template <typename S>
