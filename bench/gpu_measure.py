@@ -15,94 +15,15 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from gpu_clock import ROUNDS, Clock, Row, assert_close, unit_rows
+from gpu_clock import ROUNDS, Clock
+from gpu_graph import neighbours, walks
 from gpu_readout import readouts
-from torch import Tensor
 
 import fcl_ext
-
-# nodes, neighbours, dim, steps
-WALKS = {"smoke": [(50, 4, 8, 2)], "full": [(200_000, 32, 128, 10), (1_000_000, 32, 64, 10)]}
-# rows, dim, k
-NEIGHBOURS = {"smoke": [(60, 8, 3)], "full": [(50_000, 128, 32), (100_000, 256, 32)]}
-
-
-def walks(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
-    """Exact steps of the walk on a random graph of fixed degree, the worst order there is."""
-    for nodes, neighbours, dim, steps in WALKS[shapes]:
-        generator = torch.Generator().manual_seed(2)
-        col = torch.randint(0, nodes, (nodes * neighbours,), generator=generator).to(device)
-        crow = torch.arange(0, nodes * neighbours + 1, neighbours, device=device)
-        values = torch.full((len(col),), 1 / neighbours, device=device)
-        features = unit_rows(nodes, dim, torch.float32, device, 3)
-        ids = col.to(torch.int32)
-        matrix = torch.sparse_csr_tensor(crow, col, values, (nodes, nodes), check_invariants=False)
-        bags = col.reshape(nodes, neighbours)
-        weights = values.reshape(nodes, neighbours)
-
-        def ours(crow=crow, ids=ids, values=values, features=features, steps=steps) -> Tensor:
-            return torch.ops.fcl.random_walk(crow, ids, values, features, 0.9, steps)
-
-        def repeat(product: Callable[[Tensor], Tensor], features=features, steps=steps) -> Tensor:
-            state = features
-            for _ in range(steps):
-                state = torch.add(0.1 * features, product(state), alpha=0.9)
-            return state
-
-        def torch_csr(matrix=matrix, repeat=repeat) -> Tensor:
-            return repeat(lambda state: matrix @ state)
-
-        def embedding_bag(bags=bags, weights=weights, repeat=repeat) -> Tensor:
-            return repeat(
-                lambda state: F.embedding_bag(bags, state, mode="sum", per_sample_weights=weights)
-            )
-
-        assert_close(ours(), torch_csr(), 1e-5)
-        for who in (ours, torch_csr, embedding_bag):
-            ms, mb = clock.run(who)
-            moved = steps * nodes * (neighbours * (4 * dim + 8) + 12 * dim)
-            shape = f"{nodes}x{neighbours}x{dim}, {steps} steps"
-            yield Row(
-                "random_walk", shape, "float32", who.__name__, ms, mb, moved / ms / 1e9, "TB/s"
-            )
-
-
-def neighbours(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
-    """Exact nearest neighbours among the rows themselves."""
-    for rows, dim, k in NEIGHBOURS[shapes]:
-        features = unit_rows(rows, dim, torch.float32, device, 4)
-
-        def ours(features=features, k=k) -> Tensor:
-            return fcl_ext.knn_graph(features, k)[1]
-
-        def torch_topk(features=features, k=k) -> Tensor:
-            best = []
-            for begin in range(0, len(features), 4096):
-                block = features[begin : begin + 4096] @ features.T
-                block[torch.arange(len(block)), torch.arange(begin, begin + len(block))] = -2
-                best.append(block.topk(k).values)
-            return torch.cat(best)
-
-        assert_close(ours(), torch_topk(), 1e-4)
-        for who in (ours, torch_topk):
-            ms, mb = clock.run(who)
-            rate = 2 * rows * rows * dim / ms / 1e9
-            yield Row(
-                "knn_graph",
-                f"{rows}x{dim}, k={k}",
-                "float32",
-                who.__name__,
-                ms,
-                mb,
-                rate,
-                "TFLOP/s",
-            )
 
 
 def yardsticks(shapes: str, device: str, clock: Clock) -> dict[str, float]:
@@ -151,10 +72,10 @@ def main() -> None:
             options.json.write_text(json.dumps(full, indent=1) + "\n")
     for name, value in report.items():
         print(f"{name}: {value if not isinstance(value, float) else round(value, 3)}")
-    print(f"{'op':21} {'shape':26} {'dtype':9} {'who':14} {'ms':>10} {'extra MB':>9} {'rate':>8}")
+    print(f"{'op':21} {'shape':34} {'dtype':9} {'who':18} {'ms':>10} {'extra MB':>9} {'rate':>8}")
     for r in rows:
         print(
-            f"{r.op:21} {r.shape:26} {r.dtype:9} {r.who:14} {r.milliseconds:10.3f} "
+            f"{r.op:21} {r.shape:34} {r.dtype:9} {r.who:18} {r.milliseconds:10.3f} "
             f"{r.megabytes:9.1f} {r.rate:8.3f} {r.unit}"
         )
 

@@ -32,6 +32,7 @@ add_library(
     ops/cuda/compat_loss_cuda.cpp
     ops/cuda/csr_transpose.cu
     ops/cuda/csr_transpose_cuda.cpp
+    ops/cuda/cuda_paths.cpp
     ops/cuda/edge_dot.cu
     ops/cuda/edge_dot_cuda.cpp
     ops/cuda/inverse_norms.cu
@@ -39,6 +40,7 @@ add_library(
     ops/cuda/knn_graph_cuda.cpp
     ops/cuda/random_walk.cu
     ops/cuda/random_walk_cuda.cpp
+    ops/cuda/random_walk_union_cuda.cpp
     ops/cuda/readout_path.cpp
     ops/cuda/readout_unscale.cu
     ops/cuda/softmax_readout.cu
@@ -51,6 +53,9 @@ add_library(
     ops/cuda/softmax_readout_sm90_stored.cu
     ops/cuda/sparse_readout.cu
     ops/cuda/sparse_readout_cuda.cpp
+    ops/cuda/walk_gather.cu
+    ops/cuda/walk_path.cpp
+    ops/cuda/walk_union.cu
 )
 set_target_properties(
     fcl_ops_cuda

@@ -65,10 +65,20 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "bool need_values) -> (Tensor grad_features, Tensor grad_values)");
   // num_steps more steps from state, the first num_bf16_steps of them with results stored as
   // bfloat16. state has the dtype of features (float32 or float64), or is bfloat16 beside float32
-  // features; the result is bfloat16 if no other step follows. CPU only, no gradient.
+  // features; the result is bfloat16 if no other step follows. No gradient.
   m.def(
       "random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state, "
       "Tensor features, float damping, int num_steps, int num_bf16_steps) -> Tensor");
+  // A graph in windows of 16 rows, each column that they gather once (ops/walk_windows.h). CPU
+  // only.
+  m.def(
+      "walk_windows(Tensor crow_indices, Tensor col_indices) -> (Tensor window_crow, "
+      "Tensor window_col, Tensor chunk_crow, Tensor positions, Tensor edge_order)");
+  // The walk over such windows, values in their order. CUDA only, no gradient; finite features.
+  m.def(
+      "random_walk_union(Tensor window_crow, Tensor window_col, Tensor chunk_crow, "
+      "Tensor positions, Tensor values, Tensor features, float damping, int num_steps, "
+      "int num_bf16_steps=0) -> Tensor");
   // The walk to convergence: stops when the distance to the limit is provably <= tol relative to
   // the features, or raises at max_steps. norm "max" suits rows of P that sum to at most 1,
   // "sum" columns that do. num_steps comes back as a 0-d int64 tensor on the CPU.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def verified(file: Path = _FILE) -> list[Verified]:
         if not all(isinstance(value, str) and value for value in record.values()):
             raise ValueError(f"{file}: expected non-empty strings, got {record!r}")
     return [Verified(**record) for record in records]
+
+
+def is_taken(op: str, path: str) -> bool:
+    """Whether work for which Python picks the operator goes to this path of it.
+
+    True where ``FCL_CUDA_PATH`` names it, or names nothing and the path was verified on a GPU.
+
+    Example:
+        >>> from fcl_ext import cuda_paths
+        >>> cuda_paths.is_taken("random_walk_union", "no such path")
+        False
+    """
+    asked = os.environ.get("FCL_CUDA_PATH", "")
+    if asked:
+        return asked == path
+    return any((entry.op, entry.path) == (op, path) for entry in verified())
 
 
 def export(library: ctypes.CDLL, entries: list[Verified]) -> None:

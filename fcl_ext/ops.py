@@ -268,6 +268,46 @@ def random_walk_resume(
     return out
 
 
+def walk_windows(
+    crow_indices: Tensor, col_indices: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A graph in windows of 16 rows, with every column a window gathers once.
+
+    Returns ``window_crow``, ``window_col``, ``chunk_crow``, ``positions`` and ``edge_order``, as
+    csrc/ops/walk_windows.h has them.
+    """
+    out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.walk_windows.default(
+        crow_indices, col_indices
+    )
+    return out
+
+
+def random_walk_union(
+    window_crow: Tensor,
+    window_col: Tensor,
+    chunk_crow: Tensor,
+    positions: Tensor,
+    values: Tensor,
+    features: Tensor,
+    damping: float,
+    num_steps: int,
+    num_bf16_steps: int = 0,
+) -> Tensor:
+    """The walk over `walk_windows`, with ``values[edge_order]``; CUDA only, finite features."""
+    out: Tensor = torch.ops.fcl.random_walk_union.default(
+        window_crow,
+        window_col,
+        chunk_crow,
+        positions,
+        values,
+        features,
+        damping,
+        num_steps,
+        num_bf16_steps,
+    )
+    return out
+
+
 def random_walk_tol(
     crow_indices: Tensor,
     col_indices: Tensor,

@@ -17,6 +17,11 @@ DEFAULT_TOL = 1e-6
 _FLOAT_STEPS = 2
 
 
+def bf16_steps(num_steps: int) -> int:
+    """How many of the steps store bfloat16 where `random_walk` is asked for such iterates."""
+    return max(0, num_steps - _FLOAT_STEPS)
+
+
 def csr_transpose(
     crow_indices: Tensor, col_indices: Tensor, num_columns: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,8 +111,8 @@ def random_walk(
         iterate_dtype: ``torch.bfloat16`` stores iterates in half the memory, which makes steps on
             graphs larger than the caches nearly twice as fast. Sums are float32, and the last two
             steps have float32 results; the relative error stays below 2e-3 at damping up to 0.9,
-            and below 2e-3 of the features above. Only on the CPU, with ``num_steps``, without
-            gradients, and not for float64. Default: full precision.
+            and below 2e-3 of the features above. With ``num_steps``, without gradients, and
+            not for float64. Default: full precision.
 
     Returns:
         Z, shape ``(N, D)``, dtype of ``features``. A node without edges gets
@@ -167,7 +172,7 @@ def random_walk(
             restart,
             float(damping),
             num_steps,
-            max(0, num_steps - _FLOAT_STEPS),
+            bf16_steps(num_steps),
         )
         return walked.to(features.dtype)
     if num_steps is not None:
@@ -203,9 +208,5 @@ def _check_iterate_dtype(
         raise ValueError("random_walk: iterate_dtype goes with num_steps; tol needs full precision")
     if features.dtype == torch.float64:
         raise ValueError("random_walk: iterate_dtype=bfloat16 would waste float64 features")
-    if features.device.type != "cpu":
-        raise ValueError(
-            f"random_walk: expected features on the CPU with iterate_dtype, got {features.device}"
-        )
     if torch.is_grad_enabled() and (values.requires_grad or features.requires_grad):
         raise ValueError("random_walk: iterate_dtype has no gradient; detach values and features")

@@ -29,14 +29,14 @@ PACKAGE = [Path(folder) for folder in fcl_ext.__path__]
 LIBRARY = next(
     (f / "libfcl_ops_cuda.so" for f in PACKAGE if (f / "libfcl_ops_cuda.so").exists()), None
 )
-# What is done once per graph, or exists to save memory traffic on the CPU, has no CUDA kernel.
-CPU_ONLY = {"fcl::class_walk", "fcl::graph_prepare", "fcl::random_walk_resume"}
+# What is done once per graph has no CUDA kernel.
+CPU_ONLY = {"fcl::class_walk", "fcl::graph_prepare", "fcl::walk_windows"}
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the CUDA library was not built")
 needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 18
+    assert len(OPERATORS) == 20
 
 
 @needs_cuda_torch
@@ -96,6 +96,14 @@ def _calls():
         "random_walk": ((*graph, 0.5, 3), [(5, 4)]),
         "random_walk_backward": ((*graph, x, 0.5, 3, True, True), [(5, 4), (9,)]),
         "random_walk_resume": ((*graph, x, 0.5, 3, 1), [(5, 4)]),
+        "walk_windows": ((crow, col), [(2,), None, None, None, None]),
+        "random_walk_union": (
+            (
+                *(row_crow[:2], torch.empty(16, dtype=torch.int32), row_crow[:2]),
+                *(torch.empty(9, dtype=torch.uint8), values, x, 0.5, 3),
+            ),
+            [(5, 4)],
+        ),
         "random_walk_tol": ((*graph, 0.5, 1e-3, 50, "max"), [(5, 4), ()]),
         "edge_dot": ((crow, col, x, x), [(9,)]),
         "csr_transpose": ((crow, col, 7), [(8,), (9,), (9,)]),

@@ -17,7 +17,7 @@ import fclearn
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # Done once per graph, on the host; or, on CUDA, by torch's own kernels (fcl_ext/_registrations).
-CPU_ONLY = {"class_walk", "graph_prepare", "knn_search"}
+CPU_ONLY = {"class_walk", "graph_prepare", "knn_search", "walk_windows"}
 
 
 def _modules():
@@ -80,7 +80,8 @@ def test_every_op_has_its_files():
     schema = (ROOT / "csrc" / "schema.cpp").read_text(encoding="utf-8")
     ops = set(re.findall(r'^\s+"(\w+)\(', schema, re.MULTILINE))
     stems = {
-        re.sub(r"_(backward|gradients|tol|resume|backward_rows|segments)$", "", op) for op in ops
+        re.sub(r"_(backward|gradients|tol|resume|union|backward_rows|segments)$", "", op)
+        for op in ops
     }
     assert "softmax_readout" in stems
     for stem in stems:

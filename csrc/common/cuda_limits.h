@@ -11,6 +11,9 @@ namespace fcl::cuda {
 // Sums in float run over at most this many terms before they move to the next accumulator: one
 // running sum over a million classes would lose three digits.
 inline constexpr int64_t kFlush = 8192;
+// Rows with more edges than this are shared by a block, in segments of so many.
+inline constexpr int64_t kWalkHub = 2048;
+inline constexpr int64_t kWalkSegment = 1024;
 // Blocks wanted in a launch (two for each multiprocessor of the largest devices); work is split
 // until there are that many.
 inline constexpr int64_t kBlocks = 264;

@@ -14,4 +14,5 @@ from fcl_ext._registrations import (  # noqa: F401
     random_walk,
     softmax_readout,
     sparse_readout,
+    walk_windows,
 )

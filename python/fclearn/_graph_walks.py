@@ -14,8 +14,8 @@ from torch import Tensor
 
 import fcl_ext
 from fcl_ext import ops
-from fcl_ext.walk import DEFAULT_TOL
-from fclearn import _neighbours, _power, _prepared, _solver
+from fcl_ext.walk import DEFAULT_TOL, bf16_steps
+from fclearn import _neighbours, _power, _prepared, _solver, _windows
 from fclearn.features import FeatureSource
 
 if TYPE_CHECKING:
@@ -102,7 +102,19 @@ class GraphWalks(ABC):
         crow, col, values = _directed(graph, transpose and not transposes_itself)
         arrays = crow, col, values.to(_state_dtype(rows))
 
+        windows = None if graph.prepared is None or transpose else graph.prepared.windows
+
         def run(rows: Tensor) -> Tensor:
+            if (
+                windows is not None
+                and num_steps is not None
+                and rows.is_cuda
+                and rows.dtype != torch.float64
+                and not needs_grad
+                and _windows.is_asked()
+            ):
+                num_bf16_steps = 0 if iterate_dtype is None else bf16_steps(num_steps)
+                return windows.walk(rows, damping, num_steps, num_bf16_steps)
             if not watched:
                 return fcl_ext.random_walk(
                     *arrays,

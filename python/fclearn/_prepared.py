@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcl_ext import ops
+from fclearn import _windows
 
 #: Rows of a window that `reuse` is measured in: what a core's cache holds of them.
 _WINDOW = 512
@@ -28,12 +29,16 @@ class PreparedGraph:
         crow_indices: As `KnnGraph`, in the new order, columns sorted inside rows.
         col_indices: As above.
         values: As above.
+        windows: The same for the tensor cores' walk, with its measured reuse; None where that is
+            below `_windows.ENOUGH_REUSE`, or the path ``union`` was not asked for when the graph
+            was prepared.
     """
 
     order: Tensor
     crow_indices: Tensor
     col_indices: Tensor
     values: Tensor
+    windows: _windows.WalkWindows | None = None
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -52,7 +57,8 @@ class PreparedGraph:
     def to(self, device: torch.device | str) -> PreparedGraph:
         """Copy on another device."""
         return PreparedGraph(
-            *(t.to(device) for t in (self.order, self.crow_indices, self.col_indices, self.values))
+            *(t.to(device) for t in (self.order, self.crow_indices, self.col_indices, self.values)),
+            None if self.windows is None else self.windows.to(device),
         )
 
     def apply(self, walk: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
@@ -71,8 +77,11 @@ def prepare(
     order, crow, col, edge_order = ops.graph_prepare(
         crow_indices.cpu(), col_indices.cpu(), None if order is None else order.cpu()
     )
-    prepared = PreparedGraph(order, crow, col, values.cpu()[edge_order])
-    return prepared.to(values.device)
+    weights = values.cpu()[edge_order]
+    windows = _windows.build(crow, col, weights) if _windows.is_asked() else None
+    if windows is not None and windows.reuse < _windows.ENOUGH_REUSE:
+        windows = None
+    return PreparedGraph(order, crow, col, weights, windows).to(values.device)
 
 
 def is_worthwhile(prepared: PreparedGraph, crow_indices: Tensor, col_indices: Tensor) -> bool:

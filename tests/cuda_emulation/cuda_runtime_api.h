@@ -13,7 +13,8 @@ enum cudaMemcpyKind { cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrComputeCapabilityMinor,
-  cudaDevAttrMultiProcessorCount
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrL2CacheSize
 };
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
@@ -29,6 +30,7 @@ extern int major;
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrComputeCapabilityMajor ? fcl_emulation::major
            : which == cudaDevAttrMultiProcessorCount  ? 6
+           : which == cudaDevAttrL2CacheSize          ? 1 << 20
                                                       : 0;
   return cudaSuccess;
 }

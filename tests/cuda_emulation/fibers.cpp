@@ -28,6 +28,7 @@ dim3 blockDim, gridDim;
 namespace fcl_emulation {
 
 int major = 8;
+long launches = 0;
 
 namespace {
 
@@ -189,6 +190,7 @@ void multiply(Product& product) {
 }  // namespace
 
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+  ++launches;
   shared_size = shared_bytes;
   shared.resize(shared_bytes + kSharedAlignment);
   gridDim = grid;
@@ -342,6 +344,8 @@ extern "C" {
 __attribute__((visibility("default"))) void emulation_reverse(int on) {
   fcl_emulation::reverse = on != 0;
 }
+// Kernels launched so far (without those in clusters).
+__attribute__((visibility("default"))) long emulation_launches() { return fcl_emulation::launches; }
 // Major compute capability of the device.
 __attribute__((visibility("default"))) void emulation_capability(int major) {
   fcl_emulation::major = major;

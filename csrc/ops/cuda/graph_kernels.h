@@ -30,11 +30,6 @@ void launch_csr_transpose(const CsrGraph& graph, void* scratch, int64_t* out_cro
 void launch_edge_dot(const CsrGraph& graph, bool is_double, const void* left, const void* right,
                      int64_t dim, double factor, bool accumulate, void* out, cudaStream_t stream);
 
-// out = damping P state + (1 - damping) restart; no second term if restart is null.
-void launch_walk_step(const CsrGraph& graph, bool is_double, const void* values, const void* state,
-                      const void* restart, int64_t dim, double damping, void* out,
-                      cudaStream_t stream);
-
 // out_e = values[order_e]
 void launch_gather(bool is_double, const void* values, const int64_t* order, int64_t count,
                    void* out, cudaStream_t stream);

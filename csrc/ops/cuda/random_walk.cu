@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step of the random walk on CUDA, and the norms its stopping rule needs. A group of lanes owns
-// a row and goes through its edges; each lane keeps its own columns, 16 bytes at a time, so that
-// the gather of a neighbour is one coalesced read and no sum crosses threads.
+// One step of the random walk on CUDA (the path `simt`), and the norms its stopping rule needs. A
+// group of lanes owns a row and goes through its edges; each lane keeps its own columns, 16 bytes
+// at a time, so that the gather of a neighbour is one coalesced read and no sum crosses threads.
 #include "common/cuda_launch.cuh"
 #include "common/cuda_limits.h"
 #include "common/cuda_vector.cuh"
 #include "ops/cuda/graph_kernels.h"
+#include "ops/cuda/walk_path.h"
 
 namespace fcl::ops::cuda {
 namespace {
@@ -184,15 +185,19 @@ void dispatch_graph(bool is_double, bool wide, const F& f) {
 
 }  // namespace
 
-void launch_walk_step(const CsrGraph& graph, bool is_double, const void* values, const void* state,
-                      const void* restart, int64_t dim, double damping, void* out,
-                      cudaStream_t stream) {
-  if (dim == 0) return;
-  dispatch_graph(is_double, graph.wide, [&](auto value, auto index) {
-    step_typed<decltype(value), decltype(index)>(graph, values, state, restart, dim, damping, out,
-                                                 stream);
-  });
-}
+const WalkPath kWalkSimt = {
+    "simt",
+    [](const CudaDevice&) { return true; },
+    [](int64_t) { return true; },
+    [](const WalkStep& p, cudaStream_t stream) {
+      if (p.dim == 0) return;
+      dispatch_graph(p.state.dtype == Dtype::kFloat64, p.graph.wide, [&](auto value, auto index) {
+        step_typed<decltype(value), decltype(index)>(
+            p.graph, p.values, p.state.data, p.restart.data, p.dim, p.damping, p.out.data, stream);
+      });
+    },
+    false,
+};
 
 void launch_gather(bool is_double, const void* values, const int64_t* order, int64_t count,
                    void* out, cudaStream_t stream) {

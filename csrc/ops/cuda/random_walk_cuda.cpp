@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // random_walk, its gradients and its tolerance form on CUDA: torch binding. The loops over steps
-// are in ops/random_walk.h. Only the tolerance form waits for the device, once per step. Bad
-// offsets and columns are device assertions.
+// are in ops/random_walk.h, and in walk_loop.h for the paths that take any dtype. Only the
+// tolerance form waits for the device, once per step. Bad offsets and columns are device
+// assertions.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "ops/cuda/csr_cuda.h"
+#include "ops/cuda/walk_loop.h"
+#include "ops/cuda/walk_path.h"
 #include "ops/random_walk.h"
 
 namespace fcl::ops::cuda {
@@ -23,14 +27,45 @@ bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; 
 // The backend ops/random_walk.h asks for.
 class CudaBackend {
  public:
-  explicit CudaBackend(const CudaScope& scope) : stream_(scope.stream()) {}
+  CudaBackend(const char* op, int64_t dim, const CudaScope& scope)
+      : op_(op), path_(walk_path(op, dim)), stream_(scope.stream()) {}
 
   void step(const WalkGraph& graph, const Tensor& state, const Tensor* restart, double damping,
             const Tensor& out) const {
-    launch_walk_step(square(graph), is_double(state), graph.values.const_data_ptr(),
-                     state.const_data_ptr(),
-                     restart == nullptr ? nullptr : restart->const_data_ptr(), state.size(1),
-                     damping, out.mutable_data_ptr(), stream_);
+    const auto rows = [](const Tensor& t) { return columns_of(t, 0, t.size(1)); };
+    path_.launch(
+        {square(graph), graph.values.const_data_ptr(), rows(state),
+         restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1), damping, false},
+        stream_);
+  }
+
+  // All steps: what walk_steps of ops/random_walk.h does in the dtype of the iterates, rounded to
+  // that of the result.
+  Tensor walk(const WalkGraph& graph, const WalkSteps& steps) const {
+    if (path_.is_general) {
+      return walk_loop(steps, true, walk_cache_bytes(op_), [&](WalkStep step) {
+        step.graph = square(graph);
+        step.values = graph.values.const_data_ptr();
+        path_.launch(step, stream_);
+      });
+    }
+    const ScalarType full = graph.values.scalar_type();
+    const auto converted = [](const Tensor& t, ScalarType to) {
+      return contiguous(torch::stable::to(t, to));
+    };
+    const Tensor restart = converted(steps.restart, full);
+    // This path has no bfloat16 iterates: it rounds as if it had.
+    const auto rounded = [&](const Tensor& t) {
+      return converted(torch::stable::to(t, ScalarType::BFloat16), full);
+    };
+    const bool is_same = steps.state.const_data_ptr() == steps.restart.const_data_ptr();
+    Tensor state = is_same ? restart : converted(steps.state, full);
+    for (int64_t t = 0; t < steps.num_bf16_steps; ++t) {
+      state = rounded(walk_steps(*this, graph, state, restart, steps.damping, 1));
+    }
+    const int64_t left = steps.num_steps - steps.num_bf16_steps;
+    return torch::stable::to(walk_steps(*this, graph, state, restart, steps.damping, left),
+                             steps.result);
   }
 
   double step_difference(const WalkGraph& graph, const Tensor& state, const Tensor& restart,
@@ -81,6 +116,8 @@ class CudaBackend {
                               scratch.mutable_data_ptr(), stream_);
   }
 
+  const char* op_;
+  const WalkPath& path_;
   cudaStream_t stream_;
 };
 
@@ -106,9 +143,26 @@ Tensor random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tenso
   const WalkGraph graph = prepare(op, shape, crow_indices, col_indices, values, scope);
   // An operator's output must not be its input.
   if (num_steps == 0) return torch::stable::clone(contiguous(features));
-  const Tensor start = as_state(features, accumulate_type(shape.dtype));
-  return torch::stable::to(walk_steps(CudaBackend(scope), graph, start, start, damping, num_steps),
-                           features.scalar_type());
+  const Tensor start = contiguous(features);
+  return CudaBackend(op, shape.dim, scope)
+      .walk(graph, {start, start, damping, num_steps, 0, features.scalar_type()});
+}
+
+Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state,
+                          Tensor features, double damping, int64_t num_steps,
+                          int64_t num_bf16_steps) {
+  const char* op = "random_walk_resume";
+  const WalkShape shape = check_random_walk_resume(crow_indices, col_indices, values, state,
+                                                   features, damping, num_steps, num_bf16_steps);
+  const CudaScope scope(crow_indices);
+  const WalkGraph graph = prepare(op, shape, crow_indices, col_indices, values, scope);
+  if (num_steps == 0) return torch::stable::clone(contiguous(state));
+  const bool ends_in_bf16 = num_bf16_steps == num_steps;
+  const Tensor start =
+      num_bf16_steps > 0 ? torch::stable::to(state, ScalarType::BFloat16) : std::move(state);
+  return CudaBackend(op, shape.dim, scope)
+      .walk(graph, {contiguous(start), contiguous(features), damping, num_steps, num_bf16_steps,
+                    ends_in_bf16 ? ScalarType::BFloat16 : features.scalar_type()});
 }
 
 std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_indices,
@@ -120,21 +174,21 @@ std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_
   const CudaScope scope(crow_indices);
   const WalkGraph graph =
       prepare("random_walk_backward", shape, crow_indices, col_indices, values, scope);
-  const CudaBackend backend(scope);
+  const CudaBackend backend("random_walk_backward", shape.dim, scope);
   const WalkGraph transposed = backend.transpose(graph);
   const ScalarType accumulate = accumulate_type(shape.dtype);
-  const Tensor grad = as_state(grad_output, accumulate);
   Tensor grad_features = torch::stable::new_empty(features, {0, shape.dim});
   Tensor grad_values = torch::stable::new_empty(values, {0});
   if (need_features) {
-    const Tensor walked = walk_steps(backend, transposed, grad, grad, damping, num_steps);
-    grad_features = torch::stable::to(num_steps == 0 ? torch::stable::clone(walked) : walked,
-                                      features.scalar_type());
+    const Tensor given = contiguous(grad_output);
+    grad_features = num_steps == 0 ? torch::stable::clone(given)
+                                   : backend.walk(transposed, {given, given, damping, num_steps, 0,
+                                                               features.scalar_type()});
   }
   if (need_values) {
     grad_values = torch::stable::to(
-        walk_grad_values(backend, graph, transposed, as_state(features, accumulate), grad, damping,
-                         num_steps),
+        walk_grad_values(backend, graph, transposed, as_state(features, accumulate),
+                         as_state(grad_output, accumulate), damping, num_steps),
         values.scalar_type());
   }
   return {grad_features, grad_values};
@@ -150,8 +204,8 @@ std::tuple<Tensor, Tensor> random_walk_tol(Tensor crow_indices, Tensor col_indic
   const CudaScope scope(crow_indices);
   const WalkGraph graph = prepare(op, shape, crow_indices, col_indices, values, scope);
   const Tensor start = as_state(features, accumulate_type(shape.dtype));
-  const WalkLimit limit =
-      walk_to_limit(CudaBackend(scope), graph, start, damping, tol, max_steps, walk_norm);
+  const WalkLimit limit = walk_to_limit(CudaBackend(op, shape.dim, scope), graph, start, damping,
+                                        tol, max_steps, walk_norm);
   const Tensor num_steps = torch::stable::empty({}, ScalarType::Long, std::nullopt,
                                                 torch::stable::Device(torch::headeronly::kCPU));
   *num_steps.mutable_data_ptr<int64_t>() = limit.num_steps;
@@ -163,6 +217,7 @@ std::tuple<Tensor, Tensor> random_walk_tol(Tensor crow_indices, Tensor col_indic
 STABLE_TORCH_LIBRARY_IMPL(fcl, CUDA, m) {
   m.impl("random_walk", TORCH_BOX(&random_walk));
   m.impl("random_walk_backward", TORCH_BOX(&random_walk_backward));
+  m.impl("random_walk_resume", TORCH_BOX(&random_walk_resume));
   m.impl("random_walk_tol", TORCH_BOX(&random_walk_tol));
 }
 

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sets of kernels for softmax_readout on CUDA, and the choice among them. FCL_CUDA_PATH=<name>
-// asks for one; a device that cannot run it is an error, and work that it has no kernels for (a
-// dtype, a gradient) goes to `simt`, which has them all. Unasked, a launch takes the first of the
-// table that runs, has the kernels, and was verified on a GPU (fcl_ext/cuda_paths.py knows).
+// The sets of kernels for softmax_readout on CUDA (common/cuda_path.h: how one is chosen). `simt`
+// has kernels for every dtype and gradient.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <string_view>
 
+#include "common/cuda_path.h"
 #include "ops/cuda/softmax_readout_kernels.h"
 
 namespace fcl::ops::cuda {
 
-struct CudaDevice {
-  int capability;  // 80 for 8.0
-  int multiprocessors;
-};
+using fcl::cuda::CudaDevice;
 
 struct ReadoutForwardPath {
   const char* name;
@@ -45,10 +42,7 @@ extern const ReadoutBackwardPath kReadoutBackwardSm90;
 extern const ReadoutBackwardPath kReadoutBackwardMma;
 extern const ReadoutBackwardPath kReadoutBackwardSimt;
 
-}  // namespace fcl::ops::cuda
+// False if op, "softmax_readout" or "softmax_readout_backward", has no such path.
+bool set_readout_verified(std::string_view op, std::string_view path, bool is_verified);
 
-// Called by fcl_ext at import: may the path be taken unasked? op is "softmax_readout" or
-// "softmax_readout_backward". False if there is no such path.
-extern "C" __attribute__((visibility("default"))) bool fcl_cuda_set_verified(const char* op,
-                                                                             const char* path,
-                                                                             bool is_verified);
+}  // namespace fcl::ops::cuda

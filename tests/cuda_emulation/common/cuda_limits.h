@@ -7,6 +7,8 @@
 namespace fcl::cuda {
 
 inline constexpr int64_t kFlush = 128;
+inline constexpr int64_t kWalkHub = 40;
+inline constexpr int64_t kWalkSegment = 16;
 inline constexpr int64_t kBlocks = 6;
 inline constexpr int64_t kFewestPerSplit = 64;
 inline constexpr int64_t kWeightBytes = 256 << 10;
