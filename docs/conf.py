@@ -19,7 +19,7 @@ figures.draw(HERE / "generated")
 
 project = "fcl-ext"
 author = "The fcl-ext authors"
-copyright = author  # noqa: A001  (sphinx's name)
+copyright = author
 release = version("fcl-ext")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser"]

@@ -86,7 +86,9 @@ def _circle(
         rows = features[labels == label]
         axes.scatter(rows[:, 0], rows[:, 1], s=12, color=colour, alpha=0.6)
         x, y = prototypes[label].tolist()
-        axes.text(0.6 * x + 0.05, 0.6 * y - 0.05, f"{np.degrees(np.arctan2(y, x)):.0f}°", fontsize=8)
+        axes.text(
+            0.6 * x + 0.05, 0.6 * y - 0.05, f"{np.degrees(np.arctan2(y, x)):.0f}°", fontsize=8
+        )
         axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
     axes.set(xlim=(-1.15, 1.15), ylim=(-0.1, 1.15), aspect="equal", xticks=[], yticks=[])
 

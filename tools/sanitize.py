@@ -108,7 +108,9 @@ def main() -> int:
     options = ["-q", "-x", "--capture=sys"]
     command = [sys.executable, "-c", RUNNER, str(tree), *options, *pytest_arguments]
     variables = environment(known.kind, tree)
-    return subprocess.run([*fixed_layout, *command], cwd=ROOT, env=variables, check=False).returncode
+    return subprocess.run(
+        [*fixed_layout, *command], cwd=ROOT, env=variables, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fcl_ext
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn.graph import KnnGraph
 
 
@@ -214,8 +213,10 @@ class PseudoClassifier:
             if not bool(prototypes.isfinite().all()):
                 raise ValueError("prototypes: expected finite numbers")
             return cls(prototypes, features, labels)
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a saved PseudoClassifier: {error}") from error
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a hostile file can fail in many ways
+            raise ValueError(f"{path}: not a saved PseudoClassifier: {reason(error)}") from error
 
 
 def _check(features: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:

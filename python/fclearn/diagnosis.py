@@ -275,7 +275,9 @@ def _cuda(native: ModuleType) -> dict[str, object]:
         "why_not": native.cuda_error(),
         "torch_cuda": torch.version.cuda,
         "devices": [torch.cuda.get_device_name(index) for index in range(count)],
-        "verified_paths": [f"{entry.op}: {entry.path}, {entry.device}" for entry in paths.verified()],
+        "verified_paths": [
+            f"{entry.op}: {entry.path}, {entry.device}" for entry in paths.verified()
+        ],
     }
 
 

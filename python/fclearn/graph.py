@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fclearn import _copies, _csr, _neighbours, _prepared
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn._graph_walks import GraphWalks
 from fclearn.features import FeatureSource
 
@@ -366,8 +366,8 @@ class KnnGraph(GraphWalks):
             # The rest of it follows from the order, and so cannot disagree with the graph.
             crow, col, values = tensors
             return replace(graph, prepared=_prepared.prepare(crow, col, values, order))
-        except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
-            raise ValueError(f"{path}: not a valid KnnGraph file: {error}") from error
+        except Exception as error:  # a hostile file can fail in many ways
+            raise ValueError(f"{path}: not a valid KnnGraph file: {reason(error)}") from error
 
     def __repr__(self) -> str:
         """Sizes, mode and how the graph was made."""

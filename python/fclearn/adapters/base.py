@@ -11,11 +11,11 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn.features import FeatureSource, Fingerprint, as_tensor
 
 _FORMAT = "fclearn.Adapter"
@@ -185,8 +185,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError("a number that is NaN or infinite")
         adapter._transform(torch.zeros(1, adapter.source_dim))  # shapes fit together
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path}: not a valid adapter file: {error}") from error
+    except Exception as error:  # a hostile file can fail in many ways
+        raise ValueError(f"{path}: not a valid adapter file: {reason(error)}") from error
     return adapter
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn.backfill._samples import Floats, sorted_scores
 
 _FORMAT, _VERSION = "fclearn.ScoreCalibration", 1
@@ -173,14 +173,14 @@ class ScoreCalibration:
                 raise ValueError("expected finite, ascending knots")
             if not np.isfinite(knots).all() or (np.diff(image) < 0).any():
                 raise ValueError("expected finite, ascending knots")
+            found = str(header["pair"])
         except FileNotFoundError:
             raise
-        except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a saved ScoreCalibration: {reason}") from error
-        if pair is not None and header["pair"] != pair:
-            raise ValueError(f"{path}: expected a calibration {pair!r}, got {header['pair']!r}")
-        return cls(knots, image, header["method"], str(header["pair"]))
+        except Exception as error:  # a hostile file can fail in many ways
+            raise ValueError(f"{path}: not a saved ScoreCalibration: {reason(error)}") from error
+        if pair is not None and found != pair:
+            raise ValueError(f"{path}: expected a calibration {pair!r}, got {found!r}")
+        return cls(knots, image, header["method"], found)
 
 
 def _shares(size: int) -> Floats:
