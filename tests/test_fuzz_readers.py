@@ -92,7 +92,7 @@ def test_headers_that_are_no_mapping(name, nested, tmp_path):
         header["__metadata__"] = dict.fromkeys(header["__metadata__"], nested)
 
     with_header(path, change)
-    with pytest.raises(ValueError, match="not a (valid|saved)"):
+    with pytest.raises(ValueError, match=r"not a (valid|saved)"):
         TARGETS[name].read(path)
 
 
