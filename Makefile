@@ -105,6 +105,14 @@ sanitize: install
 	$(BIN)/python tools/sanitize.py address
 	$(BIN)/python tools/sanitize.py thread
 
+# Damaged files for every reader, kill -9 at random instants, memory over many steps: minutes each.
+fuzz: install
+	$(BIN)/python tools/fuzz.py --seconds 600
+
+endurance: install
+	$(BIN)/python tools/kill_loop.py --kills 100
+	$(BIN)/python tools/endurance.py --steps 10000
+
 # The build made against CPU torch, loaded under a CUDA build of an older torch (4.7 GB to install).
 check-cuda-torch: dev
 	test -d .venv-cuda || $(PYTHON) -m venv .venv-cuda
