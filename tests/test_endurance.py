@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import endurance
 import numpy as np
 import pytest
 import torch
 
+import endurance
 from fclearn import FeatureStore, Fingerprint, KnnGraph, PseudoClassifier
 from fclearn.cli.console import one_line
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fuzz_readers import TARGETS, answer, mutate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -23,6 +22,7 @@ from fclearn.config import TrainRunConfig, load_config
 from fclearn.datasets import load_image_manifest
 from fclearn.experiments.records import load_record
 from fclearn.out_of_core import walk_file
+from fuzz_readers import TARGETS, answer, mutate
 
 
 @pytest.mark.parametrize("name", TARGETS)
