@@ -7,9 +7,9 @@ import json
 import re
 from pathlib import Path
 
-import docs_pages
 import pytest
 
+import docs_pages
 from fclearn.experiments.records import load_records
 from fclearn.experiments.summary import summarise
 from fclearn.methods import METHODS

@@ -17,6 +17,8 @@ import torch
 
 import endurance
 from fclearn import FeatureStore, Fingerprint, KnnGraph, PseudoClassifier
+from fclearn._checkpoint import save_checkpoint
+from fclearn.adapters import Procrustes, load_adapter
 from fclearn.cli.console import one_line
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -68,7 +70,20 @@ def write_classifier(folder, scale):
     PseudoClassifier(scale * ROWS[:10], ROWS, LABELS).save(folder / "classifier")
 
 
+def write_adapter(folder, scale):
+    Procrustes().fit(source=scale * ROWS, target=ROWS).save(folder / "adapter")
+
+
+def write_checkpoint(folder, scale):
+    save_checkpoint(folder / "checkpoint.pt", {"epoch": 1, "history": [scale * ROWS]})
+
+
 ARTIFACTS = {
+    "adapter": (write_adapter, lambda folder: load_adapter(folder / "adapter").affine()[0][0, 0]),
+    "checkpoint": (
+        write_checkpoint,
+        lambda folder: torch.load(folder / "checkpoint.pt", weights_only=True)["history"][0][0, 0],
+    ),
     "store": (write_store, lambda folder: FeatureStore.open(folder / "store").features[0, 0]),
     "graph": (write_graph, lambda folder: KnnGraph.load(folder / "graph").values[0]),
     "classifier": (

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import fcl_ext
-from fclearn._files import reason, replacing
+from fclearn._files import reason
+from fclearn._tensors import save_tensors
 from fclearn.graph import KnnGraph
 
 
@@ -188,8 +189,7 @@ class PseudoClassifier:
             "features": self.features.contiguous(),
             "labels": self.labels.contiguous(),
         }
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "fclearn.PseudoClassifier"})
+        save_tensors(tensors, path, {"format": "fclearn.PseudoClassifier"})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PseudoClassifier:

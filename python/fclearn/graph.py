@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fclearn import _copies, _csr, _neighbours, _prepared
-from fclearn._files import reason, replacing
+from fclearn._files import reason
 from fclearn._graph_walks import GraphWalks
+from fclearn._tensors import save_tensors
 from fclearn.features import FeatureSource
 
 _FORMAT = "fclearn.KnnGraph"
@@ -336,8 +336,7 @@ class KnnGraph(GraphWalks):
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _ARRAYS}
         if self.prepared is not None:
             tensors["order"] = self.prepared.order.cpu()
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(tensors, path, {_FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KnnGraph:

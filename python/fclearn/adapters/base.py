@@ -12,10 +12,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fclearn._files import reason, replacing
+from fclearn._files import reason
+from fclearn._tensors import save_tensors
 from fclearn.features import FeatureSource, Fingerprint, as_tensor
 
 _FORMAT = "fclearn.Adapter"
@@ -158,8 +158,7 @@ class Adapter(ABC):
             fingerprint: Fingerprint | None = getattr(self, side)
             header[side] = None if fingerprint is None else fingerprint.to_dict()
         tensors = {name: tensor.detach().contiguous() for name, tensor in self._state.items()}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(tensors, path, {_FORMAT: json.dumps(header)})
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fcl_ext
-from fclearn._files import reason, replacing
+from fclearn._files import reason
+from fclearn._tensors import save_tensors
 from fclearn.features import FeatureSource, as_features, as_tensor
 
 _FORMAT, _VERSION, _DIRECTION = "fclearn.ForwardMap", 1, "old_to_new"
@@ -257,8 +257,7 @@ class ForwardMap(nn.Module):
             "uncertainty": self.has_uncertainty,
         }
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(tensors, path, {_FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ForwardMap:

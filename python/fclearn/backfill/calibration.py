@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from fclearn._files import reason, replacing
+from fclearn._files import reason
+from fclearn._tensors import save_tensors
 from fclearn.backfill._samples import Floats, sorted_scores
 
 _FORMAT, _VERSION = "fclearn.ScoreCalibration", 1
@@ -144,8 +144,7 @@ class ScoreCalibration:
             "source": torch.from_numpy(self.source.copy()),
             "target": torch.from_numpy(self.target.copy()),
         }
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(header)})
+        save_tensors(tensors, path, {_FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, pair: str | None = None) -> ScoreCalibration:
