@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import multiprocessing
 import os
 import resource
@@ -70,8 +71,14 @@ def write_classifier(folder, scale):
     PseudoClassifier(scale * ROWS[:10], ROWS, LABELS).save(folder / "classifier")
 
 
+@functools.cache
+def adapter():
+    return Procrustes().fit(source=ROWS, target=ROWS.flip(1))
+
+
 def write_adapter(folder, scale):
-    Procrustes().fit(source=scale * ROWS, target=ROWS).save(folder / "adapter")
+    # Fitted before anything is forked: only writing is what must work there.
+    adapter().save(folder / "adapter")
 
 
 def write_checkpoint(folder, scale):
