@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,7 +20,7 @@ figures.draw(HERE / "generated")
 project = "fcl-ext"
 author = "The fcl-ext authors"
 copyright = author
-release = version("fcl-ext")
+release = importlib.metadata.version("fcl-ext")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser"]
 exclude_patterns = ["method_notes"]

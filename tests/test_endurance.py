@@ -76,7 +76,7 @@ def adapter():
     return Procrustes().fit(source=ROWS, target=ROWS.flip(1))
 
 
-def write_adapter(folder, scale):
+def write_adapter(folder, _scale):
     # Fitted before anything is forked: only writing is what must work there.
     adapter().save(folder / "adapter")
 

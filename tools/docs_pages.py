@@ -51,8 +51,8 @@ def method_page(spec: MethodSpec, summary: Summary) -> str:
             f"# {spec.name}",
             f"{spec.title}. {spec.source}.",
             "## Idea",
-            # Docstrings are reStructuredText.
-            f"```{{eval-rst}}\n{spec.idea}\n```",
+            # Docstrings are reStructuredText, but |x| in them is a length, not a substitution.
+            f"```{{eval-rst}}\n{_escaped(spec.idea)}\n```",
             (NOTES / f"{spec.name}.md").read_text(encoding="utf-8").strip(),
             "## Needs",
             "\n".join(f"- {need.value}" for need in spec.needs) or "Nothing.",
@@ -64,6 +64,10 @@ def method_page(spec: MethodSpec, summary: Summary) -> str:
             "",
         ]
     )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _measured(name: str, summary: Summary) -> str:

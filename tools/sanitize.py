@@ -99,8 +99,9 @@ def main() -> int:
     tree = build(known.kind, ROOT / "build" / f"sanitize-{known.kind}")
     if known.build_only:
         return 0
-    if not pytest_arguments:
-        pytest_arguments = [f"tests/test_{name}.py" for name in TESTS]
+    if not any(argument.startswith("tests") for argument in pytest_arguments):
+        pytest_arguments += [f"tests/test_{name}.py" for name in TESTS]
+    if "-k" not in pytest_arguments:
         pytest_arguments += ["-k", DESELECT]
     # ThreadSanitizer needs its shadow memory where a randomised layout may have put something.
     fixed_layout = ["setarch", platform.machine(), "--addr-no-randomize"]
