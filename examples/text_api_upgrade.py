@@ -45,27 +45,28 @@ def texts_of(modules: tuple[str, ...]) -> tuple[list[str], torch.Tensor]:
     return texts, torch.tensor(labels)
 
 
-def api(texts: list[str], size: int, dim: int) -> np.ndarray:
-    """Stand-in for an API: hashed pieces of words of ``size`` letters, projected to ``dim``."""
+def api(texts: list[str], sizes: tuple[int, ...], dim: int) -> np.ndarray:
+    """Stand-in for an API: pieces of ``sizes`` letters, counted, hashed, projected to ``dim``."""
     counts = np.zeros((len(texts), 4096), np.float32)
     for row, text in enumerate(texts):
         low = f" {' '.join(text.lower().split())} "
-        for begin in range(len(low) - size + 1):
-            piece = hashlib.blake2b(low[begin : begin + size].encode(), digest_size=4).digest()
-            counts[row, int.from_bytes(piece, "little") % 4096] += 1
-    projection = np.random.default_rng(size).standard_normal((4096, dim)).astype(np.float32)
+        for size in sizes:
+            for begin in range(len(low) - size + 1):
+                piece = hashlib.blake2b(low[begin : begin + size].encode(), digest_size=4)
+                counts[row, int.from_bytes(piece.digest(), "little") % 4096] += 1
+    projection = np.random.default_rng(dim).standard_normal((4096, dim)).astype(np.float32)
     vectors = np.log1p(counts) @ projection
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def old_api(texts: list[str]) -> np.ndarray:
     """128 dims of letters in threes."""
-    return api(texts, 3, 128)
+    return api(texts, (3,), 128)
 
 
 def new_api(texts: list[str]) -> np.ndarray:
-    """512 dims of letters in fives."""
-    return api(texts, 5, 512)
+    """512 dims of letters in threes and fours."""
+    return api(texts, (3, 4), 512)
 
 
 def main() -> dict[str, float]:

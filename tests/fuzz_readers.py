@@ -112,7 +112,7 @@ def _store(folder: Path, file: str, manifest_format: str = "csv") -> Path:
 
 def _read_store(path: Path) -> object:
     store = FeatureStore.open(path.parent)
-    return store.subset(range(len(store)))[0].sum()
+    return store.subset(range(len(store)))[0].tobytes()
 
 
 def _graph(folder: Path) -> Path:
@@ -197,7 +197,7 @@ def _model(folder: Path, file: str) -> Path:
 
 
 TARGETS = {
-    "npy": Target(_npy, lambda path: open_npy(path).sum()),
+    "npy": Target(_npy, lambda path: open_npy(path)[-1:].tobytes()),
     "store-features": Target(lambda folder: _store(folder, "features.npy"), _read_store),
     "store-csv": Target(lambda folder: _store(folder, "manifest.csv"), _read_store),
     "store-parquet": Target(

@@ -126,7 +126,7 @@ def failure(write, folder, prepare):
 
 
 def no_space():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
 
 
 def nobody():
