@@ -83,6 +83,28 @@ def describe(wheel: Path, cuda: str) -> str:
     return f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB ({', '.join(parts)})"
 
 
+def load_native(wheel: Path, python: str) -> str:
+    """Load ``_C``, the one part that depends on the Python, in that Python; it needs no torch.
+
+    Returns:
+        What it says the CPU's instruction set is.
+    """
+    code = (
+        "import importlib.util as u, pathlib, sys\n"
+        "path, = pathlib.Path(sys.argv[1]).glob('fcl_ext/_C*.so')\n"
+        "spec = u.spec_from_file_location('fcl_ext._C', path)\n"
+        "module = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.cpu_isa())"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            native = [name for name in archive.namelist() if name.startswith("fcl_ext/_C.")]
+            archive.extractall(folder, native)
+        command = [python, "-I", "-c", code, folder]
+        return subprocess.check_output(command, text=True).strip()
+
+
 def check(wheel: Path, python: str, torch: str) -> None:
     """Install into an empty environment, away from the sources, and run the README's code there."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -111,6 +133,7 @@ def main() -> int:
     for python in (sys.executable, *arguments.python):
         wheel = repair(build(python, arguments.cuda), arguments.out)
         print(describe(wheel, arguments.cuda))
+        print(f"its _C loads in {python}: {load_native(wheel, python)}", flush=True)
         if arguments.check and python == sys.executable:
             check(wheel, python, arguments.torch)
     return 0
