@@ -6,6 +6,7 @@ from __future__ import annotations
 import zipfile
 
 import pytest
+
 import wheels
 
 OURS = ("fcl_ext/_C.cpython-311-x86_64-linux-gnu.so", "fcl_ext/libfcl_ops.so")
@@ -38,5 +39,5 @@ def test_a_library_that_is_missing(tmp_path):
 
 def test_a_copy_of_torch(tmp_path):
     path = wheel(tmp_path, *OURS, "fcl_ext.libs/libtorch_cpu-1234.so")
-    with pytest.raises(ValueError, match="copied in .*libtorch_cpu"):
+    with pytest.raises(ValueError, match=r"copied in .*libtorch_cpu"):
         wheels.describe(path, "OFF")

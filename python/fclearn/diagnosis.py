@@ -9,7 +9,7 @@ import importlib.util
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -140,55 +140,15 @@ def _load_kernels() -> tuple[ModuleType | None, Check]:
 def _kernels_agree_with_torch() -> Check:
     name = "kernels compute"
     try:
-        wrong = [what for what, agrees in _COMPARISONS.items() if not agrees()]
+        from fclearn._self_test import COMPARISONS  # noqa: PLC0415  (torch may be what is missing)
+
+        wrong = [what for what, agrees in COMPARISONS.items() if not agrees()]
     except Exception as error:  # as above
         return Check(name, "failed", _line(error), "report this, with the output of fcl doctor")
     if wrong:
         detail = f"{', '.join(wrong)}: not what torch computes"
         return Check(name, "failed", detail, "try FCL_CPU_ISA=portable, and report this")
-    return Check(name, "ok", f"{', '.join(_COMPARISONS)}: as torch")
-
-
-def _loss_agrees() -> bool:
-    import torch  # noqa: PLC0415  (slow, and may be what is missing)
-    import torch.nn.functional as F  # noqa: PLC0415
-
-    import fcl_ext  # noqa: PLC0415
-
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(33, 24, generator=generator, requires_grad=True)
-    prototypes = torch.randn(70, 24, generator=generator)
-    labels = torch.arange(33) % 70
-    loss = fcl_ext.compat_loss(rows, prototypes, labels, scale=10.0)
-    plain = F.cross_entropy(10.0 * F.normalize(rows) @ F.normalize(prototypes).T, labels)
-    ours, theirs = (torch.autograd.grad(value, rows)[0] for value in (loss, plain))
-    return torch.allclose(loss, plain, rtol=1e-4) and torch.allclose(ours, theirs, atol=1e-5)
-
-
-def _walk_agrees() -> bool:
-    import torch  # noqa: PLC0415  (as above)
-
-    import fcl_ext  # noqa: PLC0415
-
-    # A ring: every node has its two neighbours, half and half.
-    nodes = torch.arange(30)
-    columns = torch.stack([(nodes - 1) % 30, (nodes + 1) % 30], 1).sort(1).values.flatten()
-    features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
-    crow = torch.arange(0, 61, 2, dtype=torch.int64)
-    walked = fcl_ext.random_walk(
-        crow, columns.int(), torch.full((60,), 0.5), features, damping=0.8, num_steps=3
-    )
-    expected = features
-    for _ in range(3):
-        moved = 0.5 * (expected.roll(1, 0) + expected.roll(-1, 0))
-        expected = 0.8 * moved + 0.2 * features
-    return torch.allclose(walked, expected, atol=1e-5)
-
-
-_COMPARISONS: Mapping[str, Callable[[], bool]] = {
-    "compat_loss": _loss_agrees,
-    "random_walk": _walk_agrees,
-}
+    return Check(name, "ok", f"{', '.join(COMPARISONS)}: as torch")
 
 
 def _gpu_without_kernels(native: ModuleType) -> list[Check]:
