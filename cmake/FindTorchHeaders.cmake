@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # Defines fcl_torch: the headers of the installed torch and its CPU library, stable ABI only.
 # find_package(Torch) is avoided: it drags in CUDA toolkit checks and non-stable flags.
+set(FCL_TORCH_PYTHON
+    ""
+    CACHE FILEPATH
+    "Interpreter that has the torch to build against; empty: the one that is built for"
+)
+set(fcl_torch_python ${Python_EXECUTABLE})
+if(FCL_TORCH_PYTHON)
+    # The op libraries know nothing of Python, so wheels for several share them (tools/wheels.py).
+    # -I: pip's isolated build hides installed packages from every Python, by PYTHONPATH.
+    set(fcl_torch_python ${FCL_TORCH_PYTHON} -I)
+endif()
 execute_process(
     COMMAND
-        ${Python_EXECUTABLE} -c
+        ${fcl_torch_python} -c
         "import torch.utils.cpp_extension as e, torch; print(';'.join(e.include_paths())); print(e.TORCH_LIB_PATH); print(torch.__version__)"
     RESULT_VARIABLE fcl_torch_failed
     OUTPUT_VARIABLE fcl_torch_output

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_a_ratio_that_fell_is_a_regression(report):
     assert "naive took 2.00 times our time, 4.00 in the committed results of 2026-01-02" in line
     # Another instruction set is another machine.
     assert report.regressions({**worse, "fcl_isa": "avx512"}, before) == []
+    assert report.compared(worse, before) == 1
+    assert report.compared({**worse, "fcl_isa": "avx512"}, before) == 0
 
 
 def test_command_line(report, tmp_path, monkeypatch, capsys):
@@ -61,7 +64,30 @@ def test_command_line(report, tmp_path, monkeypatch, capsys):
     raw.write_text(json.dumps(_raw(1.0)))
     monkeypatch.setattr(sys, "argv", ["report.py", str(raw), "--against", str(kept)])
     assert report.main() == 1
-    assert "regression: loss 1x2x3" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "regression: loss 1x2x3" in output.err
+    assert f"ratios compared with {kept}: 1" in output.out
+
+
+def test_history_of_committed_results(report, tmp_path):
+    spec = importlib.util.spec_from_file_location("bench_history", BENCH / "history.py")
+    history = importlib.util.module_from_spec(spec)
+    sys.modules["bench_history"] = history  # where a dataclass looks for its annotations
+    spec.loader.exec_module(history)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for ratio in (4.0, 5.0):
+        (tmp_path / "cpu.json").write_text(json.dumps(report.summarise(_raw(ratio))))
+        subprocess.run([*git, "add", "cpu.json"], check=True)
+        subprocess.run([*git, "commit", "-qm", "results"], check=True)
+    found = history.series(history.versions("cpu.json", tmp_path))
+    (points,) = found.values()
+    assert list(found) == [("loss 1x2x3", "naive")]
+    assert [point.ratio for point in points] == [4.0, 5.0]
+    assert points[0].commit != points[1].commit
+    figure = history.draw(found)
+    (line, _) = figure.axes[0].lines
+    assert list(line.get_ydata()) == [4.0, 5.0]
 
 
 def test_parts_of_one_run_are_joined(report):

@@ -411,7 +411,7 @@ def test_hostile_files_are_refused_in_one_line(tmp_path):
     for number, content in enumerate(_hostile(path, pseudo)):
         path.write_bytes(content)
         with pytest.raises(
-            ValueError, match="classifier: not a saved PseudoClassifier: "
+            ValueError, match="classifier: not a valid PseudoClassifier file: "
         ) as caught:
             PseudoClassifier.load(path)
         assert "\n" not in str(caught.value), number

@@ -27,7 +27,7 @@ from fclearn.training import DivergenceError, Trainer
 
 VERBS = [
     *("demo", "train", "embed", "graph", "walk", "eval", "probe", "adapt", "export", "plan"),
-    *("pull", "push", "rollback", "report", "methods", "bench-methods"),
+    *("pull", "push", "rollback", "report", "methods", "bench-methods", "doctor"),
 ]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 

@@ -49,7 +49,9 @@ def test_every_public_name_has_a_docstring():
                 assert thing.__doc__, f"{package.__name__}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/evaluation.md", "docs/stores.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/evaluation.md", "docs/migration.md", "docs/stores.md"]
+)
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     """The blocks share one namespace, as a reader who types them in order would."""
     monkeypatch.chdir(tmp_path)

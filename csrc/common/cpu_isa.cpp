@@ -7,9 +7,8 @@
 #include <string>
 
 namespace fcl {
-namespace {
 
-CpuIsa best_supported() {
+CpuIsa best_cpu_isa() {
 #ifdef FCL_X86
   // Each list is what the compiler was told it may use in that ISA's files.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -24,8 +23,10 @@ CpuIsa best_supported() {
   return CpuIsa::kPortable;
 }
 
+namespace {
+
 CpuIsa decide() {
-  const CpuIsa best = best_supported();
+  const CpuIsa best = best_cpu_isa();
   const char* forced = std::getenv("FCL_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return best;
   for (CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {

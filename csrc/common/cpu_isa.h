@@ -12,6 +12,9 @@ enum class CpuIsa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 // comparison.
 CpuIsa cpu_isa();
 
+// The best ISA this CPU has and this build knows, whatever the environment says.
+CpuIsa best_cpu_isa();
+
 const char* cpu_isa_name(CpuIsa isa);
 
 // Kernel tables are written once per ISA file and looked up here. Only ops that gain from bfloat16

@@ -12,13 +12,21 @@
 #include <cstdlib>
 #include <new>
 
+#ifdef FCL_SANITIZE_THREAD
+#include "common/parallel_threads.h"
+#endif
+
 namespace fcl {
 
 // Calls f(begin, end) over disjoint parts of [0, count), on as many threads as torch uses.
 template <typename F>
 void parallel_over(int64_t count, int64_t grain, const F& f) {
   if (count <= 0) return;
+#ifdef FCL_SANITIZE_THREAD
+  parallel_threads(count, grain, static_cast<int64_t>(torch::stable::get_num_threads()), f);
+#else
   torch::stable::parallel_for(0, count, grain, f);
+#endif
 }
 
 // 64-byte aligned, uninitialised memory. Each thread keeps a few megabytes of it for its next

@@ -66,8 +66,16 @@ def save_checkpoint(path: Path, state: Checkpoint) -> None:
     Raises:
         OSError: The folder cannot be made or written.
     """
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # What torch says of a full disk is that the position in the file is not the expected.
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            text = f"cannot be written: {cause.strerror}"
+            raise OSError(cause.errno, text, str(path)) from error
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:

@@ -10,6 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def reason(error: BaseException) -> str:
+    r"""What an exception says, on one line.
+
+    Example:
+        >>> reason(ValueError("expected\n  a matrix")), reason(RecursionError())
+        ('expected a matrix', 'RecursionError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.

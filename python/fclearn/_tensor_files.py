@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fclearn._files import replacing
-
-_BAD = (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError)
+from fclearn._files import reason, replacing
 
 
 def save_tensors(
@@ -36,7 +35,7 @@ def save_tensors(
         tensors: By name, any device.
 
     Raises:
-        OSError: The folder cannot be made or written.
+        OSError: The folder cannot be made or written, or the disk is full.
 
     Example:
         >>> import torch
@@ -47,8 +46,27 @@ def save_tensors(
     """
     text = json.dumps({"version": version, **header})
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(path, plain, {kind: text})
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write contiguous tensors on the CPU under any header.
+
+    Raises:
+        OSError: The folder cannot be made or written, or the disk is full.
+    """
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata={kind: text})
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            # The library has the system's error in words only.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, f"cannot be written: {os.strerror(code)}", str(path)) from error
 
 
 def load_tensors(
@@ -89,6 +107,5 @@ def reading(path: str | os.PathLike[str], name: str) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: no such {name} file")
     try:
         yield
-    except _BAD as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a valid {name} file: {reason}") from error
+    except Exception as error:  # a hostile file can fail in many ways
+        raise ValueError(f"{path}: not a valid {name} file: {reason(error)}") from error

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import fcl_ext
-from fclearn._files import replacing
+from fclearn._tensor_files import reading, write_tensors
 from fclearn.graph import KnnGraph
 
 
@@ -189,8 +188,7 @@ class PseudoClassifier:
             "features": self.features.contiguous(),
             "labels": self.labels.contiguous(),
         }
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "fclearn.PseudoClassifier"})
+        write_tensors(path, tensors, {"format": "fclearn.PseudoClassifier"})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PseudoClassifier:
@@ -200,7 +198,7 @@ class PseudoClassifier:
             FileNotFoundError: No such file.
             ValueError: A file that is not a saved pseudo classifier.
         """
-        try:
+        with reading(path, "PseudoClassifier"):
             tensors = load_file(path)
             prototypes, features = tensors["prototypes"], tensors["features"]
             labels = tensors["labels"]
@@ -214,8 +212,6 @@ class PseudoClassifier:
             if not bool(prototypes.isfinite().all()):
                 raise ValueError("prototypes: expected finite numbers")
             return cls(prototypes, features, labels)
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a saved PseudoClassifier: {error}") from error
 
 
 def _check(features: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
+from fclearn._files import reason
 from fclearn._schema import Config, build
 from fclearn.training import TrainConfig
 from fclearn.wording import shown
@@ -138,7 +139,7 @@ def load_config(
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        loaded = _parse(Path(path).read_text(encoding="utf-8"), str(path))
+        loaded = _parse(_read(Path(path)), str(path))
         if loaded is not None and not isinstance(loaded, dict):
             raise ValueError(f"{path}: expected a mapping of keys, got {shown(loaded)}")
         tree = loaded or {}
@@ -198,12 +199,18 @@ for _yaml in (_Loader, _Dumper):
     )
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
+
+
 def _parse(text: str, name: str) -> object:
     try:
         return cast("object", yaml.load(text, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: not valid yaml: {reason}") from error
+    except Exception as error:  # a tag on a value that is not of its kind fails in many ways
+        raise ValueError(f"{name}: not valid yaml: {reason(error)}") from error
 
 
 def _assign(tree: dict[str, Any], path: Sequence[str], value: object) -> None:

@@ -95,7 +95,7 @@ def walk_file(
     partial = target.with_name(f".{target.name}.partial")
     record = target.with_name(f".{target.name}.partial.json")
     key = {**options, "graph": _graph_key(graph), "features": features_key(source)}
-    done = _columns_done(record, partial, key)
+    done = _columns_done(record, partial, key, num_columns)
     result = _open_result(partial, source, fresh=done == 0)
     while done < num_columns:
         columns = slice(done, min(done + width, num_columns))
@@ -163,15 +163,18 @@ def _flush(result: np.ndarray, partial: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _columns_done(record: Path, partial: Path, key: dict[str, object]) -> int:
+def _columns_done(record: Path, partial: Path, key: dict[str, object], num_columns: int) -> int:
     if not (record.exists() and partial.exists()):
         return 0
     try:
         found = json.loads(record.read_text())
         done = int(found["columns_done"])
-    except (ValueError, KeyError, TypeError) as error:
+        walk = found["key"]
+        if not 0 <= done <= num_columns:
+            raise ValueError(f"{done} of {num_columns} columns")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{record}: not a record of a walk; remove it to start afresh") from error
-    if found["key"] != key:
+    if walk != key:
         raise ValueError(
             f"{record}: a walk of other features, another graph or other options was begun here; "
             "remove it to start afresh"

@@ -74,7 +74,9 @@ inline void finish_pairs(const float* restart, float damping, float restart_weig
         round_bf16(damping * even + restart_weight * alternate<0>(low, high, kLane)) >> 16;
     const Words upper =
         round_bf16(damping * odd + restart_weight * alternate<1>(low, high, kLane)) & 0xffff0000u;
-    store(reinterpret_cast<uint32_t*>(out), lower | upper);
+    // Where rows have an odd number of columns, pairs of values are not aligned as pairs.
+    const Words pairs = lower | upper;
+    std::memcpy(out, &pairs, sizeof(pairs));
   }
 }
 

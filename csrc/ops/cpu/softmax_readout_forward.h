@@ -67,7 +67,7 @@ struct NoRefinement {};
 template <typename T>
 struct Refinement {
   const ReadoutProblem& p;
-  int64_t row, first_class;
+  int64_t row, rows, first_class;
   const T* base_total;  // of the earlier flushes
   const double* sum_total;
   const RunningSums<T>& running;
@@ -78,8 +78,12 @@ struct Refinement {
     const Vec<T> old_base = load(running.base + begin);
     for (int lane = 0; lane < kLanes<T>; ++lane) {
       const int64_t i = begin + lane;
-      const T known = static_cast<T>(running.sum[i]) * exp2_scalar(old_base[lane] - base[lane]) +
-                      static_cast<T>(sum_total[i]) * exp2_scalar(base_total[i] - base[lane]);
+      T known = 0;
+      // What follows the last row are the totals of the next split, which another thread writes.
+      if (i < rows) {
+        known = static_cast<T>(running.sum[i]) * exp2_scalar(old_base[lane] - base[lane]) +
+                static_cast<T>(sum_total[i]) * exp2_scalar(base_total[i] - base[lane]);
+      }
       const T large = exp2_scalar(static_cast<T>(20) - base[lane]);
       (*above)[lane] = known * T(1.0 / 32) > large ? known * T(1.0 / 32) : large;
     }
@@ -247,7 +251,7 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
       const bool bounded = is_bounded(p, row_bound, class_bound);
       bool shrinks;
       if constexpr (kIsFloat<S>) {
-        const Refinement<T> refinement{p, row, c, base_total, sum_out, running};
+        const Refinement<T> refinement{p, row, rows, c, base_total, sum_out, running};
         shrinks =
             exponentiate<false, T>(w.logits, rows, count, bounded, nullptr, running, refinement);
       } else {

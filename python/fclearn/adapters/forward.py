@@ -266,8 +266,11 @@ class ForwardMap(nn.Module):
             header, tensors = load_tensors(path, _FORMAT, _VERSION)
             if header["direction"] != _DIRECTION:
                 raise ValueError(f"direction {header['direction']!r}")
-            loaded = cls(**header["sizes"], uncertainty=bool(header["uncertainty"]))
-            loaded.load_state_dict(tensors)
+            # On no device: a header may name sizes that no memory holds.
+            with torch.device("meta"):
+                loaded = cls(**header["sizes"], uncertainty=bool(header["uncertainty"]))
+            loaded.load_state_dict(tensors, assign=True)
+            loaded.float()
         return loaded.eval().requires_grad_(False)
 
 

@@ -168,9 +168,10 @@ class ScoreCalibration:
                 raise ValueError("expected finite, ascending knots")
             if not np.isfinite(knots).all() or (np.diff(image) < 0).any():
                 raise ValueError("expected finite, ascending knots")
-        if pair is not None and header["pair"] != pair:
-            raise ValueError(f"{path}: expected a calibration {pair!r}, got {header['pair']!r}")
-        return cls(knots, image, header["method"], str(header["pair"]))
+            found = str(header["pair"])
+        if pair is not None and found != pair:
+            raise ValueError(f"{path}: expected a calibration {pair!r}, got {found!r}")
+        return cls(knots, image, header["method"], found)
 
 
 def _shares(size: int) -> Floats:

@@ -20,6 +20,7 @@ from fclearn.cli.adapt import adapt, export
 from fclearn.cli.bench_methods import bench_methods
 from fclearn.cli.console import complain, one_line, say, unwrapped
 from fclearn.cli.demo import demo
+from fclearn.cli.doctor import doctor
 from fclearn.cli.evaluate import evaluate
 from fclearn.cli.features import embed, graph
 from fclearn.cli.methods import methods
@@ -56,6 +57,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "report": report,
     "methods": methods,
     "bench-methods": bench_methods,
+    "doctor": doctor,
 }
 for _name, _verb in _VERBS.items():
     app.command(name=_name, help=unwrapped(_verb.__doc__ or ""))(_verb)

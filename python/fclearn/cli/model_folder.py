@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn._schema import build
 from fclearn.encoders import build_encoder
 from fclearn.features import Fingerprint
@@ -117,11 +117,18 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         raise ValueError(
             f"{weights_path}: damaged, or not the weights that {_CARD} was written for"
         )
-    encoder = build_encoder(card.encoder, dim=card.dim, channels=card.channels)
     try:
-        encoder.load_state_dict(load(content))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights_path}: not weights of {card.encoder}: {error}") from error
+        tensors = load(content)
+        # Before an encoder is made of it: a card may name a dim that no memory holds.
+        if card.dim not in {tensor.shape[0] for tensor in tensors.values() if tensor.ndim}:
+            raise ValueError(f"no layer of {card.dim} outputs, the dim in {_CARD}")
+        if card.channels not in {tensor.shape[1] for tensor in tensors.values() if tensor.ndim > 1}:
+            raise ValueError(f"no layer of {card.channels} inputs, the channels in {_CARD}")
+        encoder = build_encoder(card.encoder, dim=card.dim, channels=card.channels)
+        encoder.load_state_dict(tensors)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        text = f"{weights_path}: not weights of {card.encoder}: {reason(error)}"
+        raise ValueError(text) from error
     return encoder, card
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fclearn._files import reason
+
 #: Decoded images up to this size are kept in memory.
 MEMORY_BYTES = 1 << 30
 _MOST_BATCHES = 4
@@ -101,7 +103,7 @@ class FileImages:
                 opened.draft(None, (2 * size, 2 * size))
                 image = opened.convert("L" if self._grey else "RGB")
         except Exception as error:  # a hostile file can fail in many ways inside the decoders
-            raise ValueError(f"image {file}: cannot be read: {error}") from error
+            raise ValueError(f"image {file}: cannot be read: {reason(error)}") from error
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fclearn._files import reason
 from fclearn.datasets.base import ImageDataset
 from fclearn.datasets.files import images_of
 
@@ -79,11 +80,11 @@ def load_image_manifest(
     if manifest.suffix == ".parquet":
         try:
             rows = pq.read_table(manifest).to_pylist()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"image manifest: {manifest} cannot be read: {error}") from error
+        except Exception as error:  # a hostile file can fail in many ways inside pyarrow
+            text = f"image manifest: {manifest} cannot be read: {reason(error)}"
+            raise ValueError(text) from error
     else:
-        with manifest.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = _read_csv(manifest)
     if not rows:
         raise ValueError(f"image manifest: {manifest} has no rows")
     for column in ("path", "label"):
@@ -108,6 +109,18 @@ def load_image_manifest(
         class_names,
         group_names,
     )
+
+
+def _read_csv(manifest: Path) -> list[dict[str, str]]:
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"image manifest: {manifest} cannot be read: {reason(error)}") from error
+    for number, row in enumerate(rows):
+        if None in row:  # where DictReader puts what has no column
+            raise ValueError(f"image manifest: {manifest}: row {number} has too many cells")
+    return rows
 
 
 def _numbered(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:

@@ -127,7 +127,7 @@ def load_record(path: Path) -> Record | None:
     """Read a record; None where there is none, or a damaged one or one of another format."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and record.get("format") == _FORMAT
     return record if whole else None

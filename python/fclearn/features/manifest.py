@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn._files import reason
+
 Column = list[Any] | NDArray[Any]
 Manifest = dict[str, Column]
 
@@ -121,9 +123,9 @@ def read_manifest(folder: Path, num_rows: int) -> Manifest:
     path = found[0]
     try:
         columns = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are among these
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split())
-        raise ValueError(f"{path}: cannot read the manifest: {reason}") from error
+    except Exception as error:  # a hostile file can fail in many ways inside pyarrow
+        text = reason(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: cannot read the manifest: {text}") from error
     return check_manifest(columns, num_rows, str(path))
 
 
@@ -164,6 +166,8 @@ def _plain(values: Sequence[Any] | NDArray[Any]) -> Column:
 
 def _integers(values: Sequence[Any] | NDArray[Any], key: str, name: str) -> NDArray[np.int64]:
     array = np.asarray(values)
+    if array.dtype == np.uint64 and len(array) and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: expected 64-bit integers in column {key!r}: {array.max()}")
     if array.dtype.kind not in "iu" and len(array):
         try:
             # Text, from a csv. Numbers with a fraction must not be cut off.

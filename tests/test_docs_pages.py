@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated pages say what the registry and the committed results say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import docs_pages
+from fclearn.experiments.records import load_records
+from fclearn.experiments.summary import summarise
+from fclearn.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+ICONS = ROOT / "bench" / "results" / "methods" / "icons"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    docs_pages.write_pages(folder)
+    return folder
+
+
+def test_every_method_has_notes_and_nothing_else_has():
+    notes = {path.stem for path in docs_pages.NOTES.glob("*.md")}
+    assert notes == set(METHODS)
+    for path in docs_pages.NOTES.glob("*.md"):
+        headings = re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert headings == ["Formula", "When to use it"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_page_per_method(name, pages):
+    text = (pages / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    spec = METHODS[name]
+    assert spec.idea in text.replace("\\|", "|")
+    assert spec.source in text
+    assert all(need.value in text for need in spec.needs)
+    assert all(f"`{key}`: {value}" in text for key, value in spec.defaults.items())
+    found = [m for m in summarise(load_records(ICONS)).methods if m.name == name]
+    if not found:
+        assert "Not yet" in text
+        return
+    value = found[0].estimates["new/old", "map"].value
+    assert f"| mAP, new queries in the old gallery (n/o) | {100 * value:.1f} [" in text
+
+
+def test_index_lists_all_methods(pages):
+    text = (pages / "methods" / "index.md").read_text(encoding="utf-8")
+    assert all(f"[{name}]({name}.md)" in text for name in METHODS)
+
+
+def test_performance_has_every_measurement(pages):
+    text = (pages / "performance.md").read_text(encoding="utf-8")
+    results = json.loads((docs_pages.RESULTS / "cpu.json").read_text(encoding="utf-8"))
+    for row in results["benchmarks"]:
+        line = f"| {row['group']} | {row['peer']} | {1e3 * row['seconds']:.3g} |"
+        assert line in text
+        if "ratio" in row:
+            assert any(
+                one.startswith(line) and f"| {row['ratio']:.2f} |" in one
+                for one in text.splitlines()
+            )
+
+
+def test_pages_that_did_not_change_are_not_written(pages):
+    path = pages / "performance.md"
+    before = path.stat().st_mtime_ns
+    docs_pages.write_pages(pages)
+    assert path.stat().st_mtime_ns == before
