@@ -188,7 +188,7 @@ def test_walk(work, fcl, tmp_path, monkeypatch):
 def test_refused_walks(work, fcl, tmp_path):
     store, graph = work / "old-store", tmp_path / "graph.safetensors"
     missing = fcl("walk", graph, store, "--out", tmp_path / "out")
-    assert refused(missing, "no such KnnGraph file")
+    assert refused(missing, "no such graph file")
     np.save(tmp_path / "plain.npy", np.eye(4, dtype=np.float32))
     assert fcl("graph", tmp_path / "plain.npy", "--k", 2, "--out", graph)[0] == 0
     other = fcl("walk", graph, store, "--out", tmp_path / "out")

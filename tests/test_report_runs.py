@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
+from test_report import Page
 
 from fclearn.cli import main
 from fclearn.evaluation import chain_report, compatibility_report, paired_test
@@ -19,6 +23,7 @@ from fclearn.report import (
     write_comparison,
     write_report,
 )
+from fclearn.report._pictures import decode
 from fclearn.report.items import read_per_query
 
 LABELS = np.arange(60) % 6
@@ -287,3 +292,56 @@ def test_a_plan_of_another_release_is_refused(tmp_path):
     (tmp_path / "curve.json").write_text(json.dumps({"curve": {}, "counts": {}, "budget": 1}))
     with pytest.raises(ValueError, match=r"curve\.json: not the numbers of a plan"):
         rebuild(tmp_path)
+
+
+def test_common_pages_are_accessible_and_need_nothing_else(tmp_path):
+    write_upgrade(tmp_path / "a", 1.5)
+    write_upgrade(tmp_path / "b", 0.8)
+    write_chain(tmp_path / "chain")
+    write_comparison([tmp_path / name for name in ("a", "b", "chain")], tmp_path / "all")
+    for name in ("chain", "all"):
+        text = page(tmp_path / name)
+        assert "default-src 'none'" in text
+        assert not re.search(r"(?:src|href)=\"(?!data:)", text)
+        shown = Page(text)
+        assert shown.all("html")[0]["lang"] == "en"
+        assert len(shown.all("caption")) == len(shown.all("table")) > 0
+        assert {cell["scope"] for cell in shown.all("th")} == {"row", "col"}
+        assert all(picture["alt"] for picture in shown.all("img"))
+        headings = [int(tag[1]) for tag, _ in shown.tags if re.fullmatch("h[1-6]", tag)]
+        assert headings[0] == 1
+        assert headings.count(1) == 1
+        assert all(after - before <= 1 for before, after in pairwise(headings))
+        regions = [one for one in shown.all("div") if one.get("role") == "region"]
+        assert regions
+        assert all(one["aria-label"] and one["tabindex"] == "0" for one in regions)
+
+
+def test_pictures_of_a_manifest(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 9, 9, 3), dtype=np.uint8)
+    paths = [f"pictures/{row}.png" for row in range(60)]
+    for name, noise, seed in (("old", 2.0, 1), ("new", 0.8, 3)):
+        FeatureStore.write(
+            tmp_path / name,
+            rows(noise, seed),
+            {"id": IDS, "label": LABELS, "path": paths},
+            Fingerprint(name, 8, norm="none"),
+        )
+    folder = tmp_path / "old" / "pictures"
+    folder.mkdir()
+    for row, path in enumerate(paths):
+        Image.fromarray(pixels[row]).save(tmp_path / "old" / path)
+    command = ["eval", "--old-query", f"{tmp_path}/old", "--new-query", f"{tmp_path}/new"]
+    command += ["--num-bootstrap", "20", "--report", f"{tmp_path}/run"]
+    assert main(command) == 0
+    stored = json.loads((tmp_path / "run" / "retrieval_examples.json").read_text())
+    shown = [decode(example["image"]).tolist() for example in stored]
+    assert all(image in pixels.tolist() for image in shown)
+    assert "Queries to look at" in page(tmp_path / "run")
+    # Numbers do not depend on pictures.
+    for path in folder.iterdir():
+        path.write_bytes(b"not a picture")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "no queries to look at: " in capsys.readouterr().err
+    assert "Queries to look at" not in page(tmp_path / "run")

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable
 
 _SHOWN = reprlib.Repr()
-_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 120, 120, 40
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 2, 120, 120, 40
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
