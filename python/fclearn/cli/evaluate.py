@@ -207,8 +207,14 @@ def _shared_queries(stores: Sequence[Path | None], rest: object) -> Iterator[Non
     key = hashlib.sha256(facts.encode()).hexdigest()[:12]
     first = given[0] if given else Path("stores")
     scratch = first.with_name(f".{first.name}.eval-{key}")
+    verdict = None
     with joined_world("cpu") as world, evaluating_by_all(world, scratch):
-        yield
+        try:
+            yield
+        except typer.Exit as failed:  # a gate, when everything is evaluated: pieces may go
+            verdict = failed
+    if verdict is not None:
+        raise verdict
 
 
 def _facts(path: Path) -> tuple[str, int, int] | None:
