@@ -39,6 +39,7 @@ class StoreInfo:
         normalises: Whether vectors are brought to unit length when they are written.
         fingerprint: What made the vectors; None where nobody wrote that down.
         owned: Whether `push` made the whole table, collection or file.
+        takes_rows: Whether it has no rows at all, and a row is nothing but id, vector and payload.
     """
 
     count: int
@@ -48,6 +49,7 @@ class StoreInfo:
     normalises: bool = False
     fingerprint: Fingerprint | None = None
     owned: bool = False
+    takes_rows: bool = False
 
 
 class Batch(NamedTuple):

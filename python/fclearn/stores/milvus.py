@@ -48,17 +48,21 @@ class MilvusStore(RowStore):
         self._vector = options.get("vector", "vector")
         self._is_server = url.place.startswith(("http://", "https://"))
         if not self._is_server:
-            require("milvus_lite", "milvus")
+            self._lite = require("milvus_lite.server_manager", "milvus").server_manager_instance
             if not url.place.endswith(".db"):
                 raise ValueError(f"store {url}: expected a name ending in .db, or an address")
         self._client: Any = None
+        self._has_locked = False
         self._fields: dict[str, Any] | None = None
 
     def close(self) -> None:
-        """Close the client, which unlocks its file."""
+        """Close the client, and unlock its file if nobody here had opened it before."""
         if self._client is not None:
             self._client.close()
+        if self._has_locked:  # Milvus Lite itself would hold it until the process ends
+            self._lite.release_server(self.url.place)
         self._client = self._fields = None
+        self._has_locked = False
 
     def reconnect(self) -> None:
         """Connect anew."""
@@ -96,6 +100,7 @@ class MilvusStore(RowStore):
             metric=_METRICS.get(metric[0] if metric else "", ""),
             fingerprint=fingerprint,
             owned=owned,
+            takes_rows=count[0]["count(*)"] == 0,
         )
 
     def batches(
@@ -227,6 +232,9 @@ class MilvusStore(RowStore):
 
     def _open(self) -> Any:
         if self._client is None:
+            if not self._is_server:
+                path = os.path.abspath(self.url.place)  # noqa: PTH100  (as Milvus Lite has it)
+                self._has_locked = path not in getattr(self._lite, "_servers", {})
             with milvus_errors(self._module, self.url):
                 self._client = self._module.MilvusClient(
                     self.url.place, token=os.environ.get("MILVUS_TOKEN", "")

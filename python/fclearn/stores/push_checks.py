@@ -68,10 +68,11 @@ def check_target_rows(
             f"store {store.url}: has vectors of {len(held)} of {count} ids already: {some(held)}; "
             "only replacing overwrites them"
         )
-    if absent and (replace or info is None or not info.owned):
+    if absent and (replace or info is None or not (info.owned or info.takes_rows)):
         raise ValueError(
             f"store {store.url}: lacks {len(absent)} of {count} ids: {some(absent)}; rows are "
-            "added only where push made the table or collection, and never when replacing"
+            "added only where push made the table or collection or found it empty, and never when "
+            "replacing"
         )
     return {
         "inserted": count - len(held),

@@ -94,11 +94,20 @@ class QdrantStore(RowStore):
                 must=[self._models.HasVectorCondition(has_vector=self._vector)]
             )
             count = self._open().count(self._collection, has if self._vector else None).count
+            is_empty = self._open().count(self._collection).count == 0
         tag = (config.metadata or {}).get(self._tag_name)
         fingerprint, owned = read_tag(None if tag is None else json.dumps(tag))
         metric = _METRICS[params.distance.value]
-        dtype = "float16" if params.datatype == self._models.Datatype.FLOAT16 else "float32"
-        return StoreInfo(count, params.size, dtype, metric, metric == "cosine", fingerprint, owned)
+        return StoreInfo(
+            count,
+            params.size,
+            "float16" if params.datatype == self._models.Datatype.FLOAT16 else "float32",
+            metric,
+            normalises=metric == "cosine",
+            fingerprint=fingerprint,
+            owned=owned,
+            takes_rows=is_empty,
+        )
 
     def batches(
         self, size: int, after: str | None = None, payload: Sequence[str] = ()
