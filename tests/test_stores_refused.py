@@ -265,6 +265,39 @@ def test_ids_that_a_store_cannot_have(tmp_path, postgres):
         write(url, store, replace=True)
 
 
+def test_a_password_is_used_and_written_nowhere(tmp_path, postgres, capfd):
+    from fclearn.cli import main
+
+    served = serve("postgresql", tmp_path, postgres)
+    served.fill(vectors(COUNT))
+    url = served.url("v2").replace("postgres:@", "postgres:secret@") + "&password=secret"
+    store = features(tmp_path / "new", vectors(COUNT, seed=1))
+    result = write(url, store)
+    assert main(["push", str(store.path), url, "--ids", str(tmp_path / "none")]) == 2
+    assert main(["push", str(store.path), url.replace("v2", "embedding")]) == 2
+    assert "secret" not in "".join(capfd.readouterr())
+    for path in result.journal.rglob("*.json"):
+        assert b"secret" not in path.read_bytes()
+    assert main(["rollback", str(result.journal), "--store", served.url()]) == 2
+    assert main(["rollback", str(result.journal), "--store", url]) == 0
+    assert served.dump("v2") is None
+
+
+def test_halfvec_rounds(tmp_path, postgres):
+    served = serve("postgresql", tmp_path, postgres)
+    if not served.run("SELECT 1 FROM pg_type WHERE typname = 'halfvec'"):
+        pytest.skip("this pgvector is older than 0.7: it has no halfvec")
+    served.fill(vectors(COUNT))
+    new = vectors(COUNT, seed=1)
+    result = write(served.url("v2") + "&type=halfvec", features(tmp_path / "new", new))
+    dump = served.dump("v2")
+    for name, row in numbered(new.astype(np.float16)).items():
+        np.testing.assert_array_equal(dump[name][0], row)
+    with open_store(served.url("v2") + "&type=halfvec") as store:
+        assert store.info().dtype == "float16"
+        rollback(Journal(result.journal), store)
+
+
 def test_names_are_not_statements(tmp_path, postgres):
     served = serve("postgresql", tmp_path, postgres)
     served.fill(vectors(COUNT))
