@@ -233,6 +233,6 @@ def found_rows(ids: Sequence[str], dim: int, vectors: Mapping[str, Any], rows: s
     """A `Found` from what a store returned by id."""
     found = np.zeros((len(ids), dim), dtype=np.float32)
     has = np.array([name in vectors for name in ids], dtype=bool)
-    for at in np.flatnonzero(has):
+    for at in np.flatnonzero(has).tolist():
         found[at] = vectors[ids[at]]
     return Found(np.array([name in rows for name in ids], dtype=bool), has, found)

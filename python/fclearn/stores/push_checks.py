@@ -101,7 +101,7 @@ def check_written(
         expected, scale = expected / scale, np.ones_like(scale)
     wrong = ~found.vector | (np.abs(found.vectors - expected) > _TOLERANCE * scale).any(axis=1)
     if wrong.any():
-        names = [ids[row] for row in np.flatnonzero(wrong)]
+        names = [ids[row] for row in np.flatnonzero(wrong).tolist()]
         raise ValueError(
             f"store {store.url}: does not hold what was written for {len(names)} ids: {some(names)}"
         )
