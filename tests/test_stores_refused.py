@@ -477,6 +477,48 @@ def test_a_milvus_server_is_killed_and_started_again(tmp_path, monkeypatch):
         process.stdout.close()
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("qdrant", "qdrant:http://127.0.0.1:9?collection=items"),
+        ("milvus", "milvus:http://127.0.0.1:9?collection=items"),
+        ("postgresql", "postgresql://me@127.0.0.1:9/shop?table=items"),
+    ],
+)
+def test_a_server_that_is_not_there(kind, name, tmp_path, monkeypatch):
+    need(kind)
+    monkeypatch.setattr("fclearn.stores.opening._WAITS", (0.0,))
+    store = features(tmp_path / "new", vectors(3))
+    for action in (lambda: read(name, tmp_path), lambda: write(name, store)):
+        with pytest.raises(StoreConnectionError, match=r"store .*127\.0\.0\.1"):
+            action()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+@pytest.mark.skipif(
+    "FCL_TEST_QDRANT" not in os.environ, reason="no server: FCL_TEST_QDRANT=http://…"
+)
+def test_a_qdrant_server(tmp_path):
+    url = f"qdrant:{os.environ['FCL_TEST_QDRANT']}?collection=fcl-test-{os.getpid()}"
+    rows = vectors(COUNT)
+    result = write(url, features(tmp_path / "new", rows))
+    try:
+        pulled = read(url, tmp_path, "new")
+        assert sorted(map(int, pulled.ids)) == list(range(COUNT))
+        order = [int(name) for name in pulled.ids]
+        np.testing.assert_allclose(pulled.features, rows[order], atol=2e-7)
+        other = vectors(COUNT, seed=1)
+        later = write(url, features(tmp_path / "b", other, "b"), replace=True, ids=["3", "4"])
+        with open_store(url) as store:
+            np.testing.assert_allclose(store.lookup(["4"]).vectors[0], other[4], atol=2e-7)
+            assert rollback(Journal(later.journal), store).restored == 2
+            np.testing.assert_allclose(store.lookup(["4"]).vectors[0], rows[4], atol=2e-7)
+    finally:
+        with open_store(url) as store:
+            rollback(Journal(result.journal), store)
+            assert store.info() is None
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "fcl-ext\[qdrant\]"'):

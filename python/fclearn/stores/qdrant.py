@@ -248,7 +248,10 @@ class QdrantStore(RowStore):
             module = require("qdrant_client", "qdrant")
             if self._is_server:
                 self._client = module.QdrantClient(
-                    url=self.url.place, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60
+                    url=self.url.place,
+                    api_key=os.environ.get("QDRANT_API_KEY"),
+                    timeout=60,
+                    check_compatibility=False,  # it only warns, and of a server that is away too
                 )
             else:
                 folder = Path(self.url.place)
