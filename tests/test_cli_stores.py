@@ -189,6 +189,9 @@ def test_another_named_vector_of_the_same_points(fcl, tmp_path):
     with served._qdrant() as client:
         points, _ = client.scroll("old", with_vectors=["v2"])
     assert [len(point.vector) for point in points] == [1, 1, 1, 1, 0]
+    code, _, _ = fcl("pull", url, "--batch-size", 1, "--out", tmp_path / "back")
+    assert code == 0
+    assert FeatureStore.open(tmp_path / "back").ids == ["0", "1", "2", "3"]
     assert points[2].payload == {"label": 2}
     np.testing.assert_allclose(points[2].vector["v2"], new[2], atol=2e-7)
     assert fcl("rollback", found["journal"])[0] == 0

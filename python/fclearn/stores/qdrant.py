@@ -129,12 +129,13 @@ class QdrantStore(RowStore):
                 )
             held = [(r, self._vector_of(r)) for r in records]
             held = [(record, vector) for record, vector in held if vector is not None]
-            yield Batch(
-                [id_of(self.url, record, self._key) for record, _ in held],
-                np.array([vector for _, vector in held], dtype=np.float32).reshape(len(held), -1),
-                [{name: (r.payload or {}).get(name) for name in payload} for r, _ in held],
-                json.dumps(offset),
-            )
+            if held:
+                yield Batch(
+                    [id_of(self.url, record, self._key) for record, _ in held],
+                    np.array([vector for _, vector in held], dtype=np.float32),
+                    [{name: (r.payload or {}).get(name) for name in payload} for r, _ in held],
+                    json.dumps(offset),
+                )
             if offset is None:
                 return
 
