@@ -219,6 +219,9 @@ def test_an_empty_collection_of_others_is_filled(kind, tmp_path):
     for result in (first, second):
         opened_rollback(result, url)
     assert served.dump() == {}
+    opened_push(url, features(tmp_path / "other", rows, "other"), ids=["1"])
+    with open_store(url) as opened:
+        assert opened.info().fingerprint.model == "other"
 
 
 @pytest.mark.parametrize("kind", ["parquet", *ROWS])

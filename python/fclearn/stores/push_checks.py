@@ -46,7 +46,7 @@ def check_target_rows(
                 f"store {store.url}: expected features of {info.dim} numbers, as it holds, got "
                 f"{fingerprint.dim}"
             )
-        if info.fingerprint is not None and not replace:
+        if info.fingerprint is not None and not info.takes_rows and not replace:
             fingerprint.check_same(info.fingerprint, f"{selection.store.path} into {store.url}")
     store.check_ids(selection.ids)
     if isinstance(store, FileStore):
