@@ -146,12 +146,15 @@ class Served:
 
     @contextmanager
     def _milvus(self):
+        from milvus_lite.server_manager import server_manager_instance
         from pymilvus import MilvusClient
 
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         client = MilvusClient(str(self.folder / "milvus.db"))
         yield client
         client.close()
+        # Else this process would hold the file until it ends.
+        server_manager_instance.release_server(str(self.folder / "milvus.db"))
 
     def _fill_milvus(self, rows, name):
         from pymilvus import DataType

@@ -117,6 +117,48 @@ def test_labels_that_are_text_become_numbers(fcl, tmp_path):
     assert store.manifest["class_name"] == ["b", "a", "b"]
 
 
+@pytest.mark.parametrize("kind", ["list", "large", "fixed"])
+@pytest.mark.parametrize("number", ["halffloat", "float", "double"])
+def test_a_parquet_file_keeps_its_types(kind, number, fcl, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    scalar = {"halffloat": pa.float16(), "float": pa.float32(), "double": pa.float64()}[number]
+    lists = {"list": pa.list_(scalar), "large": pa.large_list(scalar), "fixed": pa.list_(scalar, 8)}
+    old = vectors(5).astype(np.float16)  # exact in every type
+    rows = [None if n in {1, 4} else list(row) for n, row in enumerate(old)]
+    table = pa.table(
+        {
+            "more": [{"a": [1, None]}, None, {"a": []}, {"a": [2]}, None],
+            "id": pa.array([10, 11, 12, 13, 14], pa.int32()),
+            "embedding": pa.array(rows, lists[kind]),
+        }
+    ).replace_schema_metadata({"whose": "ours"})
+    path = tmp_path / "g.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    table = pq.read_table(path, partitioning=None)  # Parquet has names of its own for items
+    path.chmod(0o640)
+    new = vectors(2, seed=1).astype(np.float16)
+    features(tmp_path / "new", new, ids=["13", "11"])
+    url = f"parquet:{path}"
+    code, found, _ = fcl("push", tmp_path / "new", url, "--replace", "--json")
+    assert code == 0
+    after = pq.read_table(path, partitioning=None)
+    assert after.schema.equals(table.schema, check_metadata=True)
+    assert after.drop_columns("embedding").equals(table.drop_columns("embedding"))
+    expected = [rows[0], list(new[1]), rows[2], list(new[0]), None]
+    assert after["embedding"].to_pylist() == expected
+    assert path.stat().st_mode & 0o777 == 0o640
+    code, _, _ = fcl("pull", url, "--model", "m", "--batch-size", 2, "--out", tmp_path / "back")
+    assert code == 0
+    back = FeatureStore.open(tmp_path / "back")
+    assert back.ids == ["10", "11", "12", "13"]
+    assert back.features.dtype == (np.float16 if number == "halffloat" else np.float32)
+    np.testing.assert_array_equal(back.features, np.stack(expected[:4]))
+    assert fcl("rollback", found["journal"])[0] == 0
+    assert pq.read_table(path, partitioning=None).equals(table)
+
+
 def test_qdrant_with_ids_in_the_payload(fcl, tmp_path):
     served = serve("qdrant", tmp_path, None)
     rows = vectors(3)
@@ -147,6 +189,9 @@ def test_another_named_vector_of_the_same_points(fcl, tmp_path):
     with served._qdrant() as client:
         points, _ = client.scroll("old", with_vectors=["v2"])
     assert [len(point.vector) for point in points] == [1, 1, 1, 1, 0]
+    code, _, _ = fcl("pull", url, "--batch-size", 1, "--out", tmp_path / "back")
+    assert code == 0
+    assert FeatureStore.open(tmp_path / "back").ids == ["0", "1", "2", "3"]
     assert points[2].payload == {"label": 2}
     np.testing.assert_allclose(points[2].vector["v2"], new[2], atol=2e-7)
     assert fcl("rollback", found["journal"])[0] == 0

@@ -206,6 +206,24 @@ def test_pushes_in_steps_fill_one_target(kind, tmp_path, postgres):
         opened_push(url, other, ids=ids[:10])
 
 
+@pytest.mark.parametrize("kind", ["qdrant", "milvus"])
+def test_an_empty_collection_of_others_is_filled(kind, tmp_path):
+    """Made with settings of their own, an index for example, and then filled in two steps."""
+    served = serve(kind, tmp_path, None)
+    url = served.fill(vectors(0))
+    rows = vectors(COUNT)
+    store = features(tmp_path / "new", rows)
+    first = opened_push(url, store, ids=["1", "2"])
+    second = opened_push(url, store, ids=["3"])
+    assert same(served.dump(), {name: rows[int(name)] for name in ("1", "2", "3")})
+    for result in (first, second):
+        opened_rollback(result, url)
+    assert served.dump() == {}
+    opened_push(url, features(tmp_path / "other", rows, "other"), ids=["1"])
+    with open_store(url) as opened:
+        assert opened.info().fingerprint.model == "other"
+
+
 @pytest.mark.parametrize("kind", ["parquet", *ROWS])
 def test_a_mixed_store_says_so(kind, tmp_path, postgres):
     served = serve(kind, tmp_path, postgres)

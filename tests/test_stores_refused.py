@@ -265,6 +265,39 @@ def test_ids_that_a_store_cannot_have(tmp_path, postgres):
         write(url, store, replace=True)
 
 
+def test_a_password_is_used_and_written_nowhere(tmp_path, postgres, capfd):
+    from fclearn.cli import main
+
+    served = serve("postgresql", tmp_path, postgres)
+    served.fill(vectors(COUNT))
+    url = served.url("v2").replace("postgres:@", "postgres:secret@") + "&password=secret"
+    store = features(tmp_path / "new", vectors(COUNT, seed=1))
+    result = write(url, store)
+    assert main(["push", str(store.path), url, "--ids", str(tmp_path / "none")]) == 2
+    assert main(["push", str(store.path), url.replace("v2", "embedding")]) == 2
+    assert "secret" not in "".join(capfd.readouterr())
+    for path in result.journal.rglob("*.json"):
+        assert b"secret" not in path.read_bytes()
+    assert main(["rollback", str(result.journal), "--store", served.url()]) == 2
+    assert main(["rollback", str(result.journal), "--store", url]) == 0
+    assert served.dump("v2") is None
+
+
+def test_halfvec_rounds(tmp_path, postgres):
+    served = serve("postgresql", tmp_path, postgres)
+    if not served.run("SELECT 1 FROM pg_type WHERE typname = 'halfvec'"):
+        pytest.skip("this pgvector is older than 0.7: it has no halfvec")
+    served.fill(vectors(COUNT))
+    new = vectors(COUNT, seed=1)
+    result = write(served.url("v2") + "&type=halfvec", features(tmp_path / "new", new))
+    dump = served.dump("v2")
+    for name, row in numbered(new.astype(np.float16)).items():
+        np.testing.assert_array_equal(dump[name][0], row)
+    with open_store(served.url("v2") + "&type=halfvec") as store:
+        assert store.info().dtype == "float16"
+        rollback(Journal(result.journal), store)
+
+
 def test_names_are_not_statements(tmp_path, postgres):
     served = serve("postgresql", tmp_path, postgres)
     served.fill(vectors(COUNT))
@@ -442,6 +475,48 @@ def test_a_milvus_server_is_killed_and_started_again(tmp_path, monkeypatch):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("qdrant", "qdrant:http://127.0.0.1:9?collection=items"),
+        ("milvus", "milvus:http://127.0.0.1:9?collection=items"),
+        ("postgresql", "postgresql://me@127.0.0.1:9/shop?table=items"),
+    ],
+)
+def test_a_server_that_is_not_there(kind, name, tmp_path, monkeypatch):
+    need(kind)
+    monkeypatch.setattr("fclearn.stores.opening._WAITS", (0.0,))
+    store = features(tmp_path / "new", vectors(3))
+    for action in (lambda: read(name, tmp_path), lambda: write(name, store)):
+        with pytest.raises(StoreConnectionError, match=r"store .*127\.0\.0\.1"):
+            action()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+@pytest.mark.skipif(
+    "FCL_TEST_QDRANT" not in os.environ, reason="no server: FCL_TEST_QDRANT=http://…"
+)
+def test_a_qdrant_server(tmp_path):
+    url = f"qdrant:{os.environ['FCL_TEST_QDRANT']}?collection=fcl-test-{os.getpid()}"
+    rows = vectors(COUNT)
+    result = write(url, features(tmp_path / "new", rows))
+    try:
+        pulled = read(url, tmp_path, "new")
+        assert sorted(map(int, pulled.ids)) == list(range(COUNT))
+        order = [int(name) for name in pulled.ids]
+        np.testing.assert_allclose(pulled.features, rows[order], atol=2e-7)
+        other = vectors(COUNT, seed=1)
+        later = write(url, features(tmp_path / "b", other, "b"), replace=True, ids=["3", "4"])
+        with open_store(url) as store:
+            np.testing.assert_allclose(store.lookup(["4"]).vectors[0], other[4], atol=2e-7)
+            assert rollback(Journal(later.journal), store).restored == 2
+            np.testing.assert_allclose(store.lookup(["4"]).vectors[0], rows[4], atol=2e-7)
+    finally:
+        with open_store(url) as store:
+            rollback(Journal(result.journal), store)
+            assert store.info() is None
 
 
 def test_a_missing_package_is_named(monkeypatch):

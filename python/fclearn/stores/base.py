@@ -39,6 +39,7 @@ class StoreInfo:
         normalises: Whether vectors are brought to unit length when they are written.
         fingerprint: What made the vectors; None where nobody wrote that down.
         owned: Whether `push` made the whole table, collection or file.
+        takes_rows: Whether it has no rows at all, and a row is nothing but id, vector and payload.
     """
 
     count: int
@@ -48,6 +49,7 @@ class StoreInfo:
     normalises: bool = False
     fingerprint: Fingerprint | None = None
     owned: bool = False
+    takes_rows: bool = False
 
 
 class Batch(NamedTuple):
@@ -231,6 +233,6 @@ def found_rows(ids: Sequence[str], dim: int, vectors: Mapping[str, Any], rows: s
     """A `Found` from what a store returned by id."""
     found = np.zeros((len(ids), dim), dtype=np.float32)
     has = np.array([name in vectors for name in ids], dtype=bool)
-    for at in np.flatnonzero(has):
+    for at in np.flatnonzero(has).tolist():
         found[at] = vectors[ids[at]]
     return Found(np.array([name in rows for name in ids], dtype=bool), has, found)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,8 @@ class FileStore(VectorStore):
 
     def check_distinct(self, ids: list[str]) -> list[str]:
         """The ids, if none is empty and none there twice."""
-        seen: set[str] = set()
-        twice = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
-        if twice or "" in seen:
+        twice = [name for name, count in Counter(ids).items() if count > 1]
+        if twice or "" in ids:
             raise ValueError(
                 f"store {self.url}: expected one distinct id per row, found "
                 + (f"{some(twice)} again" if twice else "a row without one")

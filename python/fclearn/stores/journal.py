@@ -189,7 +189,7 @@ def same_rows(vectors: Vectors, sketches: NDArray[np.float64]) -> Mask:
     """Which rows are those of the sketches, up to the rounding of a store."""
     ours = sketch(vectors)
     scale = np.maximum(ours[:, :1], sketches[:, :1])
-    close: Mask = (np.abs(ours - sketches) <= _TOLERANCE * scale).all(axis=1)
+    close: Mask = np.all(np.abs(ours - sketches) <= _TOLERANCE * scale, axis=1)
     return close
 
 

@@ -8,10 +8,8 @@ names the field (default ``vector``). A server's token comes from the environmen
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from fclearn.stores.base import (
     Batch,
     Found,
     RowStore,
-    StoreConnectionError,
     StoreInfo,
     Vectors,
     found_rows,
@@ -32,13 +29,12 @@ from fclearn.stores.base import (
     require,
     some,
 )
+from fclearn.stores.milvus_requests import milvus_errors, quoted
 from fclearn.stores.urls import StoreUrl
 
 _METRICS = {"COSINE": "cosine", "IP": "dot", "L2": "euclidean"}
 _NAMES = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2", "l2": "L2"}
-_LOGGERS = ("pymilvus", "milvus_lite", "grpc")
 _LONGEST_ID = 512
-_FIRST_PRINTED = ord(" ")
 
 
 class MilvusStore(RowStore):
@@ -52,17 +48,21 @@ class MilvusStore(RowStore):
         self._vector = options.get("vector", "vector")
         self._is_server = url.place.startswith(("http://", "https://"))
         if not self._is_server:
-            require("milvus_lite", "milvus")
+            self._lite = require("milvus_lite.server_manager", "milvus").server_manager_instance
             if not url.place.endswith(".db"):
                 raise ValueError(f"store {url}: expected a name ending in .db, or an address")
         self._client: Any = None
+        self._has_locked = False
         self._fields: dict[str, Any] | None = None
 
     def close(self) -> None:
-        """Close the client, which unlocks its file."""
+        """Close the client, and unlock its file if nobody here had opened it before."""
         if self._client is not None:
             self._client.close()
+        if self._has_locked:  # Milvus Lite itself would hold it until the process ends
+            self._lite.release_server(self.url.place)
         self._client = self._fields = None
+        self._has_locked = False
 
     def reconnect(self) -> None:
         """Connect anew."""
@@ -72,7 +72,7 @@ class MilvusStore(RowStore):
     def check_ids(self, ids: Sequence[str]) -> None:
         """See `VectorStore`: texts that a filter can ask for."""
         for name in ids:
-            self._quoted(name)
+            quoted(self.url, name)
             if len(name.encode("utf-8")) > _LONGEST_ID:
                 raise ValueError(f"store {self.url}: expected ids up to {_LONGEST_ID} bytes")
 
@@ -80,7 +80,7 @@ class MilvusStore(RowStore):
         """Whether the collection is there."""
         if not self._is_server and not Path(self.url.place).exists():
             return False  # opening it would make it
-        with self._errors():
+        with milvus_errors(self._module, self.url):
             return bool(self._open().has_collection(self._collection))
 
     def info(self) -> StoreInfo | None:
@@ -88,7 +88,7 @@ class MilvusStore(RowStore):
         if not self.has_container():
             return None
         field, described = self._field(), self._describe()
-        with self._errors():
+        with milvus_errors(self._module, self.url):
             count = self._open().query(self._collection, filter="", output_fields=["count(*)"])
             names = self._open().list_indexes(self._collection)
             indexes = [self._open().describe_index(self._collection, name) for name in names]
@@ -100,6 +100,7 @@ class MilvusStore(RowStore):
             metric=_METRICS.get(metric[0] if metric else "", ""),
             fingerprint=fingerprint,
             owned=owned,
+            takes_rows=count[0]["count(*)"] == 0,
         )
 
     def batches(
@@ -111,8 +112,8 @@ class MilvusStore(RowStore):
         self._field()
         key = self._key()
         while True:
-            condition = "" if after is None else f"{key} > {self._quoted(json.loads(after))}"
-            with self._errors():
+            condition = "" if after is None else f"{key} > {quoted(self.url, json.loads(after))}"
+            with milvus_errors(self._module, self.url):
                 # An iterator for each batch: its own cursor does not quote what is in ids.
                 iterator = self._open().query_iterator(
                     self._collection,
@@ -138,7 +139,7 @@ class MilvusStore(RowStore):
             return found_rows(ids, 0, {}, set())
         dim = int(self._field()["params"]["dim"])
         key = self._key()
-        with self._errors():
+        with milvus_errors(self._module, self.url):
             rows = self._open().query(
                 self._collection, filter=self._among(ids), output_fields=[key, self._vector]
             )
@@ -155,7 +156,7 @@ class MilvusStore(RowStore):
                 f"{fingerprint.metric!r}"
             )
         kinds = self._module.DataType
-        with self._errors():
+        with milvus_errors(self._module, self.url):
             client = self._open()
             schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
             schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=_LONGEST_ID)
@@ -175,7 +176,7 @@ class MilvusStore(RowStore):
 
     def write_tag(self, fingerprint: Fingerprint, *, owned: bool) -> None:
         """See `RowStore`; it is a property of the collection."""
-        with self._errors():
+        with milvus_errors(self._module, self.url):
             properties = {TAG: make_tag(fingerprint, owned=owned)}
             self._open().alter_collection_properties(self._collection, properties)
         self._fields = None
@@ -201,14 +202,14 @@ class MilvusStore(RowStore):
     def delete(self, ids: Sequence[str]) -> None:
         """See `RowStore`."""
         if ids:
-            with self._errors():
+            with milvus_errors(self._module, self.url):
                 self._open().delete(self._collection, filter=self._among(ids))
 
     def drop(self, *, container: bool) -> None:
         """See `RowStore`."""
         info = self.info()
         if container and info is not None and info.count == 0:
-            with self._errors():
+            with milvus_errors(self._module, self.url):
                 self._open().drop_collection(self._collection)
             self._fields = None
 
@@ -226,12 +227,15 @@ class MilvusStore(RowStore):
             for name, row, item in zip(ids, vectors.astype(float).tolist(), payload, strict=True)
         ]
         if rows:
-            with self._errors():
+            with milvus_errors(self._module, self.url):
                 self._open().upsert(self._collection, rows, partial_update=partial)
 
     def _open(self) -> Any:
         if self._client is None:
-            with self._errors():
+            if not self._is_server:
+                path = os.path.abspath(self.url.place)  # noqa: PTH100  (as Milvus Lite has it)
+                self._has_locked = path not in getattr(self._lite, "_servers", {})
+            with milvus_errors(self._module, self.url):
                 self._client = self._module.MilvusClient(
                     self.url.place, token=os.environ.get("MILVUS_TOKEN", "")
                 )
@@ -239,7 +243,7 @@ class MilvusStore(RowStore):
 
     def _describe(self) -> dict[str, Any]:
         if self._fields is None:
-            with self._errors():
+            with milvus_errors(self._module, self.url):
                 client = self._open()
                 described = dict(client.describe_collection(self._collection))
                 if client.list_indexes(self._collection):
@@ -279,39 +283,7 @@ class MilvusStore(RowStore):
                 raise ValueError(f"store {self.url}: expected integer ids, got {name!r}") from None
         return name
 
-    def _quoted(self, value: int | str) -> str:
-        """An id within a filter, so that nothing in it can end the text."""
-        if isinstance(value, str) and any(
-            (ord(letter) < _FIRST_PRINTED and letter not in "\t\n\r") for letter in value
-        ):
-            raise ValueError(
-                f"store {self.url}: Milvus cannot ask for ids with control characters: {value!r}"
-            )
-        return json.dumps(value, ensure_ascii=False)
-
     def _among(self, ids: Sequence[str]) -> str:
-        return f"{self._key()} in [{', '.join(self._quoted(self._native(name)) for name in ids)}]"
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Errors of the client as ours, and said once: it also prints what it raises."""
-        levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
-        for logger, _ in levels:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        except (self._module.exceptions.ConnectionConfigException, OSError) as error:
-            if self._is_server:
-                raise StoreConnectionError(f"store {self.url}: no connection: {error}") from error
-            raise ValueError(
-                f"store {self.url}: cannot be opened: no such folder, not of Milvus Lite, or in "
-                "use by another process"
-            ) from error
-        except self._module.MilvusException as error:
-            text = f"store {self.url}: {getattr(error, 'message', None) or error}"
-            if getattr(error, "code", None) in {2, 14}:  # unavailable, of Milvus and of gRPC
-                raise StoreConnectionError(text) from error
-            raise ValueError(text) from error
-        finally:
-            for logger, level in levels:
-                logger.setLevel(level)
+        return (
+            f"{self._key()} in [{', '.join(quoted(self.url, self._native(name)) for name in ids)}]"
+        )

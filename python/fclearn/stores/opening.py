@@ -55,17 +55,17 @@ def patiently(store: VectorStore, action: Callable[[], Result]) -> Result:
     Raises:
         StoreConnectionError: The store stays away.
     """
-    for wait in _WAITS:
+    for attempt in range(len(_WAITS)):
         try:
             return action()
         except StoreConnectionError:
-            time.sleep(wait)
-            reconnect(store)
+            wait_and_reconnect(store, attempt)
     return action()
 
 
-def reconnect(store: VectorStore) -> None:
+def wait_and_reconnect(store: VectorStore, attempt: int) -> None:
     """Connect anew; a server that is not back yet is found out by what comes next."""
+    time.sleep(_WAITS[min(attempt, len(_WAITS) - 1)])
     if isinstance(store, RowStore):
         try:
             store.reconnect()

@@ -63,7 +63,8 @@ class ParquetStore(FileStore):
         self, size: int, after: str | None = None, payload: Sequence[str] = ()
     ) -> Iterator[Batch]:
         """Rows in the file's order; see `VectorStore`."""
-        skip, row, groups = int(after or 0), 0, []
+        skip, row = int(after or 0), 0
+        groups: list[int] = []
         with self._opened() as file:
             self._kind(file)
             self._need(file, payload)

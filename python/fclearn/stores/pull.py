@@ -17,11 +17,11 @@ from fclearn._files import replacing
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.features.folder import check_target
 from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore, some
-from fclearn.stores.opening import patiently, reconnect
+from fclearn.stores.opening import patiently, wait_and_reconnect
 
 _PROGRESS = "progress.json"
 _VECTORS, _ROWS = "vectors.bin", "rows.jsonl"
-_ATTEMPTS = 4
+_ATTEMPTS = 3
 _UNIT_TOLERANCE = 1e-3  # of float16 rows that were normalised before they were rounded
 
 
@@ -104,10 +104,10 @@ def _steady(
                 failures = 0
             return
         except StoreConnectionError:
-            failures += 1
             if failures == _ATTEMPTS:
                 raise
-            patiently(store, lambda: reconnect(store))
+            wait_and_reconnect(store, failures)
+            failures += 1
 
 
 class _Partial:

@@ -185,6 +185,8 @@ class _Push:
             info = patiently(store, store.info)
         if info is None:
             raise ValueError(f"store {store.url}: it was there when the push began, now it is not")
+        if info.takes_rows and info.fingerprint != features.fingerprint:  # nothing is in it yet
+            patiently(store, partial(store.write_tag, features.fingerprint, owned=True))
         if book.settings["tag"] is not None:
             whole = mixed(Fingerprint.from_dict(book.settings["tag"]), features.fingerprint)
             patiently(store, partial(store.write_tag, whole, owned=info.owned))

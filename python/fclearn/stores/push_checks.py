@@ -46,7 +46,7 @@ def check_target_rows(
                 f"store {store.url}: expected features of {info.dim} numbers, as it holds, got "
                 f"{fingerprint.dim}"
             )
-        if info.fingerprint is not None and not replace:
+        if info.fingerprint is not None and not info.takes_rows and not replace:
             fingerprint.check_same(info.fingerprint, f"{selection.store.path} into {store.url}")
     store.check_ids(selection.ids)
     if isinstance(store, FileStore):
@@ -68,10 +68,11 @@ def check_target_rows(
             f"store {store.url}: has vectors of {len(held)} of {count} ids already: {some(held)}; "
             "only replacing overwrites them"
         )
-    if absent and (replace or info is None or not info.owned):
+    if absent and (replace or info is None or not (info.owned or info.takes_rows)):
         raise ValueError(
             f"store {store.url}: lacks {len(absent)} of {count} ids: {some(absent)}; rows are "
-            "added only where push made the table or collection, and never when replacing"
+            "added only where push made the table or collection or found it empty, and never when "
+            "replacing"
         )
     return {
         "inserted": count - len(held),
@@ -100,7 +101,7 @@ def check_written(
         expected, scale = expected / scale, np.ones_like(scale)
     wrong = ~found.vector | (np.abs(found.vectors - expected) > _TOLERANCE * scale).any(axis=1)
     if wrong.any():
-        names = [ids[row] for row in np.flatnonzero(wrong)]
+        names = [ids[row] for row in np.flatnonzero(wrong).tolist()]
         raise ValueError(
             f"store {store.url}: does not hold what was written for {len(names)} ids: {some(names)}"
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from fclearn.stores.base import (
     some,
 )
 from fclearn.stores.qdrant_files import check_folder
+from fclearn.stores.qdrant_ids import id_of, point_id
 from fclearn.stores.urls import StoreUrl
 
 _METRICS = {"Cosine": "cosine", "Dot": "dot", "Euclid": "euclidean", "Manhattan": "manhattan"}
@@ -69,7 +69,7 @@ class QdrantStore(RowStore):
     def check_ids(self, ids: Sequence[str]) -> None:
         """See `VectorStore`: numbers and UUIDs, or any text in the payload."""
         for name in ids:
-            self._point_id(name)
+            point_id(self.url, name, self._key)
 
     def has_container(self) -> bool:
         """Whether the collection is there."""
@@ -94,11 +94,20 @@ class QdrantStore(RowStore):
                 must=[self._models.HasVectorCondition(has_vector=self._vector)]
             )
             count = self._open().count(self._collection, has if self._vector else None).count
+            is_empty = self._open().count(self._collection).count == 0
         tag = (config.metadata or {}).get(self._tag_name)
         fingerprint, owned = read_tag(None if tag is None else json.dumps(tag))
         metric = _METRICS[params.distance.value]
-        dtype = "float16" if params.datatype == self._models.Datatype.FLOAT16 else "float32"
-        return StoreInfo(count, params.size, dtype, metric, metric == "cosine", fingerprint, owned)
+        return StoreInfo(
+            count,
+            params.size,
+            "float16" if params.datatype == self._models.Datatype.FLOAT16 else "float32",
+            metric,
+            normalises=metric == "cosine",
+            fingerprint=fingerprint,
+            owned=owned,
+            takes_rows=is_empty,
+        )
 
     def batches(
         self, size: int, after: str | None = None, payload: Sequence[str] = ()
@@ -120,12 +129,13 @@ class QdrantStore(RowStore):
                 )
             held = [(r, self._vector_of(r)) for r in records]
             held = [(record, vector) for record, vector in held if vector is not None]
-            yield Batch(
-                [self._id_of(record) for record, _ in held],
-                np.array([vector for _, vector in held], dtype=np.float32).reshape(len(held), -1),
-                [{name: (r.payload or {}).get(name) for name in payload} for r, _ in held],
-                json.dumps(offset),
-            )
+            if held:
+                yield Batch(
+                    [id_of(self.url, record, self._key) for record, _ in held],
+                    np.array([vector for _, vector in held], dtype=np.float32),
+                    [{name: (r.payload or {}).get(name) for name in payload} for r, _ in held],
+                    json.dumps(offset),
+                )
             if offset is None:
                 return
 
@@ -199,7 +209,7 @@ class QdrantStore(RowStore):
         """See `RowStore`."""
         points = [
             self._models.PointStruct(
-                id=self._point_id(name),
+                id=point_id(self.url, name, self._key),
                 vector=self._named(row),
                 payload={**item, **({self._key: name} if self._key else {})},
             )
@@ -239,7 +249,10 @@ class QdrantStore(RowStore):
             module = require("qdrant_client", "qdrant")
             if self._is_server:
                 self._client = module.QdrantClient(
-                    url=self.url.place, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60
+                    url=self.url.place,
+                    api_key=os.environ.get("QDRANT_API_KEY"),
+                    timeout=60,
+                    check_compatibility=False,  # it only warns, and of a server that is away too
                 )
             else:
                 folder = Path(self.url.place)
@@ -273,7 +286,7 @@ class QdrantStore(RowStore):
             if self._key is None:
                 records = self._open().retrieve(
                     self._collection,
-                    [self._point_id(name) for name in ids],
+                    [point_id(self.url, name, self._key) for name in ids],
                     with_payload=False,
                     with_vectors=vectors,
                 )
@@ -289,34 +302,11 @@ class QdrantStore(RowStore):
                 )
         found: dict[str, Any] = {}
         for record in records:
-            name = self._id_of(record)
+            name = id_of(self.url, record, self._key)
             if name in found:
                 raise ValueError(f"store {self.url}: expected distinct ids, found {name!r} twice")
             found[name] = record
         return found
-
-    def _id_of(self, record: Any) -> str:
-        if self._key is None:
-            return str(record.id)
-        value = (record.payload or {}).get(self._key)
-        if value is None or value == "":
-            raise ValueError(f"store {self.url}: point {record.id} has no {self._key!r}, its id")
-        return str(value)
-
-    def _point_id(self, name: str) -> int | str:
-        if self._key is not None:  # the same id always makes the same point
-            return str(uuid.uuid5(uuid.NAMESPACE_OID, name))
-        if name.isdecimal() and str(int(name)) == name and int(name) < 1 << 64:
-            return int(name)
-        try:
-            if str(uuid.UUID(name)) == name:
-                return name
-        except ValueError:
-            pass
-        raise ValueError(
-            f"store {self.url}: ids of Qdrant's points are integers or UUIDs, got {name!r}; "
-            "&id=KEY keeps other ids in the payload"
-        )
 
     def _vector_of(self, record: Any) -> Any:
         vector = record.vector

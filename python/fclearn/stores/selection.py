@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,9 @@ def select(store: FeatureStore, ids: Sequence[str] | None, *, refuse_zeros: bool
         raise ValueError(
             f"{store.path}: no features for {len(unknown)} of {len(wanted)} ids: {some(unknown)}"
         )
-    if len(set(wanted)) < len(wanted):
-        seen: set[str] = set()
-        twice = next(name for name in wanted if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"ids: expected each id once, got {twice!r} again")
+    twice = [name for name, count in Counter(wanted).items() if count > 1]
+    if twice:
+        raise ValueError(f"ids: expected each id once, got {some(twice)} again")
     rows = np.array([row_of[name] for name in wanted], dtype=np.int64)
     selection = Selection(store, wanted, rows, "")
     checksum = zlib.crc32("\n".join(wanted).encode("utf-8"))
