@@ -148,12 +148,15 @@ def check_bf16_iterates(ops, path, num_steps, num_bf16_steps, device="cpu", dim=
     expected = walk(
         torch.ops.fcl, "simt", graph, features, 0.9, num_steps, num_bf16_steps=num_bf16_steps
     )
-    if path != "union":
-        assert got.dtype == expected.dtype
-    # Where a sum falls on the other side of a rounding boundary, one unit of bfloat16 is lost.
-    assert error(got, expected) < (2e-3 if num_bf16_steps else 1e-6)
+    # `union` ends in the dtype of the features.
+    assert got.dtype == (torch.float32 if path == "union" else expected.dtype)
+    got = got.to(expected.dtype)
     truth = exact(graph, features, 0.9, num_steps)
     assert error(got, truth) < (4e-3 if num_bf16_steps else 1e-6)
+    # A few sums fall on the other side of a rounding boundary; a walk that did not round, or
+    # rounded elsewhere, would be as far away as one in float32.
+    unrounded = error(truth.to(expected.dtype), expected.double())
+    assert error(got, expected) < (0.3 * unrounded if num_bf16_steps else 1e-6)
 
 
 def check_empty(ops, path, device="cpu"):

@@ -238,15 +238,17 @@ __global__ void __launch_bounds__(kThreads, kResident<Index, kSize, kGroups>)
             }
           }
         }
-        __syncthreads();  // the next team adds to these sums, or all read them
+        __syncthreads();  // the next team adds to these sums, or the first reads them
       }
     }
+    // Each lane takes what it, first of all, will write for the next hub: no barrier between.
     Sums sums;
+    if (my_team == 0) {
 #pragma unroll
-    for (int m = 0; m < Sums::kMine; ++m) sums.way[m] = shared[m][team_lane];
+      for (int m = 0; m < Sums::kMine; ++m) sums.way[m] = shared[m][team_lane];
+    }
     const Vector<T, kSize> total = sums.total(teams.lanes);
     if (my_team == 0 && group == 0 && is_active) finish_columns(p, row, d, total);
-    __syncthreads();  // the sums are read: the next hub may have the memory
   }
 }
 
