@@ -83,7 +83,7 @@ def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
     def disk_full(*_args, **_kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("fclearn.graph.save_file", disk_full)
+    monkeypatch.setattr("fclearn._tensor_files.save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         graph.normalize().save(path)
     assert path.read_bytes() == before

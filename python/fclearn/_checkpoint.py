@@ -71,11 +71,9 @@ def save_checkpoint(path: Path, state: Checkpoint) -> None:
             torch.save(state, file)
         except RuntimeError as error:
             # What torch says of a full disk is that the position in the file is not the expected.
-            cause = error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            text = f"cannot be written: {cause.strerror}"
-            raise OSError(cause.errno, text, str(path)) from error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:

@@ -42,7 +42,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            # A write to a full disk knows no name, and a line without one helps nobody.
+            if error.filename is not None or error.errno is None:
+                raise
+            text = f"cannot be written: {error.strerror}"
+            raise OSError(error.errno, text, str(target)) from error
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes private files; give the result the permissions any new file would get.
