@@ -65,8 +65,7 @@ def write_tensors(
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
-            code = int(number[1])
-            raise OSError(code, f"cannot be written: {os.strerror(code)}", str(path)) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_tensors(
