@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fclearn import FeatureStore, Fingerprint, embed
+from fclearn.features import FeatureWriter
 
 FINGERPRINT = Fingerprint("tiny", 6)
 
@@ -88,6 +89,18 @@ def test_training_flags_of_each_module_return(tmp_path, data, encoder):
     with pytest.raises(KeyboardInterrupt):
         embed(encoder, data, tmp_path / "s", fingerprint=FINGERPRINT)
     assert [module.training for module in encoder.modules()] == flags
+
+
+def test_a_disk_that_refuses_leaves_no_mode_behind(tmp_path, data, encoder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    encoder.train()
+    monkeypatch.setattr(FeatureWriter, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        embed(encoder, data, tmp_path / "s", fingerprint=FINGERPRINT)
+    assert all(module.training for module in encoder.modules())
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, data, encoder):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -108,12 +108,14 @@ def embed(
     writer = FeatureWriter(store_path, num_images, fingerprint.dim, dtype, fingerprint, source)
     missing = writer.missing()
     done = num_images - sum(end - begin for begin, end in missing)
-    with _bar(progress) as bar:
+    batches = list(_batches(missing, batch_size))
+    running = embed_batches(
+        encoder, dataset, batches, fingerprint.dim, normalize=normalize, device=device
+    )
+    # Closed also where writing fails: that gives the encoder its training flags back.
+    with _bar(progress) as bar, closing(running):
         task = bar.add_task("embed", total=num_images, completed=done)
-        batches = list(_batches(missing, batch_size))
-        for begin, end, rows in embed_batches(
-            encoder, dataset, batches, fingerprint.dim, normalize=normalize, device=device
-        ):
+        for begin, end, rows in running:
             writer.write(begin, rows)
             bar.advance(task, end - begin)
     return writer.finish(manifest_of(dataset))
@@ -141,8 +143,8 @@ def embed_batches(
     *,
     normalize: bool,
     device: str | torch.device,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield begin, end and rows ``(end - begin, dim)`` of ranges of images.
+) -> Generator[tuple[int, int, Tensor], None, None]:
+    """Yield begin, end and rows ``(end - begin, dim)`` of ranges of images; close it when done.
 
     Args:
         encoder: As `embed`, also the following.

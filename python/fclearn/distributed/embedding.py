@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,12 @@ def embed_by_all(
     def work(begin: int, end: int) -> Arrays:
         out = np.empty((end - begin, fingerprint.dim), np.float32)
         batches = [(begin + a, begin + b) for a, b in pieces(end - begin, batch_size)]
-        for first, last, rows in embed_batches(
+        running = embed_batches(
             encoder, dataset, batches, fingerprint.dim, normalize=normalize, device=world.device
-        ):
-            out[first - begin : last - begin] = rows.cpu().numpy()
+        )
+        with closing(running):
+            for first, last, rows in running:
+                out[first - begin : last - begin] = rows.cpu().numpy()
         return {"features": out}
 
     files.run(work)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,14 @@ from fclearn.distributed.terms import ShardedCosineClassifierLoss, ShardedTerm, 
 from fclearn.distributed.world import World
 from fclearn.losses import LossTerm
 from fclearn.training import SHARDED_CHECKPOINTS, TrainConfig, Trainer
+
+# Old features are buffers, too: as large as the training set, and the same everywhere. torch 2.13
+# renamed the option, and warns of the name that 2.10 has.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class DistributedTrainer(Trainer):
@@ -104,8 +113,7 @@ class DistributedTrainer(Trainer):
             self._objective,
             device_ids=[world.device] if world.device.type == "cuda" else None,
             process_group=world.group,
-            # Old features are buffers, too: as large as the training set, and the same everywhere.
-            broadcast_buffers=False,
+            **{_SYNC_BUFFERS: False},
         )
 
     def _placed(self, losses: Sequence[LossTerm]) -> list[LossTerm]:

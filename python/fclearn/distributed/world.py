@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.rendezvous import rendezvous
 
 from fclearn._launch import under_torchrun
 
@@ -81,7 +82,14 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     chosen = _device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun's own store outlives a restart: a process that comes early would find addresses of
+    # the dead. Agents of several hosts count restarts each for itself, so this is for one host.
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"after {restarts} restarts", store)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield _world(chosen)
     finally:
