@@ -130,8 +130,8 @@ def test_bad_union_arguments_are_named(change, message):
 
 @pytest.mark.usefixtures("emulation")
 def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch):
-    crow, col, values = _clustered(nodes=512, size=32, shuffle=False)[:3]
-    graph = KnnGraph.from_csr(crow, col, values).normalize(temperature=1.0)
+    neighbours = _clustered(nodes=512, size=32, shuffle=False)
+    graph = KnnGraph.from_knn(*neighbours).normalize(temperature=1.0)
     order = torch.arange(512)
     monkeypatch.delenv("FCL_CUDA_PATH", raising=False)
     assert _prepare(graph, order).windows is None
