@@ -130,8 +130,7 @@ def test_bad_union_arguments_are_named(change, message):
 
 @pytest.mark.usefixtures("emulation")
 def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch):
-    neighbours = _clustered(nodes=512, size=32, shuffle=False)
-    graph = KnnGraph.from_knn(*neighbours).normalize(temperature=1.0)
+    graph, _ = _clustered(nodes=512, size=32, shuffle=False)
     order = torch.arange(512)
     monkeypatch.delenv("FCL_CUDA_PATH", raising=False)
     assert _prepare(graph, order).windows is None
