@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_graph_prepare import _clustered
 
-from fclearn import KnnGraph, _prepared, _windows
+from fclearn import KnnGraph, _prepared
 
 OP = torch.ops.fcl.walk_windows.default
 UNION = torch.ops.fcl.random_walk_union.default
@@ -139,11 +139,10 @@ def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch):
     assert prepared.windows is not None
     assert prepared.windows.reuse >= 2
     assert prepared.windows.reuse == pytest.approx(_reuse_by_definition(prepared), rel=1e-12)
-    shared = replace(prepared.windows, values=prepared.windows.values.clone())
     features = torch.randn(512, 20, generator=torch.Generator().manual_seed(0))
     # What a GPU would walk is what the CPU walks.
     got = torch.ops.fcl_emulated.random_walk_union(
-        *(getattr(shared, name) for name in _windows._ARRAYS), features[prepared.order], 0.9, 4, 0
+        *prepared.windows.arrays, features[prepared.order], 0.9, 4, 0
     )
     expected = replace(graph, prepared=None).walk(features, num_steps=4)
     torch.testing.assert_close(got[prepared.inverse], expected, rtol=1e-5, atol=1e-6)
