@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_graph_prepare import _clustered
 
-from fclearn import KnnGraph, _prepared, _windows
+from fclearn import KnnGraph, _prepared
 
 OP = torch.ops.fcl.walk_windows.default
 UNION = torch.ops.fcl.random_walk_union.default
@@ -130,8 +130,7 @@ def test_bad_union_arguments_are_named(change, message):
 
 @pytest.mark.usefixtures("emulation")
 def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch):
-    crow, col, values = _clustered(nodes=512, size=32, shuffle=False)[:3]
-    graph = KnnGraph.from_csr(crow, col, values).normalize(temperature=1.0)
+    graph, _ = _clustered(nodes=512, size=32, shuffle=False)
     order = torch.arange(512)
     monkeypatch.delenv("FCL_CUDA_PATH", raising=False)
     assert _prepare(graph, order).windows is None
@@ -140,11 +139,10 @@ def test_prepared_graphs_hold_windows_where_asked_and_worth_it(monkeypatch):
     assert prepared.windows is not None
     assert prepared.windows.reuse >= 2
     assert prepared.windows.reuse == pytest.approx(_reuse_by_definition(prepared), rel=1e-12)
-    shared = replace(prepared.windows, values=prepared.windows.values.clone())
     features = torch.randn(512, 20, generator=torch.Generator().manual_seed(0))
     # What a GPU would walk is what the CPU walks.
     got = torch.ops.fcl_emulated.random_walk_union(
-        *(getattr(shared, name) for name in _windows._ARRAYS), features[prepared.order], 0.9, 4, 0
+        *prepared.windows.arrays, features[prepared.order], 0.9, 4, 0
     )
     expected = replace(graph, prepared=None).walk(features, num_steps=4)
     torch.testing.assert_close(got[prepared.inverse], expected, rtol=1e-5, atol=1e-6)

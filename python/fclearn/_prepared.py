@@ -57,7 +57,10 @@ class PreparedGraph:
     def to(self, device: torch.device | str) -> PreparedGraph:
         """Copy on another device."""
         return PreparedGraph(
-            *(t.to(device) for t in (self.order, self.crow_indices, self.col_indices, self.values)),
+            self.order.to(device),
+            self.crow_indices.to(device),
+            self.col_indices.to(device),
+            self.values.to(device),
             None if self.windows is None else self.windows.to(device),
         )
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from fcl_ext import cuda_paths, ops
 #: Edges per row that a window gathers, from which the tensor cores' walk is asked for: it moves
 #: that many times fewer bytes of the state, and more of the graph.
 ENOUGH_REUSE = 2.0
-_ARRAYS = ("window_crow", "window_col", "chunk_crow", "positions", "values")
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,19 @@ class WalkWindows:
     values: Tensor
     reuse: float
 
+    @property
+    def arrays(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the operator takes, in its order."""
+        return (self.window_crow, self.window_col, self.chunk_crow, self.positions, self.values)
+
     def to(self, device: torch.device | str) -> WalkWindows:
         """Copy on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+        window_crow, window_col, chunk_crow, positions, values = (t.to(device) for t in self.arrays)
+        return WalkWindows(window_crow, window_col, chunk_crow, positions, values, self.reuse)
 
     def walk(self, rows: Tensor, damping: float, num_steps: int, num_bf16_steps: int) -> Tensor:
         """Exactly ``num_steps``; shape and dtype of the rows, which must be finite."""
-        arrays = (getattr(self, name) for name in _ARRAYS)
-        return ops.random_walk_union(*arrays, rows, damping, num_steps, num_bf16_steps)
+        return ops.random_walk_union(*self.arrays, rows, damping, num_steps, num_bf16_steps)
 
 
 def build(crow_indices: Tensor, col_indices: Tensor, values: Tensor) -> WalkWindows:
@@ -55,11 +59,14 @@ def build(crow_indices: Tensor, col_indices: Tensor, values: Tensor) -> WalkWind
         >>> build(crow, col, torch.ones(4)).reuse
         2.0
     """
-    *arrays, edge_order = ops.walk_windows(crow_indices.cpu(), col_indices.cpu())
-    used = int((arrays[1] >= 0).sum())
+    window_crow, window_col, chunk_crow, positions, edge_order = ops.walk_windows(
+        crow_indices.cpu(), col_indices.cpu()
+    )
+    used = int((window_col >= 0).sum())
     reuse = len(edge_order) / used if used else 1.0
     weights = values.detach().cpu().float()[edge_order]
-    return WalkWindows(*arrays, weights, reuse).to(values.device)
+    windows = WalkWindows(window_crow, window_col, chunk_crow, positions, weights, reuse)
+    return windows.to(values.device)
 
 
 def is_asked() -> bool:
