@@ -111,7 +111,7 @@ fuzz: install
 
 endurance: install
 	$(BIN)/python tools/kill_loop.py --kills 100
-	$(BIN)/python tools/endurance.py --steps 10000
+	$(BIN)/python tools/endurance.py --steps 10000 --write bench/results/endurance.json
 
 # The build made against CPU torch, loaded under a CUDA build of an older torch (4.7 GB to install).
 check-cuda-torch: dev

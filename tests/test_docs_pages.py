@@ -67,6 +67,14 @@ def test_performance_has_every_measurement(pages):
             )
 
 
+def test_memory_over_many_steps(pages):
+    text = (pages / "performance.md").read_text(encoding="utf-8")
+    results = json.loads((docs_pages.RESULTS / "endurance.json").read_text(encoding="utf-8"))
+    assert results
+    for name, row in results.items():
+        assert f"| {name} | {row['steps']:,} | {row['growth_mb']:.2f} |" in text
+
+
 def test_pages_that_did_not_change_are_not_written(pages):
     path = pages / "performance.md"
     before = path.stat().st_mtime_ns

@@ -23,8 +23,8 @@ def test_own_training_loop():
 
 def test_text_api_upgrade():
     found = run("text_api_upgrade.py")
-    assert found["through a head"] > 2 * found["new queries as they are"]
-    assert found["through Procrustes"] > 2 * found["new queries as they are"]
+    assert found["through a head"] > 1.5 * found["new queries as they are"]
+    assert found["through Procrustes"] > 1.5 * found["new queries as they are"]
 
 
 def test_faiss_gallery():

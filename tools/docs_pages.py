@@ -124,6 +124,7 @@ def performance_page(results: Path) -> str:
         _cpu(json.loads((results / "cpu.json").read_text(encoding="utf-8"))),
         _accuracy(json.loads((results / "accuracy.json").read_text(encoding="utf-8"))),
         _out_of_core(json.loads((results / "out_of_core.json").read_text(encoding="utf-8"))),
+        _endurance(json.loads((results / "endurance.json").read_text(encoding="utf-8"))),
         "## Time and memory against the number of classes",
         "![Time and memory against classes](../../bench/results/classes.png)",
         "",
@@ -177,6 +178,24 @@ def _out_of_core(found: dict[str, Any]) -> str:
         f"limited to {found['cap_gb']:g} GB: {found['seconds']:.0f} s, at most "
         f"{found['peak_private_mb']:.0f} MB beyond mapped files."
     )
+
+
+def _endurance(found: dict[str, Any]) -> str:
+    lines = [
+        "## Memory over many steps",
+        "",
+        "Growth of resident memory by least squares over the second half, extended to all steps; "
+        "files and threads that stayed open (`tools/endurance.py`).",
+        "",
+        "| work | steps | growth, MB | resident, MB | files | threads |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in found.items():
+        lines.append(
+            f"| {name} | {row['steps']:,} | {row['growth_mb']:.2f} | {row['resident_mb']:.0f} "
+            f"| {row['files']} | {row['threads']} |"
+        )
+    return "\n".join(lines)
 
 
 def _write(path: Path, text: str) -> None:
