@@ -87,7 +87,9 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     # the dead. Agents of several hosts count restarts each for itself, so this is for one host.
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"after {restarts} restarts", store)
+        store = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"after {restarts} restarts", store
+        )
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
