@@ -33,10 +33,10 @@ class CudaBackend {
   void step(const WalkGraph& graph, const Tensor& state, const Tensor* restart, double damping,
             const Tensor& out) const {
     const auto rows = [](const Tensor& t) { return columns_of(t, 0, t.size(1)); };
-    path_.launch(
-        {square(graph), graph.values.const_data_ptr(), rows(state),
-         restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1), damping, false},
-        stream_);
+    path_.launch({square(graph), graph.values.const_data_ptr(), rows(state),
+                  restart == nullptr ? WalkRows{} : rows(*restart), rows(out), state.size(1),
+                  damping, false},
+                 stream_);
   }
 
   // All steps: what walk_steps of ops/random_walk.h does in the dtype of the iterates, rounded to
