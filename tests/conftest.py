@@ -74,7 +74,7 @@ def postgres() -> Iterator[Callable[[], Any]]:
             os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
             import pgserver
 
-            started.append(pgserver.get_server(folder / "data"))
+            started.append(pgserver.get_server(folder / "data", cleanup_mode="delete"))
         return started[0]
 
     yield start
