@@ -67,7 +67,7 @@ def _calls():
     x, w, y = torch.empty(5, 4), torch.empty(7, 4), torch.empty(5, dtype=torch.int64)
     crow, col = torch.empty(6, dtype=torch.int64), torch.empty(9, dtype=torch.int32)
     wide, values, lse = torch.empty(9, dtype=torch.int64), torch.empty(9), torch.empty(5)
-    row_crow = torch.empty(8, dtype=torch.int64)
+    row_crow, pair = torch.empty(8, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
     graph = (crow, col, values, x)
     return {
         "softmax_readout": ((x, w, None, y, 2.0, True), [(5,), (5, 4)]),
@@ -99,7 +99,7 @@ def _calls():
         "walk_windows": ((crow, col), [(2,), None, None, None, None]),
         "random_walk_union": (
             (
-                *(row_crow[:2], torch.empty(16, dtype=torch.int32), row_crow[:2]),
+                *(pair, torch.empty(16, dtype=torch.int32), pair),
                 *(torch.empty(9, dtype=torch.uint8), values, x, 0.5, 3),
             ),
             [(5, 4)],
