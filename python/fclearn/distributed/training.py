@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,12 @@ class DistributedTrainer(Trainer):
             if not isinstance(term.module, ShardedTerm)
         }
         self._objective = Objective(self.encoder, whole, self._embed, world.group, config.seed)
+        buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
         self._parallel = DistributedDataParallel(
             self._objective,
             device_ids=[world.device] if world.device.type == "cuda" else None,
             process_group=world.group,
-            **{_SYNC_BUFFERS: False},
+            **buffers,
         )
 
     def _placed(self, losses: Sequence[LossTerm]) -> list[LossTerm]:
