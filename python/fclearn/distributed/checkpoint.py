@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -85,12 +86,15 @@ def save_sharded(
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
         partial.mkdir(parents=True)
     world.barrier()
-    save(
-        # The format wants rows one after another, which those of channels-last images are not.
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
-        process_group=world.group,
-    )
+    try:
+        save(
+            # The format wants rows one after another, which those of channels-last images are not.
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            process_group=world.group,
+        )
+    except CheckpointException as error:  # not an Exception
+        raise OSError(f"{partial}: cannot be written ({_reason(error)})") from error
     if world.is_first:
         with (partial / _FACTS).open("w", encoding="utf-8") as file:
             json.dump(facts, file)
@@ -141,14 +145,19 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> None:
             storage_reader=HuggingFaceStorageReader(str(path)),
             process_group=world.group,
         )
-    except Exception as error:  # a hostile file can fail in many ways inside torch
-        reason = " ".join(str(error).split())[:200]
+    # A hostile file can fail in many ways inside torch.
+    except (Exception, CheckpointException) as error:
         raise ValueError(
-            f"{path}: damaged, or made with another encoder or other losses ({reason})"
+            f"{path}: damaged, or made with another encoder or other losses ({_reason(error)})"
         ) from error
     for name, tensor in tensors.items():
         if read[name] is not tensor:
             tensor.copy_(read[name])
+
+
+def _reason(error: BaseException) -> str:
+    """The end of a message, where torch puts what the process that failed said."""
+    return " ".join(str(error).split())[-200:]
 
 
 def _finished(folder: Path) -> list[tuple[int, Path]]:

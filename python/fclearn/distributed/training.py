@@ -109,12 +109,12 @@ class DistributedTrainer(Trainer):
             if not isinstance(term.module, ShardedTerm)
         }
         self._objective = Objective(self.encoder, whole, self._embed, world.group, config.seed)
-        options: dict[str, Any] = {_SYNC_BUFFERS: False}
+        buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
         self._parallel = DistributedDataParallel(
             self._objective,
             device_ids=[world.device] if world.device.type == "cuda" else None,
             process_group=world.group,
-            **options,
+            **buffers,
         )
 
     def _placed(self, losses: Sequence[LossTerm]) -> list[LossTerm]:

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from fclearn._launch import under_torchrun
@@ -87,9 +87,7 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     # the dead. Agents of several hosts count restarts each for itself, so this is for one host.
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"after {restarts} restarts", store
-        )
+        store = PrefixStore(f"after {restarts} restarts", store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
