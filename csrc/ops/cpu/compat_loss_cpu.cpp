@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "common/host.h"
+#include "common/text.h"
 #include "ops/compat_loss.h"
 #include "ops/compat_row.h"
 #include "ops/cpu/softmax_readout_driver.h"
@@ -228,7 +229,7 @@ void run_forward(const CompatProblem& p, const CompatOutputs& out) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes,
+    int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
     std::optional<Tensor> logits) {
   const CompatLossOptions options{scale,
                                   margin,
@@ -362,10 +363,12 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
 }
 
 // What the two operators above do, without a tensor for anything that nobody sees.
-std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(
-    Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
-    double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(Tensor embeddings, Tensor prototypes,
+                                                         Tensor labels,
+                                                         std::optional<Tensor> mean_prototype,
+                                                         double scale, double margin, bool arcface,
+                                                         double label_smoothing, bool normalize,
+                                                         int64_t ignore_index, Text reduction) {
   const char* op = "compat_loss_gradients";
   check_scalar_reduction(op, reduction);
   const CompatLossOptions options{scale,

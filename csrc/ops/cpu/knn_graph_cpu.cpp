@@ -12,6 +12,7 @@
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
+#include "common/text.h"
 #include "ops/cpu/knn_graph_driver.h"
 #include "ops/knn_graph.h"
 
@@ -139,14 +140,14 @@ std::tuple<Tensor, Tensor> neighbours(const char* op, const Tensor& given, const
   return {indices, similarities};
 }
 
-std::tuple<Tensor, Tensor> knn_graph(Tensor features, int64_t k, std::string metric) {
+std::tuple<Tensor, Tensor> knn_graph(Tensor features, int64_t k, Text metric) {
   const KnnShape shape = check_knn_graph(features, k, metric);
   const int64_t whole[] = {0, shape.num_rows};
   return neighbours("knn_graph", features, shape, whole, 1);
 }
 
 std::tuple<Tensor, Tensor> knn_graph_segments(Tensor features, Tensor offsets, int64_t k,
-                                              std::string metric) {
+                                              Text metric) {
   const KnnShape shape = check_knn_graph_segments(features, offsets, k, metric);
   offsets = torch::stable::contiguous(offsets);
   const int64_t* bounds = offsets.const_data_ptr<int64_t>();

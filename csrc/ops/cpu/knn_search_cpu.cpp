@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/host.h"
+#include "common/text.h"
 #include "ops/cpu/knn_graph_driver.h"
 #include "ops/knn_search.h"
 
@@ -40,7 +41,7 @@ int64_t count_query_blocks(int64_t num_queries) {
   return std::max(fewest, std::min(shared, ceil_div(num_queries, kFewestQueries)));
 }
 
-std::tuple<Tensor, Tensor> knn_search(Tensor query, Tensor gallery, int64_t k, std::string metric) {
+std::tuple<Tensor, Tensor> knn_search(Tensor query, Tensor gallery, int64_t k, Text metric) {
   const KnnShape shape = check_knn_search(query, gallery, k, metric);
   query = torch::stable::contiguous(query);
   gallery = torch::stable::contiguous(gallery);

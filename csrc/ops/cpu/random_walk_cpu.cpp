@@ -12,6 +12,7 @@
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
+#include "common/text.h"
 #include "ops/cpu/csr_host.h"
 #include "ops/cpu/random_walk_kernels.h"
 #include "ops/cpu/walk_panels.h"
@@ -295,7 +296,7 @@ std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_
 
 std::tuple<Tensor, Tensor> random_walk_tol(Tensor crow_indices, Tensor col_indices, Tensor values,
                                            Tensor features, double damping, double tol,
-                                           int64_t max_steps, std::string norm) {
+                                           int64_t max_steps, Text norm) {
   const char* op = "random_walk_tol";
   const WalkShape shape =
       check_random_walk(op, crow_indices, col_indices, values, features, damping);

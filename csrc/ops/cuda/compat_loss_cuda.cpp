@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "common/cuda_stream.h"
+#include "common/text.h"
 #include "ops/compat_loss.h"
 #include "ops/cuda/compat_loss_kernels.h"
 
@@ -36,7 +37,7 @@ CompatProblem make_problem(const CompatLossShape& shape, const Tensor& embedding
 std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, std::string reduction, bool need_embeddings, bool need_prototypes,
+    int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
     std::optional<Tensor> logits) {
   const CompatLossOptions options{scale,
                                   margin,
@@ -111,10 +112,12 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
   return grad;
 }
 
-std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(
-    Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
-    double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(Tensor embeddings, Tensor prototypes,
+                                                         Tensor labels,
+                                                         std::optional<Tensor> mean_prototype,
+                                                         double scale, double margin, bool arcface,
+                                                         double label_smoothing, bool normalize,
+                                                         int64_t ignore_index, Text reduction) {
   check_scalar_reduction("compat_loss_gradients", reduction);
   auto [loss, grad, unit, state] =
       compat_loss(embeddings, prototypes, labels, mean_prototype, scale, margin, arcface,

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "common/cuda_stream.h"
+#include "common/text.h"
 #include "ops/cuda/knn_graph_kernels.h"
 #include "ops/knn_graph.h"
 
@@ -16,7 +17,7 @@ namespace {
 
 using fcl::cuda::CudaScope;
 
-std::tuple<Tensor, Tensor> knn_graph(Tensor features, int64_t k, std::string metric) {
+std::tuple<Tensor, Tensor> knn_graph(Tensor features, int64_t k, Text metric) {
   const KnnShape shape = check_knn_graph(features, k, metric);
   const CudaScope scope(features);
   features = torch::stable::contiguous(features);

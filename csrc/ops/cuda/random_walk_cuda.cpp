@@ -10,6 +10,7 @@
 #include <tuple>
 #include <utility>
 
+#include "common/text.h"
 #include "ops/cuda/csr_cuda.h"
 #include "ops/cuda/walk_loop.h"
 #include "ops/cuda/walk_path.h"
@@ -196,7 +197,7 @@ std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_
 
 std::tuple<Tensor, Tensor> random_walk_tol(Tensor crow_indices, Tensor col_indices, Tensor values,
                                            Tensor features, double damping, double tol,
-                                           int64_t max_steps, std::string norm) {
+                                           int64_t max_steps, Text norm) {
   const char* op = "random_walk_tol";
   const WalkShape shape =
       check_random_walk(op, crow_indices, col_indices, values, features, damping);
