@@ -61,7 +61,8 @@ OPTIONAL_PACKAGES = (
 ENVIRONMENT: Mapping[str, str] = {
     "FCL_CPU_ISA": "instruction set of the CPU kernels: portable, avx2, avx512 or avx512_bf16",
     "FCL_CACHE_BYTES": "size of the last-level cache, where the system tells it wrongly",
-    "FCL_CUDA_PATH": "set of CUDA kernels: simt, mma or sm90",
+    "FCL_CUDA_PATH": "set of CUDA kernels: simt, mma, sm90, gather or union",
+    "FCL_CUDA_CACHE_BYTES": "size of the GPU's L2 cache, for walks in panels of columns",
     "FCL_CACHE": "folder of the rendered icons (default: ~/.cache/fcl-ext)",
     "FCL_DEBUG": "1: tracebacks of errors",
     "OMP_NUM_THREADS": "threads of torch, and so of the kernels",
