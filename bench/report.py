@@ -22,6 +22,8 @@ from rich.table import Table
 TOLERANCE = 0.8
 
 
+# What a row keeps of a benchmark's extra_info, where it has it.
+_KEPT = ("ratio", "peak_fraction", "gather_fraction", "steps_to_pay_back", "extra_memory_mb")
 # What parts of one run must have in common.
 _MACHINE = ("torch", "threads", "fcl_isa", "python")
 
@@ -51,11 +53,7 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
                 "name": bench["name"].partition("[")[0],
                 "peer": info.get("peer", ""),
                 "seconds": info.get("seconds", bench["stats"]["median"]),
-                **{
-                    key: info[key]
-                    for key in ("ratio", "peak_fraction", "extra_memory_mb")
-                    if info.get(key) is not None
-                },
+                **{key: info[key] for key in _KEPT if info.get(key) is not None},
             }
         )
     return {
