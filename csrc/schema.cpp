@@ -9,7 +9,14 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   // With normalize the rows of prototypes count at unit length, also as values.
   m.def(
       "softmax_readout(Tensor embeddings, Tensor prototypes, Tensor? values, Tensor? exclude, "
-      "float scale, bool need_mean, bool normalize=False) -> (Tensor logsumexp, Tensor mean)");
+      "float scale, bool need_mean, bool normalize=False, Tensor? packed=None, "
+      "Tensor? squared_norms=None) -> (Tensor logsumexp, Tensor mean)");
+  // Frozen prototypes as the CPU kernels of softmax_readout and compat_loss multiply them
+  // (ops/cpu/pack_prototypes.h), so that no pass has to pack them; same results. float32 and
+  // float64.
+  m.def(
+      "pack_prototypes(Tensor prototypes, bool normalize) "
+      "-> (Tensor packed, Tensor squared_norms)");
   // Gradients of sum_i grad_logsumexp_i lse_i + grad_mean_i . mean_i; those not needed are empty.
   // coefficient_i = grad_logsumexp_i - grad_mean_i . mean_i.
   m.def(
@@ -25,7 +32,8 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "compat_loss(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor? mean_prototype, "
       "float scale, float margin, bool arcface, float label_smoothing, bool normalize, "
       "int ignore_index, str reduction, bool need_embeddings, "
-      "bool need_prototypes, Tensor(a!)? logits=None) "
+      "bool need_prototypes, Tensor(a!)? logits=None, Tensor? packed=None, "
+      "Tensor? squared_norms=None) "
       "-> (Tensor loss, Tensor grad_embeddings, Tensor unit_embeddings, Tensor state)");
   // Gradient to prototypes; embeddings are the unit rows where normalize was set. grad_loss has the
   // shape of the loss.

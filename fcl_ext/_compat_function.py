@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from fcl_ext import ops
 from fcl_ext._logits import room_for_logits
+from fcl_ext._packing import packed_prototypes
 
 # Prototypes, and logits, up to so many numbers get their gradient in the forward call: on two
 # hundred classes a second call and what it takes to get there cost as much as the gradient. A
@@ -64,6 +65,7 @@ class CompatLoss(torch.autograd.Function):
                 ctx.save_for_backward(grad, grad_prototypes)
                 return loss
         logits = room_for_logits(embeddings, prototypes) if need_prototypes else None
+        packed, squared_norms = packed_prototypes(prototypes, normalize)
         loss, grad, unit, state = ops.compat_loss(
             embeddings,
             prototypes,
@@ -79,6 +81,8 @@ class CompatLoss(torch.autograd.Function):
             need_embeddings,
             need_prototypes,
             logits,
+            packed,
+            squared_norms,
         )
         if need_prototypes:
             rows = unit if normalize else embeddings

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._compat_function import CompatLoss, mean_prototype
+from fcl_ext._packing import packed_prototypes
 
 Reduction = Literal["mean", "sum", "none"]
 MarginType = Literal["cosface", "arcface"]
@@ -164,8 +165,9 @@ def teacher_readout(
     """
     if normalize:
         teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
+    packed = packed_prototypes(prototypes, normalize)
     logsumexp, mean = ops.softmax_readout(
-        teacher_embeddings, prototypes, None, None, scale, True, normalize
+        teacher_embeddings, prototypes, None, None, scale, True, normalize, *packed
     )
     # sum_c p_c log p_c = sum_c p_c (s x.w_c - lse) = s x.mean - lse
     return Teacher(mean, scale * _row_dot(teacher_embeddings, mean) - logsumexp)
@@ -395,7 +397,10 @@ def _target_losses(
 def _logsumexp(embeddings: Tensor, prototypes: Tensor, scale: float, normalize: bool) -> Tensor:
     # The mean is the gradient to the embeddings: computed in the same pass, if anyone asks for it.
     need_mean = embeddings.requires_grad and torch.is_grad_enabled()
-    return ops.softmax_readout(embeddings, prototypes, None, None, scale, need_mean, normalize)[0]
+    packed = packed_prototypes(prototypes, normalize)
+    return ops.softmax_readout(
+        embeddings, prototypes, None, None, scale, need_mean, normalize, *packed
+    )[0]
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:

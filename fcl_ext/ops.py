@@ -20,11 +20,27 @@ def softmax_readout(
     scale: float,
     need_mean: bool,
     normalize: bool = False,
+    packed: Tensor | None = None,
+    squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(N, D), (C, D) -> lse (N,), mean (N, Dv)``; ``mean`` is (0, Dv) unless needed."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.softmax_readout.default(
-        embeddings, prototypes, values, exclude, scale, need_mean, normalize
+        embeddings,
+        prototypes,
+        values,
+        exclude,
+        scale,
+        need_mean,
+        normalize,
+        packed,
+        squared_norms,
     )
+    return out
+
+
+def pack_prototypes(prototypes: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """``(C, D) -> packed (C, D rounded up to 32), squared_norms (C,)``, for this process only."""
+    out: tuple[Tensor, Tensor] = torch.ops.fcl.pack_prototypes.default(prototypes, normalize)
     return out
 
 
@@ -75,6 +91,8 @@ def compat_loss(
     need_embeddings: bool,
     need_prototypes: bool,
     logits: Tensor | None = None,
+    packed: Tensor | None = None,
+    squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, its gradient to embeddings (N, D), unit rows (N, D) and state (4, N)."""
     out: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.fcl.compat_loss.default(
@@ -92,6 +110,8 @@ def compat_loss(
         need_embeddings,
         need_prototypes,
         logits,
+        packed,
+        squared_norms,
     )
     return out
 

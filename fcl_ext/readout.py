@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fcl_ext import ops
+from fcl_ext._packing import packed_prototypes
 
 
 def softmax_readout(
@@ -46,7 +47,8 @@ def softmax_readout(
         >>> torch.allclose(logsumexp, torch.logsumexp(2.0 * x @ w.T, 1))
         True
     """
-    return ops.softmax_readout(embeddings, prototypes, values, None, scale, True)
+    packed = packed_prototypes(prototypes, False)
+    return ops.softmax_readout(embeddings, prototypes, values, None, scale, True, False, *packed)
 
 
 def combine_readouts(logsumexps: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:

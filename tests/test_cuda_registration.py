@@ -30,13 +30,18 @@ LIBRARY = next(
     (f / "libfcl_ops_cuda.so" for f in PACKAGE if (f / "libfcl_ops_cuda.so").exists()), None
 )
 # What is done once per graph has no CUDA kernel.
-CPU_ONLY = {"fcl::class_walk", "fcl::graph_prepare", "fcl::walk_windows"}
+CPU_ONLY = {
+    "fcl::class_walk",
+    "fcl::graph_prepare",
+    "fcl::pack_prototypes",
+    "fcl::walk_windows",
+}
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the CUDA library was not built")
 needs_cuda_torch = pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
 
 
 def test_every_schema_is_seen():
-    assert len(OPERATORS) == 20
+    assert len(OPERATORS) == 21
 
 
 @needs_cuda_torch
@@ -93,6 +98,7 @@ def _calls():
             (x, w, lse, lse, row_crow, wide, values, crow, y, 2.0),
             [(7, 4)],
         ),
+        "pack_prototypes": ((w, True), [(7, 32), (7,)]),
         "random_walk": ((*graph, 0.5, 3), [(5, 4)]),
         "random_walk_backward": ((*graph, x, 0.5, 3, True, True), [(5, 4), (9,)]),
         "random_walk_resume": ((*graph, x, 0.5, 3, 1), [(5, 4)]),

@@ -4,6 +4,8 @@
 // no packing and may be row- or column-major. Internal to each ISA unit.
 #pragma once
 
+#include <type_traits>
+
 #include "common/simd.h"
 
 namespace fcl {
@@ -32,14 +34,25 @@ struct Prefetch {
   const char* at;
   const char* end;
   int64_t bytes_per_step;
+  int64_t ranges;      // those left, this one included
+  int64_t to_next;     // from the end of a range to the beginning of the next one
+  int64_t range_size;  // bytes
 
-  // All of [data, data + bytes) in `steps` calls of step().
-  Prefetch(const void* data, int64_t bytes, int64_t steps)
+  // `count` ranges of `bytes`, `stride` bytes from one to the next, in `steps` calls of step().
+  Prefetch(const void* data, int64_t bytes, int64_t steps, int64_t count = 1, int64_t stride = 0)
       : at(static_cast<const char*>(data)),
         end(at + bytes),
-        bytes_per_step(round_up(ceil_div(bytes, steps), kLine)) {}
+        bytes_per_step(round_up(ceil_div(bytes * count, steps), kLine)),
+        ranges(count),
+        to_next(stride - bytes),
+        range_size(bytes) {}
 
   void step() {
+    if (at >= end && ranges > 1) {
+      --ranges;
+      at = end + to_next;
+      end = at + range_size;
+    }
     const char* last = end - at < bytes_per_step ? end : at + bytes_per_step;
     for (; at < last; at += kLine) __builtin_prefetch(at, 0, 2);
   }
@@ -113,6 +126,21 @@ inline void tile_all_rows(int64_t rows, TileA<T> a, const T* b, typename Multipl
   }
 }
 
+// Part of a row, [begin, begin + kLanes), in the type that is computed in; zeros past its end.
+template <typename T, typename S>
+inline Vec<T> load_part(const S* row, int64_t begin, int64_t dim) {
+  if (begin + kLanes<T> <= dim) {
+    if constexpr (std::is_same_v<T, S>) return load(row + begin);
+    alignas(kVectorBytes) T part[kLanes<T>];
+    for (int j = 0; j < kLanes<T>; ++j) part[j] = load_as<T>(row + begin + j);
+    return load(part);
+  }
+  alignas(kVectorBytes) T part[kLanes<T>];
+  for (int j = 0; j < kLanes<T>; ++j)
+    part[j] = begin + j < dim ? load_as<T>(row + begin + j) : T(0);
+  return load(part);
+}
+
 // Rows [0, rows) of a row-major matrix -> panels [dim/kPanel][panel_rows][kPanel], dim padded with
 // zeros: serves both as B (k = row) and, read by broadcast, as A (k = dim).
 template <typename T, typename S>
@@ -121,9 +149,8 @@ inline void pack_rows(const S* source, int64_t rows, int64_t dim, int64_t panel_
     const S* from = source + row * dim;
     for (int64_t begin = 0; begin < dim; begin += kPanel<T>) {
       T* to = packed + begin * panel_rows + row * kPanel<T>;
-      const int64_t count = dim - begin < kPanel<T> ? dim - begin : kPanel<T>;
-      for (int64_t j = 0; j < count; ++j) to[j] = load_as<T>(from + begin + j);
-      for (int64_t j = count; j < kPanel<T>; ++j) to[j] = 0;
+      store(to, load_part<T>(from, begin, dim));
+      store(to + kLanes<T>, load_part<T>(from, begin + kLanes<T>, dim));
     }
   }
 }

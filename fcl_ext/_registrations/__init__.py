@@ -11,6 +11,7 @@ from fcl_ext._registrations import (  # noqa: F401
     graph_prepare,
     knn_graph,
     knn_search,
+    pack_prototypes,
     random_walk,
     softmax_readout,
     sparse_readout,

@@ -54,6 +54,8 @@ def _fake(
     need_embeddings: bool,
     need_prototypes: bool,
     logits: Tensor | None = None,
+    packed: Tensor | None = None,
+    squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "compat_loss"
     _check(op, embeddings, prototypes, labels, scale)

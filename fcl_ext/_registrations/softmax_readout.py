@@ -56,6 +56,8 @@ def _fake(
     scale: float,
     need_mean: bool,
     normalize: bool = False,
+    packed: Tensor | None = None,
+    squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check("softmax_readout", embeddings, prototypes, values, exclude, scale)
     dtype = accumulate_dtype(embeddings.dtype)
@@ -105,10 +107,10 @@ def _fake_backward(
 
 def _setup_context(
     ctx: Any,
-    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, bool, bool],
+    inputs: tuple[Any, ...],
     output: tuple[Tensor, Tensor],
 ) -> None:
-    embeddings, prototypes, values, exclude, scale, need_mean, normalize = inputs
+    embeddings, prototypes, values, exclude, scale, need_mean, normalize = inputs[:7]
     logsumexp, mean = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(embeddings, prototypes, values, exclude, logsumexp, mean)
@@ -122,7 +124,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     embeddings, prototypes, values, exclude, logsumexp, mean = ctx.saved_tensors
     need_embeddings, need_prototypes, need_values = ctx.needs_input_grad[:3]
-    nothing = (None,) * 7
+    nothing = (None,) * 9
     if not ctx.need_mean:
         grad_mean = None
     if grad_logsumexp is None and grad_mean is None:
@@ -159,7 +161,7 @@ def _backward(
             grad_prototypes = to_prototypes.to(prototypes.dtype)
         if need_values:
             grad_values = to_values.to(prototypes.dtype)
-    return grad_embeddings, grad_prototypes, grad_values, None, None, None, None
+    return grad_embeddings, grad_prototypes, grad_values, *(None,) * 6
 
 
 torch.library.register_autograd("fcl::softmax_readout", _backward, setup_context=_setup_context)

@@ -4,10 +4,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -16,9 +12,11 @@
 #include <vector>
 
 #include "common/host.h"
+#include "common/large_pages.h"
 #include "common/text.h"
 #include "ops/compat_loss.h"
 #include "ops/compat_row.h"
+#include "ops/cpu/pack_prototypes.h"
 #include "ops/cpu/softmax_readout_driver.h"
 
 namespace fcl::ops::cpu {
@@ -34,6 +32,8 @@ struct CompatProblem {
   const int64_t* labels;
   const double* mean_prototype;  // [D] or null
   float* logits;                 // kept for the gradient to prototypes, or null
+  const void* packed = nullptr;  // what pack_prototypes made of the prototypes, or null
+  const void* squared_norms = nullptr;
 };
 
 // Where results go; null outputs are skipped.
@@ -110,19 +110,8 @@ ReadoutProblem readout_problem(const CompatProblem& p, const void* embeddings,
                                const int64_t* exclude) {
   return {p.shape.dtype, embeddings,       p.prototypes,        nullptr,
           exclude,       p.shape.num_rows, p.shape.dim,         p.shape.num_classes,
-          p.shape.dim,   p.options.scale,  p.options.normalize, p.logits};
-}
-
-// Fresh memory in large pages: faulting in half a gigabyte 4 KB at a time would cost as much as the
-// product it saves.
-void want_large_pages(float* data, int64_t elements) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = 1 << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(data + elements) / kPage * kPage;
-  // Only advice: where it is refused, small pages do.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+          p.shape.dim,   p.options.scale,  p.options.normalize, p.logits,
+          p.packed,      p.squared_norms};
 }
 
 // One row after the readout: loss, gradient in place of the mean, state. Returns the loss.
@@ -230,7 +219,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
     int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
-    std::optional<Tensor> logits) {
+    std::optional<Tensor> logits, std::optional<Tensor> packed,
+    std::optional<Tensor> squared_norms) {
   const CompatLossOptions options{scale,
                                   margin,
                                   arcface,
@@ -241,6 +231,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
   const CompatLossShape shape =
       check_compat_loss("compat_loss", embeddings, prototypes, labels, mean_prototype, options);
   check_compat_logits("compat_loss", logits, embeddings, shape);
+  check_packed("compat_loss", packed, squared_norms, prototypes);
   embeddings = torch::stable::contiguous(embeddings);
   prototypes = torch::stable::contiguous(prototypes);
   labels = torch::stable::contiguous(labels);
@@ -262,8 +253,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
       prototypes.const_data_ptr(),
       labels.const_data_ptr<int64_t>(),
       mean_prototype.has_value() ? mean_prototype->const_data_ptr<double>() : nullptr,
-      logits.has_value() ? logits->mutable_data_ptr<float>() : nullptr};
-  if (p.logits != nullptr) want_large_pages(p.logits, logits->numel());
+      logits.has_value() ? logits->mutable_data_ptr<float>() : nullptr,
+      packed.has_value() ? packed->const_data_ptr() : nullptr,
+      packed.has_value() ? squared_norms->const_data_ptr() : nullptr};
+  if (p.logits != nullptr)
+    want_large_pages(p.logits, sizeof(float) * static_cast<size_t>(logits->numel()));
   const CompatOutputs out{
       loss.mutable_data_ptr(), need_embeddings ? grad.mutable_data_ptr() : nullptr,
       unit.mutable_data_ptr(), need_prototypes ? state.mutable_data_ptr() : nullptr};

@@ -59,21 +59,24 @@ void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int6
   alignas(64) T coefficient[kRows];
   load_row_terms(b, row, rows, base, coefficient);
   clear(grad, rows * p.dim);
+  const PackedClasses<T> prototypes{w.prototypes, w.block};
+  const PackedClasses<T> values{w.values, w.block};
   for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
     const int64_t flush_end = flush + kReadoutFlush < end ? flush + kReadoutFlush : end;
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
-      pack_classes<S>(p, w, c, count, through_mean);
+      pack_classes<S>(p, w, c, count);
+      if (w.separate_values && through_mean) pack_values<S>(p, w, c, count);
       Prefetch ahead =
           prefetch_block<S>(p, c + count, w.block, end, count, rows, kPanel<T>, w.dim / kPanel<T>);
-      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits, &ahead);
+      product_logits(prototypes, w.dim, w.columns, rows, count, w.logits, &ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       if (through_mean) {
-        product_logits(w, w.values, w.value_dim, w.grad_columns, rows, count, w.value_logits);
+        product_logits(values, w.value_dim, w.grad_columns, rows, count, w.value_logits);
       }
       weigh(base, coefficient, rows, count, w.logits, w.logits,
             through_mean ? w.value_logits : nullptr);
-      product_rows(w, through_mean ? w.value_logits : w.logits, w.prototypes, w.dim, rows, count,
+      product_rows(through_mean ? w.value_logits : w.logits, prototypes, w.dim, rows, count,
                    w.sum_rows, c != flush);
     }
     for (int64_t i = 0; i < rows; ++i) {
@@ -143,13 +146,16 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
                                             (!w.separate_values && grad_prototypes != nullptr));
   // Few rows need no second accumulator.
   const bool flushes = p.num_rows > kReadoutFlush;
+  const PackedClasses<T> prototypes{w.prototypes, w.block};
+  const PackedClasses<T> values{w.values, w.block};
   alignas(64) T base[kRows];
   alignas(64) T coefficient[kRows];
   for (int64_t c = begin; c < end; c += w.block) {
     const int64_t count = c + w.block < end ? w.block : end - c;
     // With stored logits, only the norms are still of use.
     if (stored_logits<S, T>(p, 0, c) == nullptr || p.normalize || through_mean) {
-      pack_classes<S>(p, w, c, count, through_mean);
+      pack_classes<S>(p, w, c, count);
+      if (w.separate_values && through_mean) pack_values<S>(p, w, c, count);
     }
     if (flushes) {
       clear(w.total_classes, count * w.dim);
@@ -160,13 +166,13 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
       load_row_terms(b, row, rows, base, coefficient);
       const T* logits = stored_logits<S, T>(p, row, c);
       if (logits == nullptr) {
-        product_logits(w, w.prototypes, w.dim, static_cast<const T*>(packed.columns) + row * w.dim,
-                       rows, count, w.logits);
+        product_logits(prototypes, w.dim, static_cast<const T*>(packed.columns) + row * w.dim, rows,
+                       count, w.logits);
         mask_excluded(p, row, rows, c, count, w.logits);
         logits = w.logits;
       }
       if (through_mean) {
-        product_logits(w, w.values, w.value_dim,
+        product_logits(values, w.value_dim,
                        static_cast<const T*>(packed.grad_columns) + row * w.value_dim, rows, count,
                        w.value_logits);
       }

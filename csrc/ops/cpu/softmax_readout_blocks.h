@@ -116,43 +116,101 @@ void scale_packed_row(T* row, int64_t padded_dim, int64_t panel_rows, T factor) 
     store(to + kLanes<T>, load(to + kLanes<T>) * factor);
   }
 }
-template <typename T>
-T squared_norm_of_packed_row(const T* row, int64_t padded_dim, int64_t panel_rows) {
+
+// pack_rows of one row; returns its squared norm, summed while the row is in registers.
+template <typename T, typename S>
+T pack_row_and_square(const S* row, int64_t dim, int64_t panel_rows, T* packed) {
   Vec<T> sum0{};
   Vec<T> sum1{};
-  for (int64_t begin = 0; begin < padded_dim; begin += kPanel<T>) {
-    const Vec<T> v0 = load(row + begin * panel_rows);
-    const Vec<T> v1 = load(row + begin * panel_rows + kLanes<T>);
+  for (int64_t begin = 0; begin < dim; begin += kPanel<T>) {
+    const Vec<T> v0 = load_part<T>(row, begin, dim);
+    const Vec<T> v1 = load_part<T>(row, begin + kLanes<T>, dim);
+    store(packed + begin * panel_rows, v0);
+    store(packed + begin * panel_rows + kLanes<T>, v1);
     sum0 += v0 * v0;
     sum1 += v1 * v1;
   }
   return reduce_add<T>(sum0 + sum1);
 }
 
-// Packs a block of classes; prototypes at unit length if the problem says so. Returns the largest
-// norm a packed prototype has.
+// Packs class c of the problem, at unit length if the problem says so; returns its squared norm as
+// given, and in `inverse` 1 / |w_c| or 1.
 template <typename S, typename T>
-T pack_classes(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count,
-               bool with_values) {
-  const S* prototypes = static_cast<const S*>(p.prototypes) + begin * p.dim;
+T pack_class(const ReadoutProblem& p, int64_t c, int64_t padded_dim, int64_t panel_rows, T* packed,
+             T* inverse) {
+  const S* row = static_cast<const S*>(p.prototypes) + c * p.dim;
+  const T squared = pack_row_and_square(row, p.dim, panel_rows, packed);
+  if (p.normalize) {
+    *inverse = inverse_norm(squared);
+    scale_packed_row(packed, padded_dim, panel_rows, *inverse);
+  }
+  return squared;
+}
+
+template <typename T>
+T larger_or_nan(T squared, T largest) {
+  return squared > largest || squared != squared ? squared : largest;
+}
+
+// The largest norm packed prototypes have, given the largest squared norm of the rows.
+template <typename T>
+T largest_packed_norm(const ReadoutProblem& p, T largest_squared) {
+  // A little above 1: rounding.
+  if (p.normalize) {
+    return largest_squared != largest_squared ? largest_squared : static_cast<T>(1.0001);
+  }
+  return __builtin_sqrt(largest_squared);
+}
+
+// Packs a block of classes; returns the largest norm a packed prototype has.
+template <typename S, typename T>
+T pack_classes(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count) {
   T largest = 0;
   for (int64_t c = 0; c < count; ++c) {
-    T* packed = w.prototypes + c * kPanel<T>;
-    pack_rows<T>(prototypes + c * p.dim, 1, p.dim, w.block, packed);
-    const T squared = squared_norm_of_packed_row(packed, w.dim, w.block);
-    if (p.normalize) {
-      w.norms[c] = inverse_norm(squared);
-      scale_packed_row(packed, w.dim, w.block, w.norms[c]);
-    }
-    largest = squared > largest || squared != squared ? squared : largest;
+    largest = larger_or_nan(
+        pack_class<S>(p, begin + c, w.dim, w.block, w.prototypes + c * kPanel<T>, w.norms + c),
+        largest);
   }
-  if (w.separate_values && with_values) {
-    pack_rows<T>(static_cast<const S*>(p.values) + begin * p.value_dim, count, p.value_dim, w.block,
-                 w.values);
+  return largest_packed_norm(p, largest);
+}
+
+// Packs the values of a block of classes, where they are not the prototypes.
+template <typename S, typename T>
+void pack_values(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count) {
+  pack_rows<T>(static_cast<const S*>(p.values) + begin * p.value_dim, count, p.value_dim, w.block,
+               w.values);
+}
+
+// All classes [begin, end) into panels of C rows. T is the type of the prototypes.
+template <typename T>
+void pack_prototypes_typed(const ReadoutProblem& p, int64_t begin, int64_t end, T* packed,
+                           T* squared_norms) {
+  T inverse;
+  for (int64_t c = begin; c < end; ++c) {
+    squared_norms[c] = pack_class<T>(p, c, round_up(p.dim, kPanel<T>), p.num_classes,
+                                     packed + c * kPanel<T>, &inverse);
   }
-  // A little above 1: rounding.
-  if (p.normalize) return largest != largest ? largest : static_cast<T>(1.0001);
-  return __builtin_sqrt(largest);
+}
+
+// A block of packed classes as products read it: [dim/kPanel][panel_rows][kPanel].
+template <typename T>
+struct PackedClasses {
+  const T* data;
+  int64_t panel_rows;
+};
+
+// Those that came packed, from `begin` on.
+template <typename T>
+PackedClasses<T> classes_packed_before(const ReadoutProblem& p, int64_t begin) {
+  return {static_cast<const T*>(p.packed) + begin * kPanel<T>, p.num_classes};
+}
+
+template <typename T>
+T largest_norm_packed_before(const ReadoutProblem& p, int64_t begin, int64_t count) {
+  const T* squared = static_cast<const T*>(p.squared_norms) + begin;
+  T largest = 0;
+  for (int64_t c = 0; c < count; ++c) largest = larger_or_nan(squared[c], largest);
+  return largest_packed_norm(p, largest);
 }
 
 // The prototypes of the block at `next` of a task that ends at `end`, to be fetched while the
@@ -162,16 +220,23 @@ template <typename S>
 Prefetch prefetch_block(const ReadoutProblem& p, int64_t next, int64_t block, int64_t end,
                         int64_t count, int64_t rows, int64_t row_panel, int64_t dim_panels) {
   const int64_t classes = next + block < end ? block : end - next;
-  return Prefetch(static_cast<const S*>(p.prototypes) + next * p.dim,
-                  classes * p.dim * static_cast<int64_t>(sizeof(S)),
-                  ceil_div(rows, row_panel) * ceil_div(count, kTileRows) * dim_panels);
+  const int64_t size = static_cast<int64_t>(sizeof(S));
+  const int64_t steps = ceil_div(rows, row_panel) * ceil_div(count, kTileRows) * dim_panels;
+  if (p.packed != nullptr) {
+    const int64_t panel_bytes = row_panel * size;
+    return Prefetch(static_cast<const char*>(p.packed) + next * panel_bytes, classes * panel_bytes,
+                    steps, dim_panels, p.num_classes * panel_bytes);
+  }
+  return Prefetch(static_cast<const S*>(p.prototypes) + next * p.dim, classes * p.dim * size,
+                  steps);
 }
 
 // out[class][row] = classes . columns, for packed classes and packed columns.
 template <typename T>
-void product_logits(const Workspace<T>& w, const T* classes, int64_t padded_dim, const T* columns,
-                    int64_t rows, int64_t count, T* out, Prefetch* ahead = nullptr) {
-  const TileA<T> a{classes, padded_dim / kPanel<T>, kPanel<T>, w.block * kPanel<T>, 1, ahead};
+void product_logits(PackedClasses<T> classes, int64_t padded_dim, const T* columns, int64_t rows,
+                    int64_t count, T* out, Prefetch* ahead = nullptr) {
+  const TileA<T> a{
+      classes.data, padded_dim / kPanel<T>, kPanel<T>, classes.panel_rows * kPanel<T>, 1, ahead};
   for (int64_t begin = 0; begin < rows; begin += kPanel<T>) {
     tile_all_rows<T, kPanel<T>>(count, a, columns + begin * padded_dim, out + begin, kRows, false);
   }
@@ -179,11 +244,12 @@ void product_logits(const Workspace<T>& w, const T* classes, int64_t padded_dim,
 
 // out[row][d] (+)= sum_class weights[class][row] classes[class][d].
 template <typename T>
-void product_rows(const Workspace<T>& w, const T* weights, const T* classes, int64_t padded_dim,
-                  int64_t rows, int64_t count, T* out, bool accumulate) {
+void product_rows(const T* weights, PackedClasses<T> classes, int64_t padded_dim, int64_t rows,
+                  int64_t count, T* out, bool accumulate) {
   const TileA<T> a{weights, 1, count, 0, kRows};
   for (int64_t begin = 0; begin < padded_dim; begin += kPanel<T>) {
-    tile_all_rows<T, 1>(rows, a, classes + begin * w.block, out + begin, padded_dim, accumulate);
+    tile_all_rows<T, 1>(rows, a, classes.data + begin * classes.panel_rows, out + begin, padded_dim,
+                        accumulate);
   }
 }
 

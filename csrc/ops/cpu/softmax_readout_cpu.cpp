@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/cpu/pack_prototypes.h"
 #include "ops/cpu/softmax_readout_driver.h"
 #include "ops/softmax_readout.h"
 
@@ -46,7 +47,9 @@ void check_exclude_range(const ReadoutProblem& p) {
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
-                                           bool need_mean, bool normalize) {
+                                           bool need_mean, bool normalize,
+                                           std::optional<Tensor> packed,
+                                           std::optional<Tensor> squared_norms) {
   const ReadoutShape shape =
       check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
   embeddings = prepare(embeddings);
@@ -57,8 +60,12 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
   Tensor logsumexp = torch::stable::new_empty(embeddings, {shape.num_rows}, accumulate);
   Tensor mean = torch::stable::new_empty(
       embeddings, {need_mean ? shape.num_rows : 0, shape.value_dim}, accumulate);
-  const ReadoutProblem p =
-      make_problem(shape, embeddings, prototypes, values, exclude, scale, normalize);
+  check_packed("softmax_readout", packed, squared_norms, prototypes);
+  ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale, normalize);
+  if (packed.has_value()) {
+    p.packed = packed->const_data_ptr();
+    p.squared_norms = squared_norms->const_data_ptr();
+  }
   check_exclude_range(p);
   auto run = [&](auto zero) {
     using T = decltype(zero);

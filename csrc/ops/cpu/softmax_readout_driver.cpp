@@ -164,6 +164,13 @@ void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
   });
 }
 
+void pack_prototypes(const ReadoutProblem& p, void* packed, void* squared_norms) {
+  parallel_over(p.num_classes, std::max<int64_t>(1, 65536 / p.dim),
+                [&](int64_t begin, int64_t end) {
+                  kernels().pack_prototypes(p, begin, end, packed, squared_norms);
+                });
+}
+
 template void readout_forward<float>(const ReadoutProblem&, double*, float*);
 template void readout_forward<double>(const ReadoutProblem&, double*, double*);
 template void readout_backward_rows<float>(const ReadoutProblem&, const ReadoutBackward&, float*);

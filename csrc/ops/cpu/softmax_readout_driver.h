@@ -21,4 +21,7 @@ template <typename T>
 void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b, T* grad_prototypes,
                               T* grad_values);
 
+// ReadoutProblem::packed and squared_norms of a problem, of which prototypes are read alone.
+void pack_prototypes(const ReadoutProblem& p, void* packed, void* squared_norms);
+
 }  // namespace fcl::ops::cpu

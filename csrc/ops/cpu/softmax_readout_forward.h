@@ -231,16 +231,20 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
                   p.scale * kLog2E, w.columns);
   const T row_bound = largest_column_norm(w.columns, rows, w.dim);
   start_totals(p, rows, base_total, sum_out, mean);
+  const bool has_packed = p.packed != nullptr;
   RunningSums<T> running;
   for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
     const int64_t flush_end = flush + kReadoutFlush < end ? flush + kReadoutFlush : end;
     running.reset();
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
-      const T class_bound = pack_classes<S>(p, w, c, count, mean != nullptr);
+      const PackedClasses<T> classes =
+          has_packed ? classes_packed_before<T>(p, c) : PackedClasses<T>{w.prototypes, w.block};
+      const T class_bound =
+          has_packed ? largest_norm_packed_before<T>(p, c, count) : pack_classes<S>(p, w, c, count);
       Prefetch ahead =
           prefetch_block<S>(p, c + count, w.block, end, count, rows, kPanel<T>, w.dim / kPanel<T>);
-      product_logits(w, w.prototypes, w.dim, w.columns, rows, count, w.logits, &ahead);
+      product_logits(classes, w.dim, w.columns, rows, count, w.logits, &ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       if constexpr (kIsFloat<S>) {
         if (p.logits != nullptr) {
@@ -259,7 +263,9 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
       }
       if (mean == nullptr) continue;
       if (shrinks) shrink_rows(running, rows, w.value_dim, w.sum_rows);
-      product_rows(w, w.logits, w.values, w.value_dim, rows, count, w.sum_rows, c != flush);
+      if (w.separate_values) pack_values<S>(p, w, c, count);
+      product_rows(w.logits, w.separate_values ? PackedClasses<T>{w.values, w.block} : classes,
+                   w.value_dim, rows, count, w.sum_rows, c != flush);
     }
     merge_running(running, w.sum_rows, rows, p.value_dim, w.value_dim, base_total, sum_out, mean);
   }

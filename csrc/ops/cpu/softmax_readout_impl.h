@@ -35,6 +35,17 @@ int64_t classes_per_task(const ReadoutProblem& p) {
   });
   return block;
 }
+static_assert(kPanel<float> <= kPackedPadding, "pack_prototypes leaves too little room");
+void pack_prototypes(const ReadoutProblem& p, int64_t begin, int64_t end, void* packed,
+                     void* squared_norms) {
+  if (p.dtype == Dtype::kFloat64) {
+    pack_prototypes_typed(p, begin, end, static_cast<double*>(packed),
+                          static_cast<double*>(squared_norms));
+  } else {
+    pack_prototypes_typed(p, begin, end, static_cast<float*>(packed),
+                          static_cast<float*>(squared_norms));
+  }
+}
 void forward(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin, int64_t end,
              void* scratch, void* base, double* sum, void* mean) {
 #ifdef __AVX512BF16__
@@ -70,8 +81,8 @@ void backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
 }  // namespace
 
 const SoftmaxReadoutKernels FCL_READOUT_KERNELS = {
-    scratch_bytes, packed_block_elements, classes_per_task, forward, backward_rows,
-    pack_block,    backward_classes,
+    scratch_bytes, packed_block_elements, classes_per_task, pack_prototypes,
+    forward,       backward_rows,         pack_block,       backward_classes,
 };
 
 }  // namespace fcl::ops::cpu

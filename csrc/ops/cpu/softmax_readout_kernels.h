@@ -15,6 +15,8 @@ inline constexpr int64_t kReadoutRows = 128;
 // float32 sums run over at most this many classes before they move to the next accumulator: one
 // running sum over a million classes would lose three digits.
 inline constexpr int64_t kReadoutFlush = 8192;
+// Columns of packed prototypes are padded to a multiple of this: no processor's panel is wider.
+inline constexpr int64_t kPackedPadding = 32;
 
 struct ReadoutProblem {
   Dtype dtype;             // storage; accumulation is float, or double for float64
@@ -28,6 +30,10 @@ struct ReadoutProblem {
   // float32 only, or null: [N / kReadoutRows, rounded up][C][kReadoutRows]. The forward pass leaves
   // its logits here, and the gradient to classes reads them instead of computing them again.
   float* logits;
+  // float32 and float64 only, or null: prototypes as pack_prototypes left them, which the forward
+  // pass then does not pack again.
+  const void* packed = nullptr;         // [D / kPanel, rounded up][C][kPanel]
+  const void* squared_norms = nullptr;  // [C], of the rows as given
 };
 
 // What the gradients need on top. All [N, ...] arrays are in the accumulation type.
@@ -53,6 +59,10 @@ struct SoftmaxReadoutKernels {
   size_t (*packed_block_elements)(int64_t dim);
   // The most classes one task of backward_classes should own.
   int64_t (*classes_per_task)(const ReadoutProblem&);
+
+  // Classes [begin, end) of the problem into the arrays of all of them.
+  void (*pack_prototypes)(const ReadoutProblem&, int64_t begin, int64_t end, void* packed,
+                          void* squared_norms);
 
   // Partial readout of rows [row, row + rows) over classes [begin, end): with m near the maximum of
   // the base-2 logits z, writes base = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m)

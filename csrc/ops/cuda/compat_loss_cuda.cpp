@@ -38,7 +38,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
     double scale, double margin, bool arcface, double label_smoothing, bool normalize,
     int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
-    std::optional<Tensor> logits) {
+    std::optional<Tensor> logits, std::optional<Tensor> packed,
+    [[maybe_unused]] std::optional<Tensor> squared_norms) {
+  FCL_REQUIRE(!packed.has_value(), "fcl::compat_loss: prototypes are packed on the CPU only");
   const CompatLossOptions options{scale,
                                   margin,
                                   arcface,
@@ -119,9 +121,9 @@ std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(Tensor embeddings, Tens
                                                          double label_smoothing, bool normalize,
                                                          int64_t ignore_index, Text reduction) {
   check_scalar_reduction("compat_loss_gradients", reduction);
-  auto [loss, grad, unit, state] =
-      compat_loss(embeddings, prototypes, labels, mean_prototype, scale, margin, arcface,
-                  label_smoothing, normalize, ignore_index, reduction, true, true, std::nullopt);
+  auto [loss, grad, unit, state] = compat_loss(
+      embeddings, prototypes, labels, mean_prototype, scale, margin, arcface, label_smoothing,
+      normalize, ignore_index, reduction, true, true, std::nullopt, std::nullopt, std::nullopt);
   Tensor one = torch::stable::new_empty(loss, {});
   torch::stable::fill_(one, 1.0);
   const Tensor grad_prototypes =

@@ -60,7 +60,10 @@ std::optional<Tensor> own_values(const std::optional<Tensor>& values, const Tens
 std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
                                            std::optional<Tensor> values,
                                            std::optional<Tensor> exclude, double scale,
-                                           bool need_mean, bool normalize) {
+                                           bool need_mean, bool normalize,
+                                           std::optional<Tensor> packed,
+                                           [[maybe_unused]] std::optional<Tensor> squared_norms) {
+  FCL_REQUIRE(!packed.has_value(), "fcl::softmax_readout: prototypes are packed on the CPU only");
   const ReadoutShape shape =
       check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
   const CudaScope scope(embeddings);

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// pack_prototypes on the CPU. Layout and who reads it: ops/cpu/pack_prototypes.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+
+#include "common/large_pages.h"
+#include "ops/cpu/pack_prototypes.h"
+#include "ops/cpu/softmax_readout_driver.h"
+
+namespace fcl::ops::cpu {
+namespace {
+
+std::tuple<Tensor, Tensor> run_pack_prototypes(Tensor prototypes, bool normalize) {
+  const Dtype dtype = check_pack_prototypes("pack_prototypes", prototypes);
+  prototypes = torch::stable::contiguous(prototypes);
+  const int64_t classes = prototypes.size(0);
+  const int64_t dim = prototypes.size(1);
+  Tensor packed = torch::stable::new_empty(prototypes, {classes, packed_width(dim)});
+  Tensor squared_norms = torch::stable::new_empty(prototypes, {classes});
+  const size_t size = dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float);
+  want_large_pages(packed.mutable_data_ptr(), size * static_cast<size_t>(packed.numel()));
+  ReadoutProblem p{};
+  p.dtype = dtype;
+  p.prototypes = prototypes.const_data_ptr();
+  p.num_classes = classes;
+  p.dim = dim;
+  p.normalize = normalize;
+  pack_prototypes(p, packed.mutable_data_ptr(), squared_norms.mutable_data_ptr());
+  return {packed, squared_norms};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fcl, CPU, m) {
+  m.impl("pack_prototypes", TORCH_BOX(&run_pack_prototypes));
+}
+
+}  // namespace fcl::ops::cpu
