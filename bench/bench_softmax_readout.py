@@ -186,6 +186,24 @@ def test_bfloat16(benchmark, shape, peer):
     )
 
 
+def test_kept_packed(benchmark, shape):
+    """Frozen prototypes kept packed between calls; ``ratio`` is to ours that packs them anew."""
+    rows, dim, classes = shape
+    x, w, y = _data(shape, torch.float32, False)
+    kept = w.clone()
+    padded = -(-dim // 32) * 32
+    fcl_ext.set_packing_cache(4 * classes * (padded + 1))  # room for one of the two
+    try:
+        step = _step(ours, x, kept, y)
+        _assert_right(ours, step, x, kept, y)
+        benchmark.group = f"compat_loss kept packed float32 {rows}x{dim}x{classes}"
+        run_interleaved(
+            benchmark, "ours", step, _step(ours, x, w, y), flops=4.0 * rows * dim * classes
+        )
+    finally:
+        fcl_ext.set_packing_cache(0)
+
+
 @pytest.mark.parametrize("small", SMALL, ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
 @by_name("peer", [ours, naive])
