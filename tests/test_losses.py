@@ -206,6 +206,19 @@ def test_representation(name, text):
     assert repr(module) == f"{type(module).__name__}({text})"
 
 
+def test_a_sharper_teacher_by_definition():
+    batch = Batch(extra=3)
+    term = DistillCompatLoss(batch.features, batch.features, scale=4.0, teacher_scale=9.0)
+    rows = _unit(batch.features)
+    old = torch.log_softmax(9.0 * rows[batch.rows] @ rows.T, 1)
+    new = torch.log_softmax(4.0 * _unit(batch.part) @ rows.T, 1)
+    expected = (old.exp() * (old - new)).sum(1).mean()
+    value = term(batch.embeddings, batch.labels, batch.rows)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    gradients = (torch.autograd.grad(v, batch.embeddings)[0] for v in (value, expected))
+    assert error(*gradients) < 1e-12
+
+
 def test_soft_targets_need_rows():
     batch = Batch()
     module = TERMS["pseudo, soft targets"][0](batch)

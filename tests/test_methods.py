@@ -268,6 +268,18 @@ def test_means():
     torch.testing.assert_close(_compat(build_method("ni-fcl-mean", assets, DIM)).prototypes, means)
 
 
+def test_ni_fcl_asks_for_what_old_features_say_of_each_other():
+    assets = _everything()
+    features = torch.nn.functional.normalize(assets.features, dim=1)
+    *_, term = build_method("ni-fcl", assets, DIM)
+    embeddings = torch.randn(len(features), DIM, generator=torch.Generator().manual_seed(0))
+    part = torch.nn.functional.normalize(embeddings[:, : features.shape[1]], dim=1)
+    old = torch.log_softmax(20.0 * features @ features.T, 1)
+    expected = (old.exp() * (old - torch.log_softmax(10.0 * part @ features.T, 1))).sum(1).mean()
+    value = term.module(embeddings, assets.labels, torch.arange(len(features)))
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_bct_takes_the_rows_of_known_classes_and_means_of_new_ones():
     assets = _everything()
     prototypes = _compat(build_method("bct", assets, DIM)).prototypes

@@ -291,6 +291,7 @@ class DistillCompatLoss(nn.Module):
         features: Old features of the training images, shape ``(N, D_old)``: the teacher, read out
             once.
         scale: Inverse temperature.
+        teacher_scale: Of the teacher's softmax, where it is to be sharper; None: the same.
 
     References:
         Li and Hoiem, *Learning without Forgetting*, ECCV 2016.
@@ -300,13 +301,21 @@ class DistillCompatLoss(nn.Module):
     teacher_mean: Tensor
     teacher_negative_entropy: Tensor
 
-    def __init__(self, prototypes: Tensor, features: Tensor, *, scale: float = 10.0) -> None:
+    def __init__(
+        self,
+        prototypes: Tensor,
+        features: Tensor,
+        *,
+        scale: float = 10.0,
+        teacher_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("prototypes", F.normalize(prototypes.detach(), dim=1))
-        teacher = fcl_ext.teacher_readout(features.detach(), self.prototypes, scale=scale)
+        teacher_scale = scale if teacher_scale is None else teacher_scale
+        teacher = fcl_ext.teacher_readout(features.detach(), self.prototypes, scale=teacher_scale)
         self.register_buffer("teacher_mean", teacher.mean)
         self.register_buffer("teacher_negative_entropy", teacher.negative_entropy)
-        self.scale = scale
+        self.scale, self.teacher_scale = scale, teacher_scale
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
@@ -322,4 +331,5 @@ class DistillCompatLoss(nn.Module):
     def extra_repr(self) -> str:
         """Shapes and hyper-parameters."""
         count, dim = self.prototypes.shape
-        return f"num_classes={count}, dim={dim}, scale={self.scale}"
+        teacher = "" if self.teacher_scale == self.scale else f", teacher={self.teacher_scale}"
+        return f"num_classes={count}, dim={dim}, scale={self.scale}{teacher}"

@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """NI-FCL at instance level: every old feature is a row of the pseudo classifier.
 
-Three terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
+Four terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
 should put its mass on those of the image's class, summed inside the logarithm, so that each image
 may choose which of them it resembles. (2) A cosine head learned on the old features, which says
 where the classes' boundaries were. (3) The image's own old feature, by squared distance: classes
-never trained on have no rows and no boundary, only what the old model makes of an image.
+never trained on have no rows and no boundary, only what the old model makes of an image. (4) What
+the old feature says of all others: its softmax over all old features, at twice the scale, is the
+target of the embedding's. Squared distance asks for every direction alike; this asks for the
+neighbours, which is what a search sees.
 """
 
 from __future__ import annotations
 
 from fcl_ext import PositiveSets
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import InstanceCompatLoss, L2CompatLoss, LossTerm, PseudoClassifierLoss
+from fclearn.losses import (
+    DistillCompatLoss,
+    InstanceCompatLoss,
+    L2CompatLoss,
+    LossTerm,
+    PseudoClassifierLoss,
+)
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -42,6 +51,13 @@ def instance_terms(
             PseudoClassifierLoss(head.prototypes, scale=scale),
         ),
         LossTerm("compat", float(settings["own_weight"]), L2CompatLoss(assets.features)),
+        LossTerm(
+            "compat",
+            float(settings["neighbour_weight"]),
+            DistillCompatLoss(
+                assets.features, assets.features, scale=scale, teacher_scale=2 * scale
+            ),
+        ),
     ]
 
 
@@ -56,6 +72,7 @@ SPEC = MethodSpec(
         "instance_weight": 1.0,
         "head_weight": 1.0,
         "own_weight": 3.0,
+        "neighbour_weight": 1.0,
     },
     build=instance_terms,
 )
