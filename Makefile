@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test bench bench-check bench-classes bench-methods lint format types dev docs \
-  wheels sanitize fuzz endurance check-cuda-torch clean
+  wheels sanitize fuzz endurance cuda-resources check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -112,6 +112,10 @@ fuzz: install
 endurance: install
 	$(BIN)/python tools/kill_loop.py --kills 100
 	$(BIN)/python tools/endurance.py --steps 10000 --write bench/results/endurance.json
+
+# Registers and spills of the CUDA kernels on every architecture, of those that changed since.
+cuda-resources: $(VENV)/.dev
+	$(BIN)/python tools/cuda_resources.py --update docs/cuda_resources.txt
 
 # The build made against CPU torch, loaded under a CUDA build of an older torch (4.7 GB to install).
 check-cuda-torch: dev

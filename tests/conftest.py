@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import tempfile
@@ -11,12 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cli_samples
 import emulated
+import experiment_samples
 import pytest
 import store_samples
 import torch
+import training_samples
 
 import fcl_ext
+from fclearn.cli import main
+from fclearn.datasets import ImageDataset
 from fclearn.features import FeatureStore
 
 
@@ -37,6 +43,64 @@ def store(tmp_path: Path) -> FeatureStore:
         store_samples.MANIFEST,
         store_samples.FINGERPRINT,
     )
+
+
+@pytest.fixture
+def fcl(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
+    """Runs a command; its exit code, its JSON (None without) and its messages."""
+
+    def run(*arguments: object) -> tuple[int, Any, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return code, json.loads(output.out) if output.out else None, output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the drawings of a few icon classes."""
+    return cli_samples.write_photos(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def work(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An old and a compatible new model, and their stores: what the commands make in order."""
+    root = tmp_path_factory.mktemp("work")
+    for command in cli_samples.upgrade(photos, root):
+        assert main(command) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Batches this small gain nothing from threads, and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def bars() -> ImageDataset:
+    """Small images of four classes that a few epochs tell apart."""
+    return training_samples.bars()
+
+
+@pytest.fixture(scope="session")
+def pattern_images() -> ImageDataset:
+    """Small images of twelve classes, for comparisons of methods."""
+    return experiment_samples.pattern_images()
+
+
+@pytest.fixture(scope="session")
+def comparison(
+    pattern_images: ImageDataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """A finished comparison of methods: its folder, which no test changes, and its records."""
+    folder = tmp_path_factory.mktemp("comparison")
+    return folder, experiment_samples.compare(folder, pattern_images)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

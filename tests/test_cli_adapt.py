@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from fclearn.adapters import load_adapter
-from fclearn.cli import main
 from fclearn.features import FeatureStore, Fingerprint
 
 
@@ -38,16 +35,6 @@ def stores(tmp_path):
         Fingerprint("new-model", 9, norm="none"),
     )
     return tmp_path
-
-
-@pytest.fixture
-def fcl(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        out, error = capsys.readouterr()
-        return code, json.loads(out) if out.strip() else None, error
-
-    return run
 
 
 def _fit(stores, *more, out="adapter.safetensors"):

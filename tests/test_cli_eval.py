@@ -3,26 +3,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from fclearn.cli import main
 from fclearn.evaluation import chain_report, evaluate_retrieval, worst_slices
 from fclearn.features import FeatureStore, Fingerprint
 
 ROWS = 60
-
-
-@pytest.fixture
-def fcl(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out else None, err
-
-    return run
 
 
 def write(path, rows, model, order=None, **columns):

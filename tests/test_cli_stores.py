@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,25 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fclearn.cli import main
 from fclearn.features import FeatureStore
 from served import KINDS, features, numbered, same, serve, vectors
 
 ROOT = Path(__file__).parents[1]
 COUNT = 25
-
-
-@pytest.fixture
-def fcl(capsys):
-    """Run a command; its exit code, its JSON (None without) and its messages."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return code, json.loads(output.out) if output.out else None, output.err
-
-    return run
 
 
 @pytest.mark.parametrize("kind", KINDS)

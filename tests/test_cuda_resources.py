@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/cuda_resources.py reads ptxas' report and fails on spills."""
+"""tools/cuda_resources.py reads ptxas' report, fails on spills, compiles only what changed."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cuda_kernels import find_nvdisasm
+from cuda_report import digest
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "cuda_resources.py"
+SOURCES = sorted((ROOT / "csrc" / "ops" / "cuda").glob("*.cu"))
 
 # What nvcc prints for one kernel, with its numbers left open.
 REPORT = """\
@@ -27,15 +28,29 @@ ptxas info    : Used 48 registers, used 1 barriers, 2048 bytes smem, 456 bytes c
 """
 
 
-def _run(folder: Path, stack: int, spill: int) -> subprocess.CompletedProcess[str]:
-    report = folder / "report"
+def _run(
+    folder: Path, stack: int, spill: int, *options: object
+) -> subprocess.CompletedProcess[str]:
+    """The tool with a stand-in for the compiler, which notes what it compiles."""
+    report, compiler = folder / "report", folder / "nvcc"
     report.write_text(REPORT.format(stack=stack, spill=spill), encoding="utf-8")
-    compiler = folder / "nvcc"
-    compiler.write_text(f"#!/bin/sh\ncat {report} >&2\n", encoding="utf-8")
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> {folder / "calls"}\ncat {report} >&2\n', encoding="utf-8"
+    )
     compiler.chmod(0o755)
-    command = [sys.executable, TOOL, "--architectures", "80"]
-    environment = {**os.environ, "CUDACXX": str(compiler)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, TOOL, *map(str, options or ("--architectures", "80"))],
+        env={**os.environ, "CUDACXX": str(compiler)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _compiled(folder: Path) -> int:
+    calls = (folder / "calls").read_text(encoding="utf-8")
+    (folder / "calls").unlink()
+    return calls.count("-gencode")
 
 
 def test_sound_kernels_are_listed(tmp_path):
@@ -70,20 +85,40 @@ def test_a_kernel_for_tensor_cores_that_uses_none_fails(tmp_path):
         assert f"{code_of_run} for tensor cores without their instructions" in run.stdout
 
 
-def test_the_committed_report_is_of_all_files_and_clean():
-    report = (ROOT / "docs" / "cuda_resources.txt").read_text(encoding="utf-8")
-    sources = {source.name for source in (ROOT / "csrc" / "ops" / "cuda").glob("*.cu")}
-    listed = set(re.findall(r"^(\w+\.cu) ", report, flags=re.MULTILINE))
-    assert listed == sources
-    assert re.search(r"^\d+ kernels, 0 with a stack frame or spills$", report, flags=re.MULTILINE)
-    assert "\n0 for tensor cores without their instructions" in report
+def test_only_what_changed_is_compiled(tmp_path):
+    table = tmp_path / "table.txt"
+    edge_dot = next(s for s in SOURCES if s.name == "edge_dot.cu")
+    every = 5 * len(SOURCES) - 4 * len([s for s in SOURCES if "_sm90" in s.name])
+    assert _run(tmp_path, 0, 0, "--update", table).returncode == 0
+    assert _compiled(tmp_path) == every
+    assert _run(tmp_path, 0, 0, "--update", table).returncode == 0
+    assert _compiled(tmp_path) == 0
+    for old, new, compiled in [
+        (f"{'edge_dot.cu':32} {digest(edge_dot)}", "", 5),
+        ("unknown version", "older version", every),
+    ]:
+        table.write_text(table.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+        assert _run(tmp_path, 0, 0, "--update", table).returncode == 0
+        assert _compiled(tmp_path) == compiled
+
+
+def test_other_figures_than_the_committed_ones_fail(tmp_path):
+    table = tmp_path / "table.txt"
+    assert _run(tmp_path, 0, 0, "--update", table).returncode == 0
+    options = ("--architectures", "80", "--files", "edge_dot", "--against", table)
+    assert _run(tmp_path, 0, 0, *options).returncode == 0
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("   48 ", "   47 "), encoding="utf-8"
+    )
+    run = _run(tmp_path, 0, 0, *options)
+    assert run.returncode == 1
+    assert run.stderr == "edge_dot.cu: on sm_80 figures are not the committed report's\n"
 
 
 @pytest.mark.slow
 def test_tensor_core_kernels_have_their_instructions(tmp_path):
     """The machine code of the real kernels, where there are a compiler and a disassembler."""
-    tool = runpy.run_path(str(TOOL))
-    if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None or tool["find_nvdisasm"]() is None:
+    if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None or find_nvdisasm() is None:
         pytest.skip("needs nvcc and nvdisasm (the wheel nvidia-cuda-nvdisasm has the latter)")
     table = tmp_path / "table.json"
     command = [sys.executable, TOOL, "--architectures", "80", "--json", table]

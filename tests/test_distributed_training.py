@@ -14,15 +14,9 @@ from torchrun import TESTS, torchrun
 
 from fclearn.distributed import World, single_process
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCRIPT = TESTS / "distributed_training.py"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _run(processes, folder, *options, restarts=0, check=True):

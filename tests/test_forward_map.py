@@ -14,17 +14,10 @@ from safetensors.torch import save_file
 
 from fclearn.adapters import ForwardMap, forward
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROWS, OLD, NEW = 300, 6, 8
 FAST = {"epochs": 60, "batch_size": 64, "width": 32, "learning_rate": 5e-3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Pairs:

@@ -17,6 +17,8 @@ from fclearn.losses import CosineClassifierLoss, LossTerm, PseudoClassifierLoss
 from fclearn.methods import METHODS, Assets, Need, build_method, get_method
 from fclearn.training import TrainConfig, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGES, CLASSES, OLD_DIM, DIM = 40, 5, 6, 8
 # Settings that end at 1.
 SHARES = {"damping", "keep"}
@@ -27,15 +29,6 @@ ASSET_OF = {
     Need.OLD_CLASSIFIER: "old_classifier",
     Need.INDEPENDENT_FEATURES: "independent_features",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _everything(**changes):

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 
 import pytest
+from cuda_kernels import find_nvdisasm
 from sm90_host import APART, CAN_BUILD, LUCK, ROOT, build, runner
 
 NVCC = shutil.which(os.environ.get("CUDACXX", "nvcc"))
-NVDISASM = runpy.run_path(str(ROOT / "tools" / "cuda_resources.py"))["find_nvdisasm"]()
+NVDISASM = find_nvdisasm()
 
 pytestmark = pytest.mark.skipif(not CAN_BUILD, reason="needs a C++ compiler and the sources")
 

@@ -5,34 +5,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from opened_stores import COUNT, opened_pull, opened_push, opened_rollback
 
 from fclearn.features import FeatureStore, Fingerprint
-from fclearn.stores import Journal, open_store, pull, push, rollback
+from fclearn.stores import open_store, push
 from fclearn.stores.base import StoreConnectionError
 from fclearn.stores.pull import _Partial
 from served import KINDS, ROWS, features, numbered, same, serve, vectors
-
-COUNT = 25
 
 
 @pytest.fixture(params=KINDS)
 def served(request, tmp_path, postgres):
     return serve(request.param, tmp_path, postgres)
-
-
-def opened_push(url, store, **options):
-    with open_store(url) as opened:
-        return push(store, opened, **{"batch_size": 4, **options})
-
-
-def opened_rollback(result, url, **options):
-    with open_store(url) as opened:
-        return rollback(Journal(result.journal), opened, **options)
-
-
-def opened_pull(url, out, **options):
-    with open_store(url) as opened:
-        return pull(opened, out, **{"batch_size": 4, "model": "old", **options})
 
 
 def test_pull_reads_every_row_once(served, tmp_path):

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 #include "common/half.h"
@@ -59,9 +60,9 @@ inline void check_same_device(const char* op, const char* name, const Tensor& t,
       "fcl::", op, ": expected ", name, " on the same device as the other tensors");
 }
 
-// The storage dtype of a floating tensor the kernels support.
-inline Dtype check_floating(const char* op, const char* name, const Tensor& t) {
-  switch (t.scalar_type()) {
+// The storage dtype the kernels have for a dtype of torch, if they have one.
+inline std::optional<Dtype> storage_dtype(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return Dtype::kFloat32;
     case ScalarType::Double:
@@ -71,10 +72,17 @@ inline Dtype check_floating(const char* op, const char* name, const Tensor& t) {
     case ScalarType::Half:
       return Dtype::kFloat16;
     default:
-      FCL_REQUIRE(false, "fcl::", op, ": expected ", name,
-                  " of dtype float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(t.scalar_type()));
+      return std::nullopt;
   }
+}
+
+// The storage dtype of a floating tensor the kernels support.
+inline Dtype check_floating(const char* op, const char* name, const Tensor& t) {
+  const std::optional<Dtype> dtype = storage_dtype(t.scalar_type());
+  FCL_REQUIRE(dtype.has_value(), "fcl::", op, ": expected ", name,
+              " of dtype float32, float64, bfloat16 or float16, got ",
+              torch::headeronly::toString(t.scalar_type()));
+  return *dtype;
 }
 
 // Half types accumulate in float32, float64 in itself.

@@ -23,6 +23,10 @@ template <typename T>
 inline constexpr int kThreadColumns = kTileColumns<T> / kTileSide;
 template <typename T>
 inline constexpr int kThreadWidth = kTileWidth<T> / kTileSide;
+// Blocks resident on a multiprocessor for which registers must suffice, 0 for the compiler's
+// choice: for double it would choose two on some devices, and spill the sums.
+template <typename T>
+inline constexpr int kTileResident = sizeof(T) == 8 ? 1 : 0;
 // Keeps rows 16-byte aligned and moves them to other banks.
 inline constexpr int kTilePad = 4;
 

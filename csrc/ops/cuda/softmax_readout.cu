@@ -119,7 +119,7 @@ __device__ __forceinline__ void flush(ForwardShared<T>& shared, const ReadoutPro
 // Partial readout, indexed [split][row]: max of the base-2 logits, sum 2^(z - max), and the same
 // sum of values, unnormalised. mean is null if only the log-sum-exp is wanted.
 template <typename S>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileResident<typename Accumulate<S>::type>)
     forward_kernel(ReadoutProblem p, int64_t classes_per_split,
                    typename Accumulate<S>::type* max_out, double* sum_out,
                    typename Accumulate<S>::type* mean_out) {

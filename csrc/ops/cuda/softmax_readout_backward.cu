@@ -53,7 +53,7 @@ __device__ __forceinline__ void load_norms(BackwardShared<T>& shared, const Read
 // One block: 64 rows of the left side, one split of the right side, one panel of output columns.
 // With one split `out` is the result, else partial sums [split][left][width].
 template <typename S, ReadoutGradient kWhich>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileResident<typename Accumulate<S>::type>)
     backward_kernel(ReadoutProblem p, ReadoutBackward b, int64_t per_split, bool accumulate,
                     typename Accumulate<S>::type* out) {
   using T = typename Accumulate<S>::type;

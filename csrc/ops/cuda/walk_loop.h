@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/checks.h"
 #include "common/cuda_stream.h"
 #include "ops/cuda/walk_path.h"
 #include "ops/random_walk.h"
@@ -22,25 +23,12 @@ struct WalkSteps {
   ScalarType result;       // of the last step, whichever it is
 };
 
-inline Dtype walk_dtype(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
-// Columns from `begin` on, of which `columns` may be touched.
+// Columns from `begin` on, of which `columns` may be touched. The operator has checked the dtype.
 inline WalkRows columns_of(const Tensor& t, int64_t begin, int64_t columns) {
   // Only results are written, and they are nobody else's memory yet.
   void* data = const_cast<void*>(t.const_data_ptr());
   return {static_cast<char*>(data) + begin * static_cast<int64_t>(t.element_size()),
-          walk_dtype(t.scalar_type()), t.size(1), columns};
+          storage_dtype(t.scalar_type()).value(), t.size(1), columns};
 }
 
 // `step` launches what a WalkStep without graph and values says. cache_bytes: walk_cache_bytes().

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fcl embed`` on a few real drawings, and the models it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+from cli_samples import refused
+
+from fclearn.features import FeatureStore
+
+
+def test_stores_of_two_models_differ_in_fingerprint(work):
+    old, new = FeatureStore.open(work / "old-store"), FeatureStore.open(work / "new-store")
+    assert old.ids == new.ids
+    assert old.fingerprint != new.fingerprint
+    np.testing.assert_allclose(np.linalg.norm(new.features, axis=1), 1, atol=1e-6)
+
+
+def test_embed_says_what_it_wrote(work, photos, fcl, tmp_path):
+    store = tmp_path / "half"
+    name = sorted(folder.name for folder in photos.iterdir())[1]
+    code, result, _ = fcl(
+        *("embed", work / "new", photos, "--out", store, "--json"),
+        *("--class", name, "--dtype", "float16", "--batch-size", 2),
+    )
+    assert code == 0
+    opened = FeatureStore.open(store)
+    assert result["rows"] == len(opened) == len(list((photos / name).iterdir()))
+    assert result["dim"] == 8
+    assert opened.features.dtype == np.float16
+    assert set(opened.manifest["class_name"]) == {name}
+
+
+def test_refused_models(work, photos, fcl, tmp_path):
+    store = tmp_path / "store"
+    assert refused(fcl("embed", tmp_path, photos, "--out", store), "expected a model written by")
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (model / name).write_bytes((work / "old" / name).read_bytes())
+    weights = (model / "model.safetensors").read_bytes()
+    for damaged in (weights[:-4], b"", (work / "new" / "model.safetensors").read_bytes()):
+        (model / "model.safetensors").write_bytes(damaged)
+        assert refused(fcl("embed", model, photos, "--out", store), "damaged, or not the weights")
+    (model / "model.json").write_text('{"encoder": "small-cnn", "dimm": 3}', encoding="utf-8")
+    assert refused(fcl("embed", model, photos, "--out", store), "unknown key 'dimm'")
+    assert not store.exists()
+
+
+def test_refused_embeddings(work, fcl, tmp_path):
+    out = ["--out", tmp_path / "store"]
+    assert refused(fcl("embed", work / "old", "iconss", *out), "data: expected icons, fashion-")
+    dtype = ["--dtype", "int8"]
+    assert refused(fcl("embed", work / "old", "icons", *dtype, *out), "--dtype: expected float32")
+    unknown = ["--class", "no such icon"]
+    assert refused(fcl("embed", work / "old", "icons", *unknown, *out), "no class 'no such icon'")

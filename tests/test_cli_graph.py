@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fcl graph`` and ``fcl walk`` on a store of a few real drawings."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from cli_samples import refused
+
+from fclearn.features import FeatureStore, FeatureWriter
+from fclearn.graph import KnnGraph
+
+
+def test_graph(work, fcl, tmp_path):
+    path = tmp_path / "graph.safetensors"
+    code, result, _ = fcl("graph", work / "old-store", "--k", 3, "--out", path, "--json")
+    assert code == 0
+    graph = KnnGraph.load(path)
+    assert result["nodes"] == graph.num_nodes == len(FeatureStore.open(work / "old-store"))
+    assert result["edges"] == graph.num_edges == 3 * graph.num_nodes
+    assert graph.mode == result["mode"] == "row"
+    sums = torch.zeros(graph.num_nodes).index_add_(
+        0, torch.arange(graph.num_nodes).repeat_interleave(3), graph.values
+    )
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def test_within_class_graph(work, fcl, tmp_path):
+    path = tmp_path / "graph.safetensors"
+    code, result, _ = fcl(
+        "graph", work / "old-store", "--k", 2, "--within-class", "--out", path, "--json"
+    )
+    assert code == 0
+    assert result["within_class"] is True
+    graph = KnnGraph.load(path)
+    labels = torch.from_numpy(FeatureStore.open(work / "old-store").labels)
+    rows = torch.arange(graph.num_nodes).repeat_interleave(graph.crow_indices.diff())
+    assert (labels[rows] == labels[graph.col_indices.long()]).all()
+
+
+def test_walk(work, fcl, tmp_path, monkeypatch):
+    graph, out = tmp_path / "graph.safetensors", tmp_path / "walked"
+    before = FeatureStore.open(work / "old-store")
+    assert fcl("graph", work / "old-store", "--k", 3, "--out", graph)[0] == 0
+    command = ["walk", graph, work / "old-store", "--out", out, "--damping", 0.4]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "finish", stop)
+        assert fcl(*command)[0] == 130
+    assert not out.exists()
+    code, result, _ = fcl(*command, "--json")
+    assert code == 0
+    assert result["rows"] == len(before)
+    walked = FeatureStore.open(out)
+    assert walked.ids == before.ids
+    assert walked.fingerprint == before.fingerprint
+    features = torch.tensor(before.features)
+    expected = KnnGraph.load(graph).walk(features, 0.4, num_steps=10)
+    expected = torch.nn.functional.normalize(expected, dim=1)
+    torch.testing.assert_close(torch.tensor(walked.features), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.safetensors", "walked"]
+
+
+def test_refused_walks(work, fcl, tmp_path):
+    store, graph = work / "old-store", tmp_path / "graph.safetensors"
+    missing = fcl("walk", graph, store, "--out", tmp_path / "out")
+    assert refused(missing, "no such graph file")
+    np.save(tmp_path / "plain.npy", np.eye(4, dtype=np.float32))
+    assert fcl("graph", tmp_path / "plain.npy", "--k", 2, "--out", graph)[0] == 0
+    other = fcl("walk", graph, store, "--out", tmp_path / "out")
+    assert refused(other, "features: expected one row per node, 4")
+    assert refused(fcl("walk", graph, store, "--out", store), "--out: expected another folder")
+    damping = fcl("walk", graph, store, "--out", tmp_path / "out", "--damping", 1)
+    assert refused(damping, "features: expected one row per node, 4")
+
+
+def test_refused_graphs(work, fcl, tmp_path):
+    graph = ["graph", work / "old-store", "--out", tmp_path / "g"]
+    assert refused(fcl(*graph, "--k", 999), "k: expected fewer neighbours than rows")
+    assert refused(fcl(*graph, "--k", 3, "--mode", "rows"), "mode: expected 'row', 'symmetric'")
+    assert refused(fcl(*graph, "--k", 3, "--temperature", 0), "temperature: expected a positive")
+    np.save(tmp_path / "plain.npy", np.eye(4, dtype=np.float32))
+    plain = ["graph", tmp_path / "plain.npy", "--out", tmp_path / "g", "--k", 2]
+    assert refused(fcl(*plain, "--within-class"), "expected the folder of a feature store")
+    assert fcl(*plain)[0] == 0
