@@ -26,7 +26,19 @@ from fclearn.methods import METHODS, build_method
 from fclearn.training import DivergenceError, Trainer
 
 VERBS = [
-    *("demo", "train", "embed", "graph", "walk", "eval", "probe", "adapt", "export", "plan"),
+    *(
+        "demo",
+        "train",
+        "upgrade",
+        "embed",
+        "graph",
+        "walk",
+        "eval",
+        "probe",
+        "adapt",
+        "export",
+        "plan",
+    ),
     *("pull", "push", "rollback", "report", "methods", "bench-methods", "doctor"),
 ]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]

@@ -17,17 +17,12 @@ from fclearn.adapters import Ridge
 from fclearn.cli import main
 from fclearn.datasets import ImageDataset
 from fclearn.evaluation import evaluate_retrieval, oracle_gain
-from fclearn.experiments import benchmark, settings
+from fclearn.experiments import benchmark, settings, sources
 from fclearn.experiments.benchmark import RunsFailedError, bench_methods
 from fclearn.experiments.contenders import all_contenders, get_contender
 from fclearn.experiments.records import load_records, per_query, record_path, save_record
-from fclearn.experiments.settings import (
-    DEFAULTS,
-    BenchConfig,
-    data_fingerprint,
-    make_setting,
-    shared_classes,
-)
+from fclearn.experiments.settings import DEFAULTS, BenchConfig
+from fclearn.experiments.splits import data_fingerprint, make_setting, shared_classes
 from fclearn.experiments.summary import over_seeds, student_t, summarise
 from fclearn.experiments.table import BEGIN, END, TABLE, write_summary
 from fclearn.experiments.upgrade import split_images
@@ -500,7 +495,7 @@ def test_table_refuses(finished, tmp_path):
 
 def test_command(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DEFAULTS, "icons", CONFIG)
-    monkeypatch.setattr(settings, "load_icons", lambda: images)
+    monkeypatch.setattr(sources, "load_icons", lambda: images)
     command = ["bench-methods", "--out", str(tmp_path), "--methods", "independent, l2"]
     options = ["--label-noise", "0.2", "--classes", "open", "--images-per-class", "6"]
     assert main([*command, *options, "--seeds", "3", "--json"]) == 0
@@ -539,7 +534,7 @@ def test_fashion_mnist_runs(tmp_path, capsys):
 
 def test_command_tells_of_failed_runs_and_writes_the_table(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(settings.DEFAULTS, "icons", CONFIG)
-    monkeypatch.setattr(settings, "load_icons", lambda: images)
+    monkeypatch.setattr(sources, "load_icons", lambda: images)
     # With so few images no old feature is credible to NCCL.
     command = ["bench-methods", "--out", str(tmp_path), "--methods", "nccl,l2"]
     assert main(command) == 2

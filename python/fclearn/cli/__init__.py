@@ -29,6 +29,7 @@ from fclearn.cli.probe import probe
 from fclearn.cli.report import report
 from fclearn.cli.stores import pull, push, rollback
 from fclearn.cli.train import train
+from fclearn.cli.upgrade import upgrade
 from fclearn.cli.walk import walk
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app = typer.Typer(
 _VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
+    "upgrade": upgrade,
     "embed": embed,
     "graph": graph,
     "walk": walk,

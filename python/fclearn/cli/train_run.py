@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fclearn._files import replacing
 from fclearn._launch import under_torchrun
+from fclearn.augmentation import augment_drawings
 from fclearn.cli.assets import check_needs, load_assets
 from fclearn.cli.console import say
 from fclearn.cli.devices import choose_device
 from fclearn.cli.images import load_images
-from fclearn.cli.model_folder import ModelCard, save_model
+from fclearn.cli.model_folder import ModelCard, save_classifier, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
+from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
 from fclearn.methods import build_method, get_method
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
@@ -66,20 +69,31 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     check_needs(config, spec)
     device = choose_device(config.device) if world is None else world.device
     _check_same_run(config, output)
-    data = load_images(config.data)
+    photos = config.data.augmentation == "photos"
+    crops = RandomCrops(config.train.seed, config.train.clean_share)
+    data = load_images(config.data, crops if photos and config.train.augment else None)
     assets = load_assets(config, data)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
     losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
+    augment = _left_alone if photos else augment_drawings  # crops are drawn with the files
     trainer: Trainer
     if world is None:
-        trainer = Trainer(encoder, losses, data, config.train, output_dir=output, device=device)
+        trainer = Trainer(
+            encoder,
+            losses,
+            data,
+            config.train,
+            output_dir=output,
+            device=device,
+            augment=augment,
+        )
         where = str(device)
     else:
         from fclearn.distributed.training import DistributedTrainer
 
         trainer = DistributedTrainer(
-            encoder, losses, data, config.train, world=world, output_dir=output
+            encoder, losses, data, config.train, world=world, output_dir=output, augment=augment
         )
         where = f"{world.size} x {device.type}"
         world.barrier()  # all have read what the first one now writes
@@ -94,8 +108,11 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
         history = trainer.fit()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_what_is_kept(output)) from stop
+    rows = trainer.classifier()
     card = None
     if world is None or world.is_first:
+        if rows is not None:
+            save_classifier(output, rows, data.class_names)
         card = save_model(
             output,
             encoder,
@@ -104,11 +121,16 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
             channels=data.channels,
             size=data.images.shape[1],
             method=spec.name,
+            short_side=config.data.short_side,
         )
     if world is not None:
         card = world.from_first(card)
     assert card is not None
     return TrainedRun(history, card)
+
+
+def _left_alone(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    return images
 
 
 def _check_same_run(config: TrainRunConfig, output: Path) -> None:

@@ -9,7 +9,6 @@ import os
 import platform
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +44,7 @@ def software_versions() -> dict[str, str]:
 
 def run_config(config: BenchConfig, spec: Contender) -> Record:
     """All that decides about a run: setting, seed, method and its own settings."""
-    return {**asdict(config), "method": spec.name, "settings": dict(spec.defaults)}
+    return {**config.to_dict(), "method": spec.name, "settings": dict(spec.defaults)}
 
 
 def record_path(folder: Path, method: str, seed: int) -> Path:
@@ -156,7 +155,7 @@ def check_folder(folder: Path, config: BenchConfig) -> None:
     Raises:
         ValueError: It has some; the message names what differs.
     """
-    wanted = _setting(cast("Record", _rounded(asdict(config))))
+    wanted = _setting(cast("Record", _rounded(config.to_dict())))
     for path, record in _records(folder):
         changed = _changed(wanted, _setting(record["config"]))
         if changed:
