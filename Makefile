@@ -11,7 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench bench-check bench-classes bench-methods lint format types dev docs \
+.PHONY: install demo test bench bench-check bench-classes bench-methods \
+  bench-methods-quick lint format types dev docs \
   wheels sanitize fuzz endurance check-cuda-torch clean
 
 install: $(VENV)/.installed
@@ -63,6 +64,10 @@ bench-classes: install
 bench-methods: install
 	$(BIN)/fcl bench-methods --seeds 0,1,2 --out bench/results/methods/icons \
 	  --work runs/bench-methods --insert docs/methods.md
+
+# One seed of the default method against BCT and the independent model: under 15 minutes on two cores.
+bench-methods-quick: install
+	$(BIN)/fcl bench-methods --methods ni-fcl,bct,independent --out runs/bench-methods-quick
 
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

@@ -26,6 +26,8 @@ SMALL = [
     *("data.size=32", "data.short_side=36", "device=cpu", "old.encoder.dim=8"),
     *("new.encoder.dim=12", "old.train.batch_size=8", "new.train.batch_size=8"),
     *("old.train.epochs=1", "new.train.epochs=1"),
+    # In so few steps, the papers' rate would blow everything up.
+    *("old.train.learning_rate=0.01", "new.train.learning_rate=0.01"),
 ]
 
 

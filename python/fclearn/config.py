@@ -106,6 +106,8 @@ class TrainRunConfig:
         method: What it is trained for.
         train: Hyper-parameters.
         old_features: Feature store with the old model's features of the images; None without.
+        old_model: Model folder of the old model, where it is at hand: its stored features are then
+            checked on a sample; None without.
         independent_features: Feature store with those of the new architecture trained without
             compatibility; None without.
         old_classifier: ``.npy`` file with rows of the old model's classifier, shape ``(K, D_old)``,
@@ -129,6 +131,7 @@ class TrainRunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     old_features: str | None = None
+    old_model: str | None = None
     independent_features: str | None = None
     old_classifier: str | None = None
     old_classes: str | None = None

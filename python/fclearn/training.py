@@ -313,11 +313,14 @@ class Trainer:
         clean = torch.rand(len(images), generator=self._drawing) < self.config.clean_share
         return torch.where(clean[:, None, None, None], images, changed)
 
+    #: Where in the output folder checkpoints are.
+    _kept = _CHECKPOINT
+
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
             kept = ""
             if self.output_dir is not None and self._epoch > 0:
-                kept = "the last whole epoch is in the checkpoint. "
+                kept = f"epoch {self._epoch} is kept in {self.output_dir / self._kept}. "
             raise DivergenceError(
                 f"the {what} is {float(value.detach())} in epoch {self._epoch + 1}, step "
                 f"{self._schedule.last_epoch + 1}; {kept}Try a lower learning_rate, a longer "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn._launch import under_torchrun
 from fclearn.augmentation import augment_drawings
 from fclearn.cli.assets import check_needs, load_assets
@@ -22,13 +23,14 @@ from fclearn.cli.model_folder import ModelCard, save_classifier, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
 from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
+from fclearn.features import FeatureStore, Fingerprint
 from fclearn.methods import build_method, get_method
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
 
 if TYPE_CHECKING:
     from fclearn.distributed.world import World
 
-_ARGUMENTS, _CHECKPOINT = "args.yaml", "checkpoint.pt"
+_ARGUMENTS, _CHECKPOINT, _OLD = "args.yaml", "checkpoint.pt", "old_fingerprint.json"
 # Where a run goes on, and where its files are, may differ when it resumes.
 _MAY_CHANGE = {"device", "output"}
 
@@ -73,6 +75,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     crops = RandomCrops(config.train.seed, config.train.clean_share)
     data = load_images(config.data, crops if photos and config.train.augment else None)
     assets = load_assets(config, data)
+    _check_same_old(config, output)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
     losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
@@ -100,6 +103,10 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     if world is None or world.is_first:
         with replacing(output / _ARGUMENTS) as temporary:
             temporary.write_text(dump_config(config), encoding="utf-8")
+        if config.old_features is not None:
+            old = FeatureStore.open(config.old_features).fingerprint
+            with replacing(output / _OLD) as temporary:
+                temporary.write_text(json.dumps(old.to_dict(), indent=2), encoding="utf-8")
     say(
         f"training {spec.name} ({config.encoder.name}, dim {config.encoder.dim}) on {len(data)} "
         f"images of {data.num_classes} classes, on {where}, in {output}"
@@ -133,10 +140,13 @@ def _left_alone(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: 
     return images
 
 
+def _is_begun(output: Path) -> bool:
+    return (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
+
+
 def _check_same_run(config: TrainRunConfig, output: Path) -> None:
     """Refuse to resume a run that was started with other settings."""
-    begun = (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
-    if not begun or not (output / _ARGUMENTS).is_file():
+    if not _is_begun(output) or not (output / _ARGUMENTS).is_file():
         return
     before = dict(_flatten(asdict(load_config(TrainRunConfig, output / _ARGUMENTS))))
     now = dict(_flatten(asdict(config)))
@@ -150,6 +160,19 @@ def _check_same_run(config: TrainRunConfig, output: Path) -> None:
             f"{output}: holds a run with other settings ({'; '.join(changed)}): give another "
             "output, or remove it"
         )
+
+
+def _check_same_old(config: TrainRunConfig, output: Path) -> None:
+    """Refuse to go on with the features of another old model under the same name."""
+    begun = output / _OLD
+    if config.old_features is None or not _is_begun(output) or not begun.is_file():
+        return
+    try:
+        before = Fingerprint.from_dict(json.loads(begun.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{begun}: {reason(error)}") from error
+    now = FeatureStore.open(config.old_features).fingerprint
+    before.check_same(now, f"{output} was begun with other old features than {config.old_features}")
 
 
 def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

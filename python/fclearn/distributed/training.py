@@ -203,6 +203,8 @@ class DistributedTrainer(Trainer):
             if buffer.is_floating_point():
                 buffer.copy_(total(buffer, self._world.group) / self._world.size)
 
+    _kept = SHARDED_CHECKPOINTS
+
     def _interruptible(self) -> AbstractContextManager[Callable[[], bool]]:
         # torchrun passes Ctrl-C on to all: a process that finished its step would wait for others.
         return nullcontext(lambda: False)

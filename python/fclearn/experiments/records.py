@@ -174,7 +174,8 @@ def is_done(path: Path, config: BenchConfig, spec: Contender, fingerprint: str) 
     record = load_record(path)
     if record is None:
         return False
-    changed = _changed(cast("Record", _rounded(run_config(config, spec))), record["config"])
+    wanted = cast("Record", _rounded(run_config(config, spec)))
+    changed = _changed(_completed(wanted), _completed(record["config"]))
     if not changed and record["data"]["fingerprint"] != fingerprint:
         changed = "the images"
     if changed:
@@ -205,7 +206,12 @@ def _setting(config: Record) -> Record:
     """What all runs of a folder share."""
     train = {key: value for key, value in config["train"].items() if key != "seed"}
     kept = {key: value for key, value in config.items() if key not in {"method", "settings"}}
-    return {**kept, "train": train}
+    return _completed({**kept, "train": train})
+
+
+def _completed(config: Record) -> Record:
+    """With what was added to all trainings after some records were written."""
+    return {**config, "train": {"accumulate": 1, **config["train"]}}
 
 
 def _changed(before: Record, now: Record, prefix: str = "") -> str:

