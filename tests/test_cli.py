@@ -39,7 +39,7 @@ VERBS = [
         "export",
         "plan",
     ),
-    *("pull", "push", "rollback", "report", "methods", "bench-methods", "doctor"),
+    *("pull", "push", "rollback", "report", "methods", "bench-methods", "bench-chain", "doctor"),
 ]
 TINY = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 
@@ -104,9 +104,12 @@ def test_training_leaves_a_model_folder(work):
         assert files == {
             "args.yaml",
             "checkpoint.pt",
+            "classes.txt",
+            "classifier.npy",
             "history.csv",
             "model.json",
             "model.safetensors",
+            *(["old_fingerprint.json"] if name == "new" else []),
         }
     card = json.loads((work / "new" / "model.json").read_text(encoding="utf-8"))
     assert (card["encoder"], card["dim"], card["channels"]) == ("small-cnn", 8, 1)

@@ -74,6 +74,7 @@ def _minilm_l3(texts: Sequence[str]) -> NDArray[np.float32]:
 def _minilm_l6(texts: Sequence[str]) -> NDArray[np.float32]:
     """all-MiniLM-L6-v2 by transformers."""
     transformers = _module("transformers", "transformers")
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.BertModel.from_pretrained(str(_l6_folder())).eval()
     parts = []
     with torch.inference_mode():
