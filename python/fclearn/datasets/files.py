@@ -23,7 +23,8 @@ _MOST_BATCHES = 4
 class FileImages:
     """Image files in the place of an array ``(N, size, size)`` or ``(N, size, size, 3)``, uint8.
 
-    Every access decodes, on as many threads as there are cores; `prefetch` starts that early.
+    Every access decodes, on as many threads as there are cores (under torchrun, for each of the
+    processes of this machine); `prefetch` starts that early.
 
     Args:
         files: One per image.
@@ -57,7 +58,7 @@ class FileImages:
         self._crops = crops
         self._epoch = 0
         # Threads start with the first image, and end with the process or with this object.
-        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._pool = ThreadPoolExecutor(_threads())
         self._pending: dict[int, Future[NDArray[np.uint8]]] = {}
 
     @property
@@ -168,6 +169,11 @@ class FileImages:
 
     def _decoded(self, opened: Image.Image) -> Image.Image:
         return opened.convert("L" if self._grey else "RGB")
+
+
+def _threads() -> int:
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, (os.cpu_count() or 1) // beside)
 
 
 def images_of(

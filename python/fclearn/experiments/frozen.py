@@ -8,13 +8,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fclearn.datasets import Glosses, ImageDataset
 from fclearn.datasets.icons import cache_folder
 from fclearn.embedding import embed
 from fclearn.experiments.image_models import EfficientNetLite0
 from fclearn.experiments.text_models import TEXT_MODELS
-from fclearn.features import FeatureStore, Fingerprint
+from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 
+#: Texts that are lost at most where a run is killed.
+_BLOCK = 2048
 # Raise when other features come of the same texts or images.
 _VERSION = 1
 
@@ -43,9 +48,23 @@ def frozen_texts(
     """
     path, fingerprint = _place(name, [*glosses.ids, *glosses.texts], cache_dir)
     if not path.is_dir():
-        rows = TEXT_MODELS[name].embed(glosses.texts)
-        FeatureStore.write(path, rows, {"id": glosses.ids}, fingerprint)
+        count, dim = len(glosses.texts), fingerprint.dim
+        writer = FeatureWriter(path, count, dim, "float32", fingerprint)
+        for first, last in writer.missing():
+            for begin in range(first, last, _BLOCK):
+                writer.write(
+                    begin, _embedded(name, glosses.texts[begin : min(begin + _BLOCK, last)])
+                )
+        writer.finish({"id": glosses.ids})
     return FeatureStore.open(path)
+
+
+def _embedded(name: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    # Texts of one length are padded little.
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    rows = np.empty((len(texts), FROZEN_DIMS[name]), np.float32)
+    rows[order] = TEXT_MODELS[name].embed([texts[row] for row in order])
+    return rows
 
 
 def frozen_images(
