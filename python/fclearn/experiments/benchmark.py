@@ -92,14 +92,13 @@ def bench_methods(
         OSError: A folder cannot be written.
     """
     folder = Path(output)
-    specs = [get_contender(name) for name in methods or all_contenders()]
+    names = all_contenders() if methods is None else methods
+    specs = [get_contender(name) for name in names]
     if methods is None:
         specs = [spec for spec in specs if not lacking(spec, config)]
     for spec in specs:
         if lacking(spec, config):
             raise ValueError(f"methods: {spec.name!r} needs {lacking(spec, config)}")
-    if methods is not None and not methods:
-        raise ValueError("methods: expected at least one, got none")
     for name, values in (("methods", [spec.name for spec in specs]), ("seeds", list(seeds))):
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{name}: expected at least one, each once, got {values}")
