@@ -10,6 +10,8 @@ from PIL import Image
 
 from fclearn.cache_check import check_cache
 from fclearn.cli import main
+from fclearn.cli.images import load_images
+from fclearn.config import DataConfig
 from fclearn.datasets import VectorDataset
 from fclearn.features import FeatureStore
 from fclearn.methods import METHODS, Assets, build_method
@@ -120,6 +122,16 @@ def rewritten(store, path, **changes):
     columns = {name: [column[row] for row in kept] for name, column in manifest.items()}
     fingerprint = changes.pop("fingerprint", store.fingerprint)
     return FeatureStore.write(path, store.features[kept], {**columns, **changes}, fingerprint)
+
+
+def test_a_share_of_the_classes_is_always_the_same(work):
+    shares = {}
+    for share in (1.0, 0.75, 0.5, 0.01):
+        data = DataConfig("folder", str(work / "photos"), size=16, class_share=share)
+        shares[share] = [*load_images(data).class_names]
+        assert shares[share] == [*load_images(data).class_names]
+    assert [len(names) for names in shares.values()] == [4, 3, 2, 1]
+    assert set(shares[0.5]) < set(shares[0.75]) < set(shares[1.0])
 
 
 def test_a_class_of_one_image_trains(work):
