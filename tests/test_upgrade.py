@@ -206,14 +206,13 @@ def test_refused_under_torchrun(images, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_two_processes(images, tmp_path):
-    """All commands by torchrun, with the classifiers spread over two processes."""
-    command = ["upgrade", "--config", str(CONFIGS / "places365.yaml"), f"data.path={images}"]
-    command += [*SMALL, "old.encoder.name=tiny-cnn", "new.encoder.name=tiny-cnn"]
-    command += ["methods=[bct]", f"output={tmp_path}", "--processes", "2"]
-    assert main(command) == 0
-    rows = np.load(tmp_path / "models" / "old" / "classifier.npy")
-    assert rows.shape == (CLASSES // 2, 8)
-    with (tmp_path / "models" / "bct" / "history.csv").open() as file:
+    """A command by torchrun, with the classifier spread over two processes, and back in one."""
+    overrides = [*SMALL, f"data.path={images}", f"output={tmp_path}", "old.encoder.name=tiny-cnn"]
+    config = load_config(UpgradeRunConfig, CONFIGS / "places365.yaml", overrides)
+    training = write_steps(config)[:1]
+    assert run_steps(training, 2, lambda _: pytest.fail("in this process")) == 0
+    model = tmp_path / "models" / "old"
+    assert (model / "checkpoints").is_dir()
+    assert np.load(model / "classifier.npy").shape == (CLASSES // 2, 8)
+    with (model / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
-    report = json.loads((tmp_path / "reports" / "bct" / "report.json").read_text())
-    assert report["num_queries"] == CLASSES * TEST
