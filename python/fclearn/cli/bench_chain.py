@@ -118,21 +118,21 @@ def _table(reports: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     models = reports[0]["models"]
-    entries = [(i, j) for i in range(len(models)) for j in range(i + 1)]
     table = Table(
-        "method",
-        "seed",
-        "AC",
-        "BC",
-        *(f"{models[i]}/{models[j]}" for i, j in entries),
-        caption="mAP of queries/gallery in percent; AC: share of pairs in which newer queries "
-        "gain; BC: what the newest model brings to each gallery",
+        *("method", "seed", "queries by", *models, "AC", "BC"),
+        caption="mAP in each gallery, percent; AC: share of pairs in which newer queries gain; BC: "
+        "what the newest model brings to the older galleries, points",
     )
     for report in reports:
-        values = [report["average_compatibility"], report["backward_compatibility"]]
-        values += [report["matrix"][i][j] for i, j in entries]
-        cells = [f"{100 * value:.1f}" for value in values]
-        table.add_row(report["method"], str(report["seed"]), *cells)
+        for number, model in enumerate(models):
+            found = report["matrix"][number]
+            cells = ["" if value is None else f"{100 * value:.1f}" for value in found]
+            head = last = ["", ""]
+            if number == 0:
+                head = [report["method"], str(report["seed"])]
+                names = ("average_compatibility", "backward_compatibility")
+                last = [f"{100 * report[name]:.1f}" for name in names]
+            table.add_row(*head, model, *cells, *last)
     return table
 
 
