@@ -113,25 +113,25 @@ def _setting(records: Sequence[Record]) -> str:
     old, new, test = (data[name] for name in ("old", "new", "test"))
     items = "texts" if config["dataset"] == "wordnet" else "images"
     model = f"old model ({config['old_encoder']}, {config['old_dim']} dims)"
+    network = f"({config['new_encoder']}, {config['new_dim']} dims)"
+    if items == "texts":
+        network = f"(a head on frozen {network[1:]}"
     if old["classes"]:
         trained = (
-            f"For seed {seeds[0]} the {model} was trained on {old['classes']} classes "
-            f"({old['images']} {items}), new models "
+            f"{config['dataset']}, {_CLASSES[config['classes']]}. For seed {seeds[0]} the {model} "
+            f"was trained on {old['classes']} classes ({old['images']} {items}), new models "
+            f"{network} on {new['classes']} ({new['images']} {items})"
         )
     else:
         trained = (
-            f"The {model} is frozen and was trained by others. For seed {seeds[0]} new models were "
-            "trained "
+            f"{config['dataset']}. The {model} is frozen and was trained by others. For seed "
+            f"{seeds[0]} new models {network} were trained on {new['classes']} classes "
+            f"({new['images']} {items})"
         )
-    network = f"{config['new_encoder']}, {config['new_dim']} dims"
-    if items == "texts":
-        network = f"a head on frozen {network}"
     facts = [
-        f"Data: {config['dataset']}, {_CLASSES[config['classes']]}. {trained}"
-        f"({network}) on {new['classes']} "
-        f"({new['images']} {items}), and tested on {test['classes']} held-out classes "
-        f"({test['images']} {items}, each a query). {config['train']['epochs']} epochs for every "
-        "model, every method at its defaults."
+        f"Data: {trained}, and tested on {test['classes']} held-out classes ({test['images']} "
+        f"{items}, each a query). {config['train']['epochs']} epochs for every model, every method "
+        "at its defaults."
     ]
     if config.get("labels") == "clusters":
         facts.append("Without labels: new models know clusters of the old features in their place.")
