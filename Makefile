@@ -11,7 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench bench-check bench-classes bench-methods lint format types dev docs \
+.PHONY: install demo test bench bench-check bench-classes bench-methods \
+  bench-methods-quick lint format types dev docs \
   wheels sanitize fuzz endurance cuda-resources check-cuda-torch clean
 
 install: $(VENV)/.installed

@@ -17,8 +17,9 @@ from fclearn.methods import METHODS
 from fclearn.training import Trainer
 
 VERBS = [
-    *("demo", "train", "embed", "graph", "walk", "eval", "probe", "adapt", "export", "plan"),
-    *("pull", "push", "rollback", "report", "methods", "bench-methods", "doctor"),
+    *("demo", "train", "upgrade", "embed", "graph", "walk", "eval", "probe", "adapt", "export"),
+    *("plan", "pull", "push", "rollback", "report", "methods", "bench-methods", "bench-chain"),
+    "doctor",
 ]
 
 

@@ -21,9 +21,12 @@ def test_training_leaves_a_model_folder(work):
         assert files == {
             "args.yaml",
             "checkpoint.pt",
+            "classes.txt",
+            "classifier.npy",
             "history.csv",
             "model.json",
             "model.safetensors",
+            *(["old_fingerprint.json"] if name == "new" else []),
         }
     card = json.loads((work / "new" / "model.json").read_text(encoding="utf-8"))
     assert (card["encoder"], card["dim"], card["channels"]) == ("small-cnn", 8, 1)

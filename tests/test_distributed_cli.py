@@ -47,7 +47,8 @@ def test_train_resumes_and_refuses_other_settings(folder):
     assert _codes(folder, "train-other") == [2, 2]
     assert "train.epochs was 2 and is 3" in (folder / "stderr.txt").read_text()
     assert sorted(path.name for path in (folder / "model").iterdir()) == [
-        *("args.yaml", "checkpoints", "history.csv", "model.json", "model.safetensors")
+        *("args.yaml", "checkpoints", "classes.txt", "classifier.npy", "history.csv"),
+        *("model.json", "model.safetensors"),
     ]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fclearn.encoders import ResNet, SmallCnn, build_encoder
 
-NAMES = ["small-cnn", "resnet18", "resnet18-large-images"]
+NAMES = ["small-cnn", "resnet18", "resnet18-large-images", "resnet50-large-images"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -25,7 +25,13 @@ def test_shapes(name, channels):
 
 
 @pytest.mark.parametrize(
-    "encoder", [SmallCnn(4, width=4), ResNet(4, width=4), ResNet(4, width=4, small_images=False)]
+    "encoder",
+    [
+        SmallCnn(4, width=4),
+        ResNet(4, width=4),
+        ResNet(4, width=4, small_images=False),
+        ResNet(4, width=4, blocks=(1, 2), bottleneck=True),
+    ],
 )
 def test_every_parameter_gets_a_gradient_and_images_do_not_mix(encoder):
     images = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -50,6 +56,24 @@ def test_resnet18_is_resnet18():
     # 11.7 M parameters with 1000 classes and three channels, as published.
     count = sum(p.numel() for p in build_encoder(NAMES[2], dim=1000, channels=3).parameters())
     assert count == 11_689_512
+
+
+def test_resnet50_is_resnet50():
+    # 25.6 M parameters with 1000 classes and three channels, as published.
+    count = sum(p.numel() for p in build_encoder(NAMES[3], dim=1000, channels=3).parameters())
+    assert count == 25_557_032
+
+
+@pytest.mark.parametrize(("dim", "width"), [(3, 5), (5, 3), (4, 4)])
+def test_a_feature_head_starts_as_the_identity(dim, width):
+    head = build_encoder("feature-head", dim=dim, channels=width)
+    rows = torch.randn(6, width)
+    expected = torch.zeros(6, dim)
+    common = min(dim, width)
+    expected[:, :common] = rows[:, :common]
+    torch.testing.assert_close(head(rows[:, :, None, None]), expected)
+    head(rows[:, :, None, None]).square().sum().backward()
+    assert head.up.weight.grad.any()
 
 
 def test_output_dtype_follows_and_state_round_trips():

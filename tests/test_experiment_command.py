@@ -12,14 +12,14 @@ import pytest
 from experiment_samples import CONFIG
 
 from fclearn.cli import main
-from fclearn.experiments import settings
+from fclearn.experiments import settings, sources
 from fclearn.experiments.settings import DEFAULTS
 from fclearn.experiments.table import TABLE
 
 
 def test_command(pattern_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DEFAULTS, "icons", CONFIG)
-    monkeypatch.setattr(settings, "load_icons", lambda: pattern_images)
+    monkeypatch.setattr(sources, "load_icons", lambda: pattern_images)
     command = ["bench-methods", "--out", str(tmp_path), "--methods", "independent, l2"]
     options = ["--label-noise", "0.2", "--classes", "open", "--images-per-class", "6"]
     assert main([*command, *options, "--seeds", "3", "--json"]) == 0
@@ -60,7 +60,7 @@ def test_command_tells_of_failed_runs_and_writes_the_table(
     pattern_images, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(settings.DEFAULTS, "icons", CONFIG)
-    monkeypatch.setattr(settings, "load_icons", lambda: pattern_images)
+    monkeypatch.setattr(sources, "load_icons", lambda: pattern_images)
     # With so few images no old feature is credible to NCCL.
     command = ["bench-methods", "--out", str(tmp_path), "--methods", "nccl,l2"]
     assert main(command) == 2

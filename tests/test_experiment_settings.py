@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from experiment_samples import CONFIG, PER_CLASS
 
-from fclearn.experiments.settings import data_fingerprint, make_setting, shared_classes
+from fclearn.experiments.splits import data_fingerprint, make_setting, shared_classes
 from fclearn.experiments.upgrade import split_images
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fclearn._files import replacing
-from fclearn.datasets import ImageDataset
+from fclearn.datasets import LabelledSet
 from fclearn.losses import LossTerm
 
 # Frozen rows count as the same up to this: a head learned on another machine differs in its last
@@ -137,11 +137,12 @@ def refuse_other_run(path: Path, before: RunKey, now: RunKey) -> None:
         )
 
 
-def data_key(dataset: ImageDataset) -> str:
+def data_key(dataset: LabelledSet) -> str:
     """Tells one set of training images from another, by ids and labels.
 
     Example:
         >>> import numpy as np
+        >>> from fclearn.datasets import ImageDataset
         >>> images = np.zeros((2, 8, 8), np.uint8)
         >>> data = ImageDataset(images, np.array([0, 1]), ids=["a", "b"], class_names=["x", "y"])
         >>> data_key(data) == data_key(data.subset([1, 0]))

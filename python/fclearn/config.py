@@ -32,9 +32,16 @@ class DataConfig:
         grey: One channel instead of three, for folders and manifests; the others are grey.
         classes: Names of the classes to keep, in this order; None: all.
         part: ``"train"`` or ``"test"`` of Fashion-MNIST.
+        short_side: The short side of photos is scaled to it before the centre of ``size`` is cut
+            out; None: to ``size``. For folders and manifests.
+        augmentation: What ``train.augment`` does: ``"drawings"``: small shifts, rotations and
+            scalings; ``"photos"``: random resized crops with flips, for folders and manifests.
+        class_share: Keep this share of the classes (of ``classes``, if given), drawn at random but
+            always the same.
 
     Raises:
-        ValueError: A size below 8, no classes, a path missing or superfluous.
+        ValueError: A size below 8, no classes, a path missing or superfluous, photos of a kind that
+            has none, a share out of range.
     """
 
     kind: Literal["icons", "folder", "manifest", "fashion-mnist"] = "icons"
@@ -43,8 +50,18 @@ class DataConfig:
     grey: bool = False
     classes: tuple[str, ...] | None = None
     part: Literal["train", "test"] = "train"
+    short_side: int | None = None
+    augmentation: Literal["drawings", "photos"] = "drawings"
+    class_share: float = 1.0
 
     def __post_init__(self) -> None:
+        files = self.kind in {"folder", "manifest"}
+        if self.augmentation == "photos" and not files:
+            raise ValueError(f"augmentation: photos are files, and {self.kind} has none")
+        if self.short_side is not None and not files:
+            raise ValueError(f"short_side: expected null, {self.kind} has images of one size")
+        if not 0 < self.class_share <= 1:
+            raise ValueError(f"class_share: expected a number in (0, 1], got {self.class_share}")
         if self.kind in {"folder", "manifest"} and not self.path:
             raise ValueError(f"path: expected the path of the {self.kind}, got {self.path!r}")
         if self.kind == "icons" and self.path is not None:
@@ -89,6 +106,8 @@ class TrainRunConfig:
         method: What it is trained for.
         train: Hyper-parameters.
         old_features: Feature store with the old model's features of the images; None without.
+        old_model: Model folder of the old model, where it is at hand: its stored features are then
+            checked on a sample; None without.
         independent_features: Feature store with those of the new architecture trained without
             compatibility; None without.
         old_classifier: ``.npy`` file with rows of the old model's classifier, shape ``(K, D_old)``,
@@ -112,6 +131,7 @@ class TrainRunConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     old_features: str | None = None
+    old_model: str | None = None
     independent_features: str | None = None
     old_classifier: str | None = None
     old_classes: str | None = None

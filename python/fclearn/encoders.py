@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class SmallCnn(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of basic blocks (ResNet-18: two per stage), with a linear head into the embedding.
+    """ResNet (ResNet-18: two basic blocks per stage), with a linear head into the embedding.
 
     Args:
         dim: Embedding dim.
@@ -58,6 +59,8 @@ class ResNet(nn.Module):
         blocks: Blocks per stage.
         width: Channels of the first stage; doubled in each of the next.
         small_images: A 3 x 3 stem without pooling, for images below about 64 pixels.
+        bottleneck: Blocks of three convolutions, four times as wide at their ends (ResNet-50: with
+            blocks 3, 4, 6, 3). The middle one has the stride, as in everybody's ResNet-50 by now.
 
     References:
         He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016.
@@ -75,8 +78,10 @@ class ResNet(nn.Module):
         blocks: Sequence[int] = (2, 2, 2, 2),
         width: int = 64,
         small_images: bool = True,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
+        kind = _Bottleneck if bottleneck else _BasicBlock
         if small_images:
             layers: list[nn.Module] = [_convolution(channels, width)]
         else:
@@ -88,8 +93,8 @@ class ResNet(nn.Module):
         for stage, count in enumerate(blocks):
             after = width * 2**stage
             for block in range(count):
-                layers.append(_BasicBlock(before, after, 2 if stage > 0 and block == 0 else 1))
-                before = after
+                layers.append(kind(before, after, 2 if stage > 0 and block == 0 else 1))
+                before = after * kind.expansion
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(before, dim)
 
@@ -99,14 +104,49 @@ class ResNet(nn.Module):
         return out
 
 
-class _BasicBlock(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
+class FeatureHead(nn.Module):
+    """A trainable head on stored features: the map it starts as, and a hidden layer that adds.
+
+    It starts near the identity (cut, or filled up with zeros, where the widths differ): what a good
+    frozen model knows is there from the first step, and the hidden layer learns what to change.
+
+    Args:
+        dim: Embedding dim.
+        width: Width of the features.
+        hidden: Width of the hidden layer.
+
+    Shapes: features ``(B, width, 1, 1)``, as `fclearn.datasets.VectorDataset` gives them, to
+    ``(B, dim)``.
+
+    Example:
+        >>> FeatureHead(dim=2, width=3)(torch.eye(3)[:, :, None, None]).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, dim: int, width: int, hidden: int = 512) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _convolution(before, after, stride=stride),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-        )
+        self.linear = nn.Linear(width, dim)
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, dim, bias=False)
+        nn.init.eye_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embed a batch."""
+        rows = features.flatten(1)
+        out: Tensor = self.linear(rows) + self.up(torch.relu(self.down(rows)))
+        return out
+
+
+class _Block(nn.Module):
+    """A body and a way around it; both end ``expansion`` times as wide as the block's width."""
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, body: nn.Sequential, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or before != after:
             self.skip = nn.Sequential(
@@ -115,6 +155,30 @@ class _BasicBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.relu(self.body(maps) + self.skip(maps))
+
+
+class _BasicBlock(_Block):
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        body = nn.Sequential(
+            _convolution(before, width, stride=stride),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        super().__init__(body, before, width, stride)
+
+
+class _Bottleneck(_Block):
+    expansion = 4
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        after = width * self.expansion
+        body = nn.Sequential(
+            _convolution(before, width, kernel=1),
+            _convolution(width, width, stride=stride),
+            nn.Conv2d(width, after, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        super().__init__(body, before, after, stride)
 
 
 def _convolution(before: int, after: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -130,6 +194,10 @@ _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "small-cnn": SmallCnn,
     "resnet18": ResNet,
     "resnet18-large-images": lambda dim, channels: ResNet(dim, channels, small_images=False),
+    "resnet50-large-images": lambda dim, channels: ResNet(
+        dim, channels, blocks=(3, 4, 6, 3), small_images=False, bottleneck=True
+    ),
+    "feature-head": FeatureHead,
 }
 
 
@@ -137,10 +205,11 @@ def build_encoder(name: str, *, dim: int, channels: int = 1) -> nn.Module:
     """Make an encoder by name.
 
     Args:
-        name: ``"tiny-cnn"``, ``"small-cnn"``, ``"resnet18"``, ``"resnet18-large-images"``, or
-            ``"timm:NAME"`` for any model of timm (not pretrained; timm must be installed).
+        name: ``"tiny-cnn"``, ``"small-cnn"``, ``"resnet18"``, ``"resnet18-large-images"``,
+            ``"resnet50-large-images"``, ``"timm:NAME"`` for any model of timm (not pretrained; timm
+            must be installed), or ``"feature-head"`` for stored features in place of images.
         dim: Embedding dim, >= 1.
-        channels: Channels of the images.
+        channels: Channels of the images, or width of the stored features.
 
     Raises:
         ValueError: An unknown name (the known ones are listed), or a dim below 1.

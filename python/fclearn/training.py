@@ -29,7 +29,7 @@ from fclearn._files import replacing
 from fclearn._interaction import epoch_bar, interruptible
 from fclearn._optimization import TrainConfig, make_optimizer, make_schedule
 from fclearn.augmentation import augment_drawings
-from fclearn.datasets import ImageDataset
+from fclearn.datasets import LabelledSet
 from fclearn.losses import EpochHook, LossTerm
 
 __all__ = ["HISTORY_COLUMNS", "DivergenceError", "TrainConfig", "Trainer"]
@@ -63,7 +63,7 @@ class Trainer:
     Args:
         encoder: Any module from images ``(B, C, H, W)`` to embeddings ``(B, D)``.
         losses: Summands of the loss.
-        dataset: Training images; labels 0 .. C - 1.
+        dataset: Training images, or features in their place; labels 0 .. C - 1.
         config: Hyper-parameters.
         output_dir: Folder of ``checkpoint.pt`` and ``history.csv``; None: nothing is written.
         device: Where to train.
@@ -73,6 +73,7 @@ class Trainer:
 
     Example:
         >>> import numpy as np
+        >>> from fclearn.datasets import ImageDataset
         >>> from fclearn.encoders import SmallCnn
         >>> from fclearn.losses import CosineClassifierLoss, LossTerm
         >>> images = np.random.default_rng(0).integers(0, 255, (8, 16, 16), dtype=np.uint8)
@@ -90,7 +91,7 @@ class Trainer:
         self,
         encoder: nn.Module,
         losses: Sequence[LossTerm],
-        dataset: ImageDataset,
+        dataset: LabelledSet,
         config: TrainConfig,
         *,
         output_dir: str | os.PathLike[str] | None = None,
@@ -167,12 +168,20 @@ class Trainer:
                     raise KeyboardInterrupt
         return self.history
 
+    def classifier(self) -> Tensor | None:
+        """Rows of the new model's own classifier, shape ``(C, D)``; None without one.
+
+        Of a training by several processes, all must ask.
+        """
+        return self._own_rows()
+
     def _run_epoch(self, interrupted: Callable[[], bool]) -> None:
         self._within_epoch = True
         self._modules.train()
         for term in self.losses:
             if isinstance(term.module, EpochHook):
                 term.module.on_epoch(self._epoch + 1, self.config.epochs)
+        self.dataset.start_epoch(self._epoch)
         order = torch.randperm(len(self.dataset), generator=self._generator)
         labels = torch.from_numpy(self.dataset.labels)
         sums = {"loss": 0.0, "new": 0.0, "compat": 0.0, "correct": 0.0}
@@ -304,11 +313,14 @@ class Trainer:
         clean = torch.rand(len(images), generator=self._drawing) < self.config.clean_share
         return torch.where(clean[:, None, None, None], images, changed)
 
+    #: Where in the output folder checkpoints are.
+    _kept = _CHECKPOINT
+
     def _check_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
             kept = ""
             if self.output_dir is not None and self._epoch > 0:
-                kept = "the last whole epoch is in the checkpoint. "
+                kept = f"epoch {self._epoch} is kept in {self.output_dir / self._kept}. "
             raise DivergenceError(
                 f"the {what} is {float(value.detach())} in epoch {self._epoch + 1}, step "
                 f"{self._schedule.last_epoch + 1}; {kept}Try a lower learning_rate, a longer "
@@ -324,11 +336,18 @@ class Trainer:
 
     def _num_correct(self, embeddings: Tensor, labels: Tensor) -> float:
         # Of the new model's own classifier, on the augmented images it has just seen.
+        rows = self._own_rows()
+        if rows is None:
+            return math.nan
+        return float((_nearest(embeddings, rows) == labels).sum())
+
+    def _own_rows(self) -> Tensor | None:
+        """Rows of the new model's own classifier, as this process holds them."""
         for term in self.losses:
             prototypes = getattr(term.module, "prototypes", None)
             if term.name == "new" and isinstance(prototypes, Tensor):
-                return float((_nearest(embeddings, prototypes.detach()) == labels).sum())
-        return math.nan
+                return prototypes.detach()
+        return None
 
     def _save(self, folder: Path) -> None:
         # The history goes first: a run killed between the two repeats the epoch and writes both

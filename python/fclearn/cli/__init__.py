@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from fclearn.cli.adapt import adapt, export
+from fclearn.cli.bench_chain import bench_chain
 from fclearn.cli.bench_methods import bench_methods
 from fclearn.cli.console import complain, one_line, say, unwrapped
 from fclearn.cli.demo import demo
@@ -29,6 +30,7 @@ from fclearn.cli.probe import probe
 from fclearn.cli.report import report
 from fclearn.cli.stores import pull, push, rollback
 from fclearn.cli.train import train
+from fclearn.cli.upgrade import upgrade
 from fclearn.cli.walk import walk
 
 app = typer.Typer(
@@ -43,6 +45,7 @@ app = typer.Typer(
 _VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
+    "upgrade": upgrade,
     "embed": embed,
     "graph": graph,
     "walk": walk,
@@ -57,6 +60,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "report": report,
     "methods": methods,
     "bench-methods": bench_methods,
+    "bench-chain": bench_chain,
     "doctor": doctor,
 }
 for _name, _verb in _VERBS.items():

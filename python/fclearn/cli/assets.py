@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fclearn.cache_check import check_cache
 from fclearn.cli.alignment import check_labels, rows_of_ids
 from fclearn.cli.console import say
+from fclearn.cli.images import load_images
+from fclearn.cli.model_folder import load_model
 from fclearn.config import TrainRunConfig
 from fclearn.datasets import ImageDataset
 from fclearn.features import FeatureStore, as_tensor
@@ -41,6 +45,10 @@ def check_needs(config: TrainRunConfig, spec: MethodSpec) -> None:
             key, how = _HOW_TO_GIVE[need]
             if getattr(config, key) is None:
                 raise ValueError(f"{key}: method {spec.name!r} needs {need.value}: {how}")
+    if config.old_model is not None and config.old_features is None:
+        raise ValueError(
+            "old_features: expected beside old_model: fcl embed MODEL_DIR DATA --out STORE makes it"
+        )
     for given, lacking in (
         ("old_classifier", "old_classes"),
         ("old_classes", "old_classifier"),
@@ -64,9 +72,12 @@ def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
         OSError: A file that cannot be read.
     """
     rows, classes = _old_classifier(config, data)
+    old_features = _features(config.old_features, data)
+    if config.old_model is not None and old_features is not None:
+        _check_old_model(config, config.old_model, old_features)
     return Assets(
         torch.from_numpy(data.labels),
-        old_features=_features(config.old_features, data),
+        old_features=old_features,
         old_classifier=rows,
         old_classes=classes,
         independent_features=_features(config.independent_features, data),
@@ -77,9 +88,42 @@ def _features(path: str | None, data: ImageDataset) -> Tensor | None:
     if path is None:
         return None
     store = FeatureStore.open(path)
+    _check_classes(store, data)
     rows = rows_of_ids(store, data.ids, "the images")
     check_labels(store, rows, data.labels, data.class_names, "the images")
     return as_tensor(store, rows)
+
+
+def _check_classes(store: FeatureStore, data: ImageDataset) -> None:
+    """Refuse a store that lacks a whole class, which says more than a list of ids."""
+    known = np.isin(np.array(data.ids), np.array(store.ids))
+    lacking = np.setdiff1d(data.labels, data.labels[known])
+    if len(lacking) and known.any():
+        names = ", ".join(repr(data.class_names[label]) for label in lacking[:_SHOWN])
+        raise ValueError(
+            f"{store.path}: no features for any image of {len(lacking)} of the "
+            f"{len(np.unique(data.labels))} classes: {names}{', …' * (len(lacking) > _SHOWN)}; "
+            "embed them, too, or leave the classes out by data.classes"
+        )
+
+
+def _check_old_model(config: TrainRunConfig, folder: str, features: Tensor) -> None:
+    """Refuse stored features that the old model would not make again."""
+    encoder, card = load_model(folder)
+    store = FeatureStore.open(config.old_features or "")
+    card.fingerprint.check_same(store.fingerprint, f"old_model {folder} and old_features")
+    files = config.data.kind in {"folder", "manifest"}
+    seen = replace(
+        config.data,
+        size=card.size,
+        grey=card.grey,
+        short_side=card.short_side if files else None,
+        augmentation="drawings",
+    )
+    try:
+        check_cache(encoder, load_images(seen), features)
+    except ValueError as error:
+        raise ValueError(f"old_model {folder} and old_{error}") from error
 
 
 def _old_classifier(

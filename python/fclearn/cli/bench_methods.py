@@ -14,7 +14,7 @@ import typer
 from fclearn.cli.console import JsonFlag, emit, say
 
 if TYPE_CHECKING:
-    from fclearn.experiments.settings import BenchConfig, Setting
+    from fclearn.experiments.settings import BenchConfig, Labels, Setting
 
 
 def bench_methods(
@@ -25,10 +25,30 @@ def bench_methods(
         str, typer.Option(help="Of fcl methods, and maps such as map-ridge.")
     ] = "all",
     seeds: Annotated[str, typer.Option(help="By commas.")] = "0",
-    dataset: Annotated[str, typer.Option(help="icons or fashion-mnist.")] = "icons",
+    dataset: Annotated[str, typer.Option(help="icons, fashion-mnist or wordnet.")] = "icons",
     classes: Annotated[
-        str, typer.Option(help="extended: the old classes and others to train on; open: others.")
+        str,
+        typer.Option(
+            help="extended: the old classes and others to train on; open: others; extended-data: "
+            "the same classes, more images; open-data: the same classes, other images."
+        ),
     ] = "extended",
+    labels: Annotated[
+        str, typer.Option(help="given; clusters: of the old features, where nobody labelled.")
+    ] = "given",
+    old_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of fcl train; or frozen: efficientnet-lite0; of texts: glove, minilm-l3.",
+        ),
+    ] = None,
+    new_encoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of fcl train; of texts: minilm-l3, minilm-l6."),
+    ] = None,
+    old_dim: Annotated[int | None, typer.Option(help="Of the old features.")] = None,
+    new_dim: Annotated[int | None, typer.Option(help="Of the new embedding.")] = None,
     label_noise: Annotated[
         float, typer.Option(help="Share of the new training labels to shuffle.")
     ] = 0.0,
@@ -36,7 +56,7 @@ def bench_methods(
         int | None, typer.Option(help="Most images of a class to train new models on.")
     ] = None,
     path: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Of Fashion-MNIST's files.")
+        Path | None, typer.Option(metavar="FOLDER", help="Of Fashion-MNIST's or WordNet's files.")
     ] = None,
     work: Annotated[
         Path | None,
@@ -70,16 +90,28 @@ def bench_methods(
       fcl bench-methods --methods ni-fcl,bct,independent
       fcl bench-methods --seeds 0,1,2 --out runs/comparison
       fcl bench-methods --seeds 0,1,2 --label-noise 0.25 --out runs/noisy
+      fcl bench-methods --classes open-data --out runs/open-data
+      fcl bench-methods --old-encoder efficientnet-lite0 --out runs/efficientnet
+      fcl bench-methods --dataset wordnet --old-encoder glove --out runs/wordnet
       fcl bench-methods --out runs/comparison --table
     """
     from fclearn.experiments.benchmark import RunsFailedError
     from fclearn.experiments.records import load_records
+    from fclearn.experiments.settings import with_models
     from fclearn.experiments.table import TABLE, write_summary
 
     if not table:
-        config = replace(
+        config = with_models(
             _config(dataset, quick),
+            old_encoder=old_encoder,
+            new_encoder=new_encoder,
+            old_dim=old_dim,
+            new_dim=new_dim,
+        )
+        config = replace(
+            config,
             classes=cast("Setting", classes),  # checked there
+            labels=cast("Labels", labels),
             label_noise=label_noise,
             images_per_class=images_per_class,
         )
@@ -100,19 +132,20 @@ def _run(
     config: BenchConfig, out: Path, methods: str, seeds: str, path: Path | None, work: Path | None
 ) -> None:
     from fclearn.experiments.benchmark import bench_methods
-    from fclearn.experiments.contenders import all_contenders
-    from fclearn.experiments.settings import load_images
+    from fclearn.experiments.sources import load_images, load_old
 
-    names = all_contenders() if methods == "all" else _list(methods)
+    names = None if methods == "all" else _list(methods)
     numbers = _integers(seeds)
     with redirect_stdout(sys.stderr):
+        images = load_images(config, path)
         bench_methods(
             config,
             out,
             methods=names,
             seeds=numbers,
             work=work,
-            images=load_images(config, path),
+            images=images,
+            old=load_old(config, images, path),
             say=say,
         )
 

@@ -54,7 +54,10 @@ def embed(
     if dtype not in {"float32", "float16"}:
         raise ValueError(f"--dtype: expected float32 or float16, got {dtype!r}")
     encoder, card = load_model(model)
-    source = replace(parse_source(data, classes or []), size=card.size, grey=card.grey)
+    source = parse_source(data, classes or [])
+    files = source.kind in {"folder", "manifest"}
+    short_side = card.short_side if files else None
+    source = replace(source, size=card.size, grey=card.grey, short_side=short_side)
     images = load_images(source)
     if images.channels != card.channels:
         raise ValueError(

@@ -10,21 +10,24 @@ from pathlib import Path
 from fclearn.config import DataConfig
 from fclearn.datasets import (
     ImageDataset,
+    RandomCrops,
     load_fashion_mnist,
     load_icons,
     load_image_folder,
     load_image_manifest,
+    split_classes,
 )
 from fclearn.wording import nearest
 
 _FASHION_MNIST_SIZE = 28
 
 
-def load_images(config: DataConfig) -> ImageDataset:
+def load_images(config: DataConfig, crops: RandomCrops | None = None) -> ImageDataset:
     """Load, and keep the chosen classes.
 
     Args:
         config: What to load.
+        crops: Of image files, to train on.
 
     Raises:
         ValueError: As the loaders; a class that does not exist; a size Fashion-MNIST lacks.
@@ -32,22 +35,30 @@ def load_images(config: DataConfig) -> ImageDataset:
     """
     if config.kind == "icons":
         data = load_icons(size=config.size or 32)
-    elif config.kind == "folder":
-        data = load_image_folder(config.path or "", size=config.size or 64, grey=config.grey)
-    elif config.kind == "manifest":
-        data = load_image_manifest(config.path or "", size=config.size or 64, grey=config.grey)
+    elif config.kind in {"folder", "manifest"}:
+        load = load_image_folder if config.kind == "folder" else load_image_manifest
+        data = load(
+            config.path or "",
+            size=config.size or 64,
+            grey=config.grey,
+            short_side=config.short_side,
+            crops=crops,
+        )
     else:
         if config.size not in {None, _FASHION_MNIST_SIZE}:
             raise ValueError(f"data.size: Fashion-MNIST has 28 pixels, got {config.size}")
         where = {} if config.path is None else {"path": config.path}
         data = load_fashion_mnist(**where, part=config.part)
-    if config.classes is None:
-        return data
-    number = {name: label for label, name in enumerate(data.class_names)}
-    for name in config.classes:
-        if name not in number:
-            raise ValueError(f"data.classes: no class {name!r}; {nearest(name, number)}")
-    return data.select_classes([number[name] for name in config.classes])
+    if config.classes is not None:
+        number = {name: label for label, name in enumerate(data.class_names)}
+        for name in config.classes:
+            if name not in number:
+                raise ValueError(f"data.classes: no class {name!r}; {nearest(name, number)}")
+        data = data.select_classes([number[name] for name in config.classes])
+    if config.class_share < 1:
+        kept = max(1, round(config.class_share * data.num_classes))
+        data = data.select_classes(split_classes(data.num_classes, kept)[0])
+    return data
 
 
 def parse_source(word: str, classes: Sequence[str] = ()) -> DataConfig:

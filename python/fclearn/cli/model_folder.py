@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from fclearn._files import reason, replacing
 from fclearn._schema import build
@@ -19,6 +21,9 @@ from fclearn.encoders import build_encoder
 from fclearn.features import Fingerprint
 
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
+#: Rows of the model's own classifier, and the class name of each: what some methods want of an old
+#: model.
+CLASSIFIER, CLASSES = "classifier.npy", "classes.txt"
 _VERSION = 1
 
 
@@ -35,6 +40,7 @@ class ModelCard:
         fingerprint: Of the features it makes.
         weights: Hash of ``model.safetensors``.
         version: Of this format.
+        short_side: What the short side of image files is scaled to; None: to ``size``.
     """
 
     encoder: str
@@ -45,6 +51,7 @@ class ModelCard:
     fingerprint: Fingerprint
     weights: str
     version: int = _VERSION
+    short_side: int | None = None
 
 
 def save_model(
@@ -56,6 +63,7 @@ def save_model(
     channels: int,
     size: int,
     method: str,
+    short_side: int | None = None,
 ) -> ModelCard:
     """Write both files, each whole or not at all; the card, written last, names its weights.
 
@@ -67,6 +75,7 @@ def save_model(
         channels: Of its images.
         size: Side of its images in pixels.
         method: How it was trained, for the fingerprint.
+        short_side: What the short side of image files is scaled to before that; None: to ``size``.
 
     Raises:
         OSError: The folder cannot be written.
@@ -76,17 +85,41 @@ def save_model(
     )
     weights = _hash(content)
     grey = channels == 1
+    scaled = "" if short_side is None else f" of a short side of {short_side}"
     fingerprint = Fingerprint(
         model=f"{name} {method} {weights[:12]}",
         dim=dim,
-        preprocessing=f"{'grey' if grey else 'rgb'} {size} px in [0, 1]",
+        preprocessing=f"{'grey' if grey else 'rgb'} {size} px{scaled} in [0, 1]",
     )
-    card = ModelCard(name, dim, channels, size, grey, fingerprint, weights)
+    card = ModelCard(name, dim, channels, size, grey, fingerprint, weights, short_side=short_side)
     with replacing(Path(folder) / _WEIGHTS) as temporary:
         temporary.write_bytes(content)
     with replacing(Path(folder) / _CARD) as temporary:
         temporary.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     return card
+
+
+def save_classifier(
+    folder: str | os.PathLike[str], rows: Tensor, class_names: Sequence[str]
+) -> None:
+    """Write the model's own classifier as ``classifier.npy`` and ``classes.txt``.
+
+    Nothing is written where a class name cannot be a line of its own.
+
+    Args:
+        folder: Made if needed.
+        rows: Shape ``(C, D)``.
+        class_names: One per row.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    if any(name.splitlines() != [name] for name in class_names):
+        return
+    with replacing(Path(folder) / CLASSIFIER) as temporary, temporary.open("wb") as file:
+        np.save(file, rows.detach().cpu().numpy())
+    with replacing(Path(folder) / CLASSES) as temporary:
+        temporary.write_text("\n".join(class_names) + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
@@ -102,16 +135,9 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         ValueError: A file missing or damaged, or files of two models.
         ModuleNotFoundError: A ``timm:`` encoder without timm.
     """
-    card_path, weights_path = Path(folder) / _CARD, Path(folder) / _WEIGHTS
-    for path in (card_path, weights_path):
-        if not path.is_file():
-            raise ValueError(f"{path}: expected a model written by fcl train, found nothing")
-    try:
-        card = build(ModelCard, json.loads(card_path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{card_path}: {error}") from error
-    if card.version != _VERSION:
-        raise ValueError(f"{card_path}: format version {card.version}, expected {_VERSION}")
+    card = read_card(folder)
+    weights_path = Path(folder) / _WEIGHTS
+    _expect(weights_path)
     content = weights_path.read_bytes()
     if _hash(content) != card.weights:
         raise ValueError(
@@ -130,6 +156,31 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         text = f"{weights_path}: not weights of {card.encoder}: {reason(error)}"
         raise ValueError(text) from error
     return encoder, card
+
+
+def read_card(folder: str | os.PathLike[str]) -> ModelCard:
+    """Read ``model.json`` alone.
+
+    Args:
+        folder: As given to `save_model`.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
+    path = Path(folder) / _CARD
+    _expect(path)
+    try:
+        card = build(ModelCard, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if card.version != _VERSION:
+        raise ValueError(f"{path}: format version {card.version}, expected {_VERSION}")
+    return card
+
+
+def _expect(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a model written by fcl train, found nothing")
 
 
 def _hash(content: bytes) -> str:

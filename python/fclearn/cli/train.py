@@ -33,18 +33,21 @@ def train(
     Under torchrun, all its processes train together, with the classifiers spread over them.
 
     Writes checkpoint.pt (under torchrun: the folder checkpoints), history.csv, args.yaml (every
-    setting), model.safetensors and model.json into the output folder. Stopped at any instant, the
+    setting), model.safetensors, model.json and the model's own classifier (classifier.npy,
+    classes.txt) into the output folder. Stopped at any instant, the
     same command resumes.
 
     \b
     Keys (and defaults):
       data.kind (icons) icons, folder, manifest, fashion-mnist
-      data.path, data.size, data.grey, data.classes, data.part
-      encoder.name (small-cnn) small-cnn, resnet18, timm:NAME; encoder.dim (64)
+      data.path, data.size, data.short_side, data.grey, data.classes, data.class_share, data.part
+      data.augmentation (drawings) or photos: random resized crops with flips
+      encoder.name (small-cnn) small-cnn, resnet18, resnet50-large-images, timm:NAME
+      encoder.dim (64)
       method.name (ni-fcl), method.settings.KEY
       train.epochs (40), batch_size, accumulate, optimizer, learning_rate, weight_decay,
         warmup_epochs, augment, max_grad_norm, precision, seed
-      old_features, independent_features, old_classifier, old_classes
+      old_features, old_model (checks them), independent_features, old_classifier, old_classes
       output (runs/train), device (auto)
 
     \b

@@ -3,29 +3,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from fclearn._files import replacing
+from fclearn._files import reason, replacing
 from fclearn._launch import under_torchrun
+from fclearn.augmentation import augment_drawings
 from fclearn.cli.assets import check_needs, load_assets
 from fclearn.cli.console import say
 from fclearn.cli.devices import choose_device
 from fclearn.cli.images import load_images
-from fclearn.cli.model_folder import ModelCard, save_model
+from fclearn.cli.model_folder import ModelCard, save_classifier, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
+from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
+from fclearn.features import FeatureStore, Fingerprint
 from fclearn.methods import build_method, get_method
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
 
 if TYPE_CHECKING:
     from fclearn.distributed.world import World
 
-_ARGUMENTS, _CHECKPOINT = "args.yaml", "checkpoint.pt"
+_ARGUMENTS, _CHECKPOINT, _OLD = "args.yaml", "checkpoint.pt", "old_fingerprint.json"
 # Where a run goes on, and where its files are, may differ when it resumes.
 _MAY_CHANGE = {"device", "output"}
 
@@ -66,26 +71,42 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     check_needs(config, spec)
     device = choose_device(config.device) if world is None else world.device
     _check_same_run(config, output)
-    data = load_images(config.data)
+    photos = config.data.augmentation == "photos"
+    crops = RandomCrops(config.train.seed, config.train.clean_share)
+    data = load_images(config.data, crops if photos and config.train.augment else None)
     assets = load_assets(config, data)
+    _check_same_old(config, output)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
     losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
+    augment = _left_alone if photos else augment_drawings  # crops are drawn with the files
     trainer: Trainer
     if world is None:
-        trainer = Trainer(encoder, losses, data, config.train, output_dir=output, device=device)
+        trainer = Trainer(
+            encoder,
+            losses,
+            data,
+            config.train,
+            output_dir=output,
+            device=device,
+            augment=augment,
+        )
         where = str(device)
     else:
         from fclearn.distributed.training import DistributedTrainer
 
         trainer = DistributedTrainer(
-            encoder, losses, data, config.train, world=world, output_dir=output
+            encoder, losses, data, config.train, world=world, output_dir=output, augment=augment
         )
         where = f"{world.size} x {device.type}"
         world.barrier()  # all have read what the first one now writes
     if world is None or world.is_first:
         with replacing(output / _ARGUMENTS) as temporary:
             temporary.write_text(dump_config(config), encoding="utf-8")
+        if config.old_features is not None:
+            old = FeatureStore.open(config.old_features).fingerprint
+            with replacing(output / _OLD) as temporary:
+                temporary.write_text(json.dumps(old.to_dict(), indent=2), encoding="utf-8")
     say(
         f"training {spec.name} ({config.encoder.name}, dim {config.encoder.dim}) on {len(data)} "
         f"images of {data.num_classes} classes, on {where}, in {output}"
@@ -94,8 +115,11 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
         history = trainer.fit()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_what_is_kept(output)) from stop
+    rows = trainer.classifier()
     card = None
     if world is None or world.is_first:
+        if rows is not None:
+            save_classifier(output, rows, data.class_names)
         card = save_model(
             output,
             encoder,
@@ -104,6 +128,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
             channels=data.channels,
             size=data.images.shape[1],
             method=spec.name,
+            short_side=config.data.short_side,
         )
     if world is not None:
         card = world.from_first(card)
@@ -111,10 +136,17 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     return TrainedRun(history, card)
 
 
+def _left_alone(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    return images
+
+
+def _is_begun(output: Path) -> bool:
+    return (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
+
+
 def _check_same_run(config: TrainRunConfig, output: Path) -> None:
     """Refuse to resume a run that was started with other settings."""
-    begun = (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
-    if not begun or not (output / _ARGUMENTS).is_file():
+    if not _is_begun(output) or not (output / _ARGUMENTS).is_file():
         return
     before = dict(_flatten(asdict(load_config(TrainRunConfig, output / _ARGUMENTS))))
     now = dict(_flatten(asdict(config)))
@@ -128,6 +160,19 @@ def _check_same_run(config: TrainRunConfig, output: Path) -> None:
             f"{output}: holds a run with other settings ({'; '.join(changed)}): give another "
             "output, or remove it"
         )
+
+
+def _check_same_old(config: TrainRunConfig, output: Path) -> None:
+    """Refuse to go on with the features of another old model under the same name."""
+    begun = output / _OLD
+    if config.old_features is None or not _is_begun(output) or not begun.is_file():
+        return
+    try:
+        before = Fingerprint.from_dict(json.loads(begun.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{begun}: {reason(error)}") from error
+    now = FeatureStore.open(config.old_features).fingerprint
+    before.check_same(now, f"{output} was begun with other old features than {config.old_features}")
 
 
 def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.datasets.files import FileImages
+from fclearn.datasets.rows import LabelledSet
 
 
 @dataclass(frozen=True)
-class ImageDataset:
+class ImageDataset(LabelledSet):
     """Row-aligned images, labels, ids and groups.
 
     Attributes:
@@ -56,31 +56,7 @@ class ImageDataset:
             raise TypeError(f"images: expected dtype uint8, got {self.images.dtype}")
         if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] != 3):
             raise ValueError(f"images: expected shape [N, H, W] or [N, H, W, 3], got {list(shape)}")
-        if self.labels.dtype != np.int64:
-            raise TypeError(f"labels: expected dtype int64, got {self.labels.dtype}")
-        if self.labels.shape != shape[:1]:
-            raise ValueError(f"labels: expected shape [{shape[0]}], got {list(self.labels.shape)}")
-        if len(self.ids) != shape[0]:
-            raise ValueError(f"ids: expected {shape[0]}, one per image, got {len(self.ids)}")
-        if len(set(self.ids)) != len(self.ids):
-            twice = Counter(self.ids).most_common(1)[0][0]
-            raise ValueError(f"ids: expected distinct ids, got {twice!r} twice")
-        if self.groups is not None and self.groups.shape != shape[:1]:
-            raise ValueError(f"groups: expected shape [{shape[0]}], got {list(self.groups.shape)}")
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
-            raise ValueError(
-                f"labels: expected values in [0, {self.num_classes}) (one per class name), got "
-                f"{self.labels.min()} to {self.labels.max()}"
-            )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of class names."""
-        return len(self.class_names)
+        self._check(shape[0], "image")
 
     @property
     def channels(self) -> int:
@@ -111,48 +87,28 @@ class ImageDataset:
         if isinstance(self.images, FileImages):
             self.images.prefetch(index)
 
-    def subset(self, index: NDArray[np.int64] | NDArray[np.bool_] | Sequence[int]) -> ImageDataset:
-        """Rows ``index`` (integers or a mask), all class names kept.
+    def start_epoch(self, epoch: int) -> None:
+        """Say which epoch begins: images that are cropped at random are cropped anew.
 
         Args:
-            index: Row numbers, or a bool per row.
+            epoch: From 0.
         """
-        # An empty list would be an array of floats, which cannot index.
-        rows = np.arange(len(self))[np.asarray(index) if len(index) else slice(0)]
+        if isinstance(self.images, FileImages):
+            self.images.start_epoch(epoch)
+
+    def array(self) -> NDArray[np.uint8]:
+        """All images; decodes them if they are files."""
+        return self.pixels()
+
+    def _part(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], names: Sequence[str]
+    ) -> ImageDataset:
         return ImageDataset(
             self.images.take(rows) if isinstance(self.images, FileImages) else self.images[rows],
-            self.labels[rows],
-            [self.ids[row] for row in rows],
-            None if self.groups is None else self.groups[rows],
-            self.class_names,
-            self.group_names,
-        )
-
-    def select_classes(self, classes: Sequence[int] | NDArray[np.int64]) -> ImageDataset:
-        """All images of these classes, relabelled ``0 … len(classes) - 1`` in the order given.
-
-        Args:
-            classes: Labels to keep, distinct.
-
-        Raises:
-            ValueError: A class that does not exist, or the same one twice.
-        """
-        wanted = np.asarray(classes, dtype=np.int64)
-        if len(np.unique(wanted)) != len(wanted) or (
-            len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.num_classes
-        ):
-            raise ValueError(
-                f"classes: expected distinct labels in [0, {self.num_classes}), got {wanted}"
-            )
-        new_label = np.full(self.num_classes, -1, dtype=np.int64)
-        new_label[wanted] = np.arange(len(wanted))
-        kept = self.subset(new_label[self.labels] >= 0)
-        return ImageDataset(
-            kept.images,
-            new_label[kept.labels],
-            kept.ids,
-            kept.groups,
-            [self.class_names[label] for label in wanted],
+            labels,
+            self._part_ids(rows),
+            self._part_groups(rows),
+            names,
             self.group_names,
         )
 

@@ -18,13 +18,19 @@ from numpy.typing import NDArray
 
 from fclearn._files import reason
 from fclearn.datasets.base import ImageDataset
+from fclearn.datasets.crops import RandomCrops
 from fclearn.datasets.files import images_of
 
 _EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
 
 def load_image_folder(
-    path: str | os.PathLike[str], *, size: int = 64, grey: bool = False
+    path: str | os.PathLike[str],
+    *,
+    size: int = 64,
+    grey: bool = False,
+    short_side: int | None = None,
+    crops: RandomCrops | None = None,
 ) -> ImageDataset:
     """Images of ``path/<class>/<file>``, resized to a square.
 
@@ -32,8 +38,10 @@ def load_image_folder(
         path: Folder with one folder per class (as ImageNet's ``train``); the order of the class
             names is alphabetical. Files in deeper folders belong to their top folder's class;
             hidden folders are no classes.
-        size: Side of the images in pixels. The short side is scaled to it, the centre kept.
+        size: Side of the images in pixels.
         grey: One channel instead of three.
+        short_side: The short side is scaled to it, then the centre is kept; None: to ``size``.
+        crops: To train on: random boxes in place of the centre. The images then stay files.
 
     Raises:
         ValueError: No such folder, no class folder, a class without images, an unreadable image.
@@ -57,12 +65,17 @@ def load_image_folder(
         files += found
         labels += [label] * len(found)
     ids = [file.relative_to(root).as_posix() for file in files]
-    images = images_of(files, size, grey)
+    images = images_of(files, size, grey, short_side=short_side, crops=crops)
     return ImageDataset(images, np.array(labels, np.int64), ids, class_names=class_names)
 
 
 def load_image_manifest(
-    path: str | os.PathLike[str], *, size: int = 64, grey: bool = False
+    path: str | os.PathLike[str],
+    *,
+    size: int = 64,
+    grey: bool = False,
+    short_side: int | None = None,
+    crops: RandomCrops | None = None,
 ) -> ImageDataset:
     """Images listed in a csv or parquet file with columns ``path,label`` and maybe ``id,group``.
 
@@ -70,6 +83,8 @@ def load_image_manifest(
         path: The manifest. Image paths are relative to its folder, labels are class names.
         size: Side of the images in pixels.
         grey: One channel instead of three.
+        short_side: As `load_image_folder`.
+        crops: As `load_image_folder`.
 
     Raises:
         ValueError: A missing file, a missing column, no rows, an unreadable image.
@@ -102,7 +117,13 @@ def load_image_manifest(
     if "group" in rows[0]:
         group_names, groups = _numbered([str(row["group"]) for row in rows])
     return ImageDataset(
-        images_of([manifest.parent / str(row["path"]) for row in rows], size, grey),
+        images_of(
+            [manifest.parent / str(row["path"]) for row in rows],
+            size,
+            grey,
+            short_side=short_side,
+            crops=crops,
+        ),
         labels,
         [str(row["id"] if "id" in row else row["path"]) for row in rows],
         groups,

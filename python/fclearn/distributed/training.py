@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fclearn._checkpoint import RunKey, data_key
 from fclearn._optimization import make_optimizer
 from fclearn.augmentation import augment_drawings
-from fclearn.datasets import ImageDataset
+from fclearn.datasets import LabelledSet
 from fclearn.distributed.checkpoint import (
     fill_optimizer,
     load_sharded,
@@ -76,7 +76,7 @@ class DistributedTrainer(Trainer):
         self,
         encoder: nn.Module,
         losses: Sequence[LossTerm],
-        dataset: ImageDataset,
+        dataset: LabelledSet,
         config: TrainConfig,
         *,
         world: World,
@@ -166,6 +166,11 @@ class DistributedTrainer(Trainer):
             nn.utils.clip_grads_with_norm_(group, most, norm)
         return norm
 
+    def classifier(self) -> Tensor | None:
+        """As `Trainer.classifier`, gathered from all processes."""
+        rows = super().classifier()
+        return rows.full_tensor() if isinstance(rows, DTensor) else rows
+
     def _num_correct(self, embeddings: Tensor, labels: Tensor) -> float:
         for term in self.losses:
             if term.name == "new" and isinstance(term.module, ShardedCosineClassifierLoss):
@@ -197,6 +202,8 @@ class DistributedTrainer(Trainer):
         for buffer in self.encoder.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(total(buffer, self._world.group) / self._world.size)
+
+    _kept = SHARDED_CHECKPOINTS
 
     def _interruptible(self) -> AbstractContextManager[Callable[[], bool]]:
         # torchrun passes Ctrl-C on to all: a process that finished its step would wait for others.

@@ -19,10 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fclearn.datasets import ImageDataset
+from fclearn.datasets import LabelledSet
 from fclearn.evaluation import CompatibilityReport, oracle_gain
 from fclearn.evaluation._bootstrap import bootstrap_means, interval
-from fclearn.experiments.contenders import Contender, MapSpec, all_contenders, get_contender
+from fclearn.experiments.contenders import (
+    Contender,
+    MapSpec,
+    all_contenders,
+    get_contender,
+    lacking,
+)
 from fclearn.experiments.records import (
     Record,
     check_folder,
@@ -32,14 +38,11 @@ from fclearn.experiments.records import (
     record_path,
     save_record,
 )
-from fclearn.experiments.settings import (
-    BenchConfig,
-    data_fingerprint,
-    load_images,
-    make_setting,
-    shared_classes,
-)
+from fclearn.experiments.settings import BenchConfig
+from fclearn.experiments.sources import load_images, load_old
+from fclearn.experiments.splits import data_fingerprint, make_setting, shared_classes
 from fclearn.experiments.stages import Stages
+from fclearn.experiments.unlabelled import clustered
 from fclearn.experiments.upgrade import UpgradeData, report_upgrade
 from fclearn.features import FeatureSource, FeatureStore, as_tensor
 from fclearn.methods import Assets, MethodSpec, Need
@@ -60,7 +63,8 @@ def bench_methods(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
     work: str | os.PathLike[str] | None = None,
-    images: ImageDataset | None = None,
+    images: LabelledSet | None = None,
+    old: FeatureStore | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
@@ -69,10 +73,12 @@ def bench_methods(
     Args:
         config: The setting; its seed is replaced by each of ``seeds``.
         output: Folder of the results, one JSON file per run.
-        methods: Of `fclearn.experiments.contenders.all_contenders`; None: all.
+        methods: Of `fclearn.experiments.contenders.all_contenders`; None: all that have what they
+            need in this setting.
         seeds: Each splits the classes anew and starts all trainings.
         work: Folder of features and checkpoints; default ``output/work``.
         images: Instead of the data set's own, as `load_images` loads them.
+        old: Instead of a frozen old model's own features, as `load_old` loads them.
         progress: Show progress on stderr, if that is a terminal.
         say: Gets a line per run.
 
@@ -81,21 +87,29 @@ def bench_methods(
 
     Raises:
         RunsFailedError: Some runs diverged or refused the setting; the others are done.
-        ValueError: An unknown method, a name or a seed given twice, results of another setting.
+        ValueError: An unknown method, or one that lacks what it needs in this setting, a name or a
+            seed given twice, results of another setting.
         OSError: A folder cannot be written.
     """
     folder = Path(output)
-    specs = [get_contender(name) for name in (all_contenders() if methods is None else methods)]
+    names = all_contenders() if methods is None else methods
+    specs = [get_contender(name) for name in names]
+    if methods is None:
+        specs = [spec for spec in specs if not lacking(spec, config)]
+    for spec in specs:
+        if lacking(spec, config):
+            raise ValueError(f"methods: {spec.name!r} needs {lacking(spec, config)}")
     for name, values in (("methods", [spec.name for spec in specs]), ("seeds", list(seeds))):
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{name}: expected at least one, each once, got {values}")
     check_folder(folder, config)
     images = load_images(config) if images is None else images
+    old = load_old(config, images) if old is None else old
     records, failed = [], []
     for seed in seeds:
         here = replace(config, train=replace(config.train, seed=seed))
         comparison = _Comparison.prepare(
-            here, images, Path(work or folder / "work") / f"seed{seed}", progress
+            here, images, Path(work or folder / "work") / f"seed{seed}", progress, old
         )
         for spec in specs:
             path = record_path(folder, spec.name, seed)
@@ -129,7 +143,12 @@ class _Comparison:
 
     @classmethod
     def prepare(
-        cls, config: BenchConfig, images: ImageDataset, work: Path, progress: bool
+        cls,
+        config: BenchConfig,
+        images: LabelledSet,
+        work: Path,
+        progress: bool,
+        old: FeatureStore | None = None,
     ) -> _Comparison:
         data = make_setting(images, config)
         fingerprint = data_fingerprint(data)
@@ -140,8 +159,12 @@ class _Comparison:
             "comparison",
             facts={"images": fingerprint},
             keep_classifier=True,
+            frozen=old,
             progress=progress,
         )
+        if config.labels == "clusters":
+            data = clustered(stages)
+            stages = replace(stages, data=data)
         return cls(config, data, stages, fingerprint)
 
     def run(self, spec: MethodSpec | MapSpec) -> Record:

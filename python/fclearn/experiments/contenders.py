@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fclearn.experiments.settings import BenchConfig
 from fclearn.methods import METHODS, MethodSpec, Need, Setting, get_method
 from fclearn.probe import ADAPTERS
 from fclearn.wording import nearest
@@ -88,6 +89,22 @@ def all_contenders() -> list[str]:
     """Methods, most important first, then the maps between spaces of any two dims."""
     methods = sorted(METHODS, key=lambda name: (_rank(name), name))
     return methods + [_PREFIX + name for name in ADAPTERS if name != "mean-shift"]
+
+
+def lacking(spec: Contender, config: BenchConfig) -> str:
+    """What a method needs that nobody has in a setting, in words; empty if it has everything.
+
+    Example:
+        >>> from fclearn.experiments.settings import DEFAULTS
+        >>> lacking(get_contender("bct"), DEFAULTS["wordnet"])
+        "the old classifier, which 'minilm-l3' does not have"
+    """
+    if Need.OLD_CLASSIFIER in spec.needs:
+        if config.old_is_frozen:
+            return f"the old classifier, which {config.old_encoder!r} does not have"
+        if config.labels == "clusters":
+            return "the old classifier's classes, and the new images have clusters instead"
+    return ""
 
 
 def _rank(name: str) -> int:

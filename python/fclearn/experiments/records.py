@@ -9,7 +9,6 @@ import os
 import platform
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +44,7 @@ def software_versions() -> dict[str, str]:
 
 def run_config(config: BenchConfig, spec: Contender) -> Record:
     """All that decides about a run: setting, seed, method and its own settings."""
-    return {**asdict(config), "method": spec.name, "settings": dict(spec.defaults)}
+    return {**config.to_dict(), "method": spec.name, "settings": dict(spec.defaults)}
 
 
 def record_path(folder: Path, method: str, seed: int) -> Path:
@@ -156,7 +155,7 @@ def check_folder(folder: Path, config: BenchConfig) -> None:
     Raises:
         ValueError: It has some; the message names what differs.
     """
-    wanted = _setting(cast("Record", _rounded(asdict(config))))
+    wanted = _setting(cast("Record", _rounded(config.to_dict())))
     for path, record in _records(folder):
         changed = _changed(wanted, _setting(record["config"]))
         if changed:
@@ -175,7 +174,8 @@ def is_done(path: Path, config: BenchConfig, spec: Contender, fingerprint: str) 
     record = load_record(path)
     if record is None:
         return False
-    changed = _changed(cast("Record", _rounded(run_config(config, spec))), record["config"])
+    wanted = cast("Record", _rounded(run_config(config, spec)))
+    changed = _changed(_completed(wanted), _completed(record["config"]))
     if not changed and record["data"]["fingerprint"] != fingerprint:
         changed = "the images"
     if changed:
@@ -206,7 +206,12 @@ def _setting(config: Record) -> Record:
     """What all runs of a folder share."""
     train = {key: value for key, value in config["train"].items() if key != "seed"}
     kept = {key: value for key, value in config.items() if key not in {"method", "settings"}}
-    return {**kept, "train": train}
+    return _completed({**kept, "train": train})
+
+
+def _completed(config: Record) -> Record:
+    """With what was added to all trainings after some records were written."""
+    return {**config, "train": {"accumulate": 1, **config["train"]}}
 
 
 def _changed(before: Record, now: Record, prefix: str = "") -> str:

@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fclearn.datasets import ImageDataset, load_fashion_mnist, load_icons
-from fclearn.datasets.fashion_mnist import DEFAULT_PATH as FASHION_MNIST_PATH
-from fclearn.experiments.upgrade import QUICK, UpgradeConfig, UpgradeData, split_images
+from fclearn.experiments.frozen import FROZEN_DIMS
+from fclearn.experiments.text_models import TEXT_MODELS
+from fclearn.experiments.upgrade import QUICK, UpgradeConfig
 from fclearn.training import TrainConfig
 
-Dataset = Literal["icons", "fashion-mnist"]
-Setting = Literal["extended", "open"]
+Dataset = Literal["icons", "fashion-mnist", "wordnet"]
+Setting = Literal["extended", "open", "extended-data", "open-data"]
+Labels = Literal["given", "clusters"]
 
 
 @dataclass(frozen=True)
@@ -25,24 +21,49 @@ class BenchConfig(UpgradeConfig):
     """What methods are compared on: `UpgradeConfig`, and what makes it harder.
 
     Attributes:
-        dataset: Which images.
+        dataset: Which images, or texts.
         classes: ``"extended"``: the new training set has the old model's classes and others;
-            ``"open"``: only the others, ``num_new_classes - num_old_classes`` of them.
+            ``"open"``: only the others, ``num_new_classes - num_old_classes`` of them;
+            ``"extended-data"``: both have all ``num_new_classes`` classes, the old model a share of
+            their images, the new training set all; ``"open-data"``: the new one only the others.
         label_noise: Share of the new training images whose labels are shuffled among them, so that
             classes keep their sizes; a few come out right by chance. The old model saw none of it.
         images_per_class: Most images of a class in the new training set; None: all.
+        old_image_share: Share of a class's images the old model is trained on, where that is not
+            all of them.
+        labels: ``"given"``, or ``"clusters"``: nobody has labelled the new training set, and
+            clusters of the old features, as many as there are classes, take the place of classes.
 
     Raises:
-        ValueError: A value out of range.
+        ValueError: A value out of range, or values that do not go together.
     """
 
     dataset: Dataset = "icons"
     classes: Setting = "extended"
     label_noise: float = 0.0
     images_per_class: int | None = None
+    old_image_share: float = 0.3
+    labels: Labels = "given"
+
+    @property
+    def old_is_frozen(self) -> bool:
+        """Whether others have trained the old model, on other data."""
+        return self.old_encoder in FROZEN_DIMS
+
+    @property
+    def trained_encoder(self) -> str:
+        """A head, where new models stand on the features of a frozen one."""
+        return "feature-head" if self.new_encoder in FROZEN_DIMS else self.new_encoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; without what came later and is as it was before that."""
+        facts = asdict(self)
+        later = {"old_image_share": 0.3, "labels": "given"}
+        return {name: facts[name] for name in facts if later.get(name, ...) != facts[name]}
 
     def __post_init__(self) -> None:
-        for name, known in (("dataset", get_args(Dataset)), ("classes", get_args(Setting))):
+        choices = (("dataset", Dataset), ("classes", Setting), ("labels", Labels))
+        for name, known in ((name, get_args(kind)) for name, kind in choices):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}: expected one of {list(known)}, got {getattr(self, name)!r}"
@@ -51,11 +72,41 @@ class BenchConfig(UpgradeConfig):
             raise ValueError(f"label_noise: expected a number in [0, 1], got {self.label_noise}")
         if self.images_per_class is not None and self.images_per_class < 1:
             raise ValueError(f"images_per_class: expected at least 1, got {self.images_per_class}")
-        if not 1 <= self.num_old_classes < self.num_new_classes:
+        if not 0 < self.old_image_share < 1:
             raise ValueError(
-                f"num_old_classes: expected 1 to {self.num_new_classes - 1}, fewer than the new "
-                f"ones, got {self.num_old_classes}"
+                f"old_image_share: expected a number in (0, 1), got {self.old_image_share}"
             )
+        self._check_models()
+        lowest = 0 if self.old_is_frozen else 1
+        if not lowest <= self.num_old_classes < self.num_new_classes:
+            raise ValueError(
+                f"num_old_classes: expected {lowest} to {self.num_new_classes - 1}, fewer than the "
+                f"new ones, got {self.num_old_classes}"
+            )
+
+    def _check_models(self) -> None:
+        texts = self.dataset == "wordnet"
+        for name in ("old_encoder", "new_encoder"):
+            model = getattr(self, name)
+            if texts and model not in TEXT_MODELS:
+                raise ValueError(
+                    f"{name}: expected one of {[*TEXT_MODELS]} for texts, got {model!r}"
+                )
+            if not texts and model in TEXT_MODELS:
+                raise ValueError(f"{name}: {model!r} takes texts, {self.dataset} has images")
+        if not texts and self.new_encoder in FROZEN_DIMS:
+            raise ValueError(f"new_encoder: {self.new_encoder!r} is frozen and cannot be trained")
+        if self.old_is_frozen:
+            if self.old_dim != FROZEN_DIMS[self.old_encoder]:
+                raise ValueError(
+                    f"old_dim: expected {FROZEN_DIMS[self.old_encoder]} for {self.old_encoder!r}, "
+                    f"got {self.old_dim}"
+                )
+            if self.classes != "extended":
+                raise ValueError(
+                    f"classes: expected 'extended' as {self.old_encoder!r} was trained by others, "
+                    f"got {self.classes!r}"
+                )
 
 
 #: The demo's recipe on icons. Ten classes tell little: Fashion-MNIST is there to see that
@@ -67,6 +118,16 @@ DEFAULTS: dict[str, BenchConfig] = {
         num_new_classes=6,
         train=TrainConfig(epochs=10),
         dataset="fashion-mnist",
+    ),
+    "wordnet": BenchConfig(
+        num_old_classes=0,
+        num_new_classes=120,
+        old_encoder="minilm-l3",
+        new_encoder="minilm-l6",
+        old_dim=FROZEN_DIMS["minilm-l3"],
+        new_dim=FROZEN_DIMS["minilm-l6"],
+        train=TrainConfig(epochs=20, learning_rate=5e-4, augment=False),
+        dataset="wordnet",
     ),
 }
 
@@ -81,91 +142,52 @@ QUICK_SETTINGS: dict[str, BenchConfig] = {
         train=QUICK.train,
         images_per_class=50,
     ),
+    "wordnet": replace(
+        DEFAULTS["wordnet"],
+        num_new_classes=30,
+        num_test_classes=20,
+        train=replace(DEFAULTS["wordnet"].train, epochs=2),
+    ),
 }
 
 
-def load_images(config: BenchConfig, path: str | os.PathLike[str] | None = None) -> ImageDataset:
-    """All images of a data set, of which `make_setting` takes what a setting wants.
-
-    Of Fashion-MNIST the 10,000 test images: a thousand a class is plenty.
-
-    Args:
-        config: Says which.
-        path: Folder of Fashion-MNIST's files; None: where Debian's package has them.
-
-    Raises:
-        ModuleNotFoundError: The package with the icon fonts is missing.
-        ValueError: Fashion-MNIST's files are missing or damaged, or a path for icons, which are
-            drawn from a package.
-    """
-    if config.dataset == "icons":
-        if path is not None:
-            raise ValueError(f"path: icons are drawn from a package and take none: {str(path)!r}")
-        return load_icons()
-    return load_fashion_mnist(path or FASHION_MNIST_PATH, part="test")
-
-
-def make_setting(images: ImageDataset, config: BenchConfig) -> UpgradeData:
-    """Who sees what in a setting; equal configurations give equal data.
+def with_models(
+    config: BenchConfig,
+    *,
+    old_encoder: str | None = None,
+    new_encoder: str | None = None,
+    old_dim: int | None = None,
+    new_dim: int | None = None,
+) -> BenchConfig:
+    """The same setting with other models; dims that are not given follow from frozen ones.
 
     Args:
-        images: All of them.
-        config: The setting; ``config.train.seed`` decides what is random.
+        config: The setting.
+        old_encoder: Of `fclearn.encoders.build_encoder`, or of `FROZEN_DIMS`; None: as it is, also
+            the following.
+        new_encoder: Of `fclearn.encoders.build_encoder`, or a frozen model of texts under a head.
+        old_dim: Dim of the old features.
+        new_dim: Dim of the new embedding; never below the old one's.
 
     Raises:
-        ValueError: Too few classes.
+        ValueError: Models that do not go with the data, or with each other.
 
     Example:
-        >>> images = ImageDataset(np.zeros((12, 8, 8), np.uint8), np.arange(12) // 2,
-        ...                       ids=list("abcdefghijkl"), class_names=list("uvwxyz"))
-        >>> config = BenchConfig(num_old_classes=1, num_new_classes=4, classes="open")
-        >>> data = make_setting(images, config)
-        >>> data.new.num_classes, sorted({*data.old.class_names} & {*data.new.class_names})
-        (3, [])
+        >>> config = with_models(DEFAULTS["icons"], old_encoder="efficientnet-lite0")
+        >>> config.old_dim, config.new_dim, config.num_old_classes
+        (1280, 1280, 0)
     """
-    split = split_images(images, config)
-    training = split.new
-    if config.classes == "open":
-        training = training.select_classes(range(config.num_old_classes, config.num_new_classes))
-    rng = np.random.default_rng([config.train.seed, 1])
-    training = _at_most(training, config.images_per_class, rng)
-    labels = _shuffled(training.labels, config.label_noise, rng)
-    return replace(split, new=replace(training, labels=labels))
-
-
-def shared_classes(data: UpgradeData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Classes that both training sets have: their labels in the old one, and in the new one."""
-    place = {name: label for label, name in enumerate(data.new.class_names)}
-    pairs = [(old, place[n]) for old, n in enumerate(data.old.class_names) if n in place]
-    both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
-
-
-def data_fingerprint(data: UpgradeData) -> str:
-    """Tells the images, labels, groups and ids of one comparison from those of another."""
-    digest = hashlib.sha256()
-    for part in (data.old, data.new, data.test):
-        digest.update("\n".join(part.ids).encode())
-        for array in (part.pixels(), part.labels, part.groups):
-            if array is not None:
-                digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _at_most(images: ImageDataset, count: int | None, rng: np.random.Generator) -> ImageDataset:
-    if count is None:
-        return images
-    order = rng.permutation(len(images))
-    by_class = order[np.argsort(images.labels[order], kind="stable")]
-    labels = images.labels[by_class]
-    place = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    return images.subset(np.sort(by_class[place < count]))
-
-
-def _shuffled(
-    labels: NDArray[np.int64], share: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    chosen = np.flatnonzero(rng.permutation(len(labels)) < round(share * len(labels)))
-    noisy: NDArray[np.int64] = labels.copy()
-    noisy[chosen] = labels[rng.permutation(chosen)]
-    return noisy
+    old, new = old_encoder or config.old_encoder, new_encoder or config.new_encoder
+    old_dim = old_dim or FROZEN_DIMS.get(old, config.old_dim)
+    if new_dim is None:
+        own = FROZEN_DIMS.get(new, config.new_dim) if new_encoder else config.new_dim
+        new_dim = max(own, old_dim)
+    num_old = 0 if old in FROZEN_DIMS else config.num_old_classes
+    return replace(
+        config,
+        old_encoder=old,
+        new_encoder=new,
+        old_dim=old_dim,
+        new_dim=new_dim,
+        num_old_classes=num_old,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from fclearn._files import replacing
-from fclearn.datasets import ImageDataset
-from fclearn.embedding import embed
+from fclearn.datasets import LabelledSet
+from fclearn.embedding import embed, manifest_of
 from fclearn.encoders import build_encoder
 from fclearn.experiments.upgrade import UpgradeConfig, UpgradeData
-from fclearn.features import FeatureStore, Fingerprint
+from fclearn.features import FeatureStore, Fingerprint, as_tensor
 from fclearn.losses import CosineClassifierLoss, LossTerm
 from fclearn.methods import Assets, build_method, get_method
 from fclearn.training import TrainConfig, Trainer
@@ -34,6 +34,8 @@ class Stages:
         name: What the run is called, in fingerprints and messages.
         facts: What else the features depend on; features of other facts are refused.
         keep_classifier: Keep the rows of the old model's classifier, for methods that need them.
+        frozen: Features of an old model that others have trained, found by id; None: one is
+            trained here.
         progress: Show progress on stderr, if that is a terminal.
     """
 
@@ -43,10 +45,11 @@ class Stages:
     name: str
     facts: Mapping[str, object] = field(default_factory=dict)
     keep_classifier: bool = False
+    frozen: FeatureStore | None = None
     progress: bool = True
 
     def old_features(self) -> tuple[FeatureStore, FeatureStore]:
-        """Train the old model, store its features, forget it.
+        """Train the old model, or ask the frozen one; store its features, forget it.
 
         Returns:
             Features of the new training images, and of the held-out ones.
@@ -56,6 +59,11 @@ class Stages:
             OSError: The folder cannot be written.
         """
         dim = self.config.old_dim
+        if self.frozen is not None:
+            return (
+                self._ask(self.frozen, self.data.new, "old-train"),
+                self._ask(self.frozen, self.data.test, "old-test"),
+            )
         wanted = [self._store_path("old-train"), self._store_path("old-test")]
         if self.keep_classifier:
             wanted.append(self._classifier_path)
@@ -122,12 +130,12 @@ class Stages:
         return self.output / name / "history.csv"
 
     def _new_features(
-        self, method: str, assets: Assets, sets: Mapping[str, ImageDataset]
+        self, method: str, assets: Assets, sets: Mapping[str, LabelledSet]
     ) -> list[FeatureStore]:
         dim = self.config.new_dim
         if not all(self._store_path(name).is_dir() for name in sets):
             encoder, _ = self._train(
-                method, self.config.new_encoder, method, assets, self.data.new, dim
+                method, self.config.trained_encoder, method, assets, self.data.new, dim
             )
             for name, images in sets.items():
                 self._embed(encoder, images, name, dim)
@@ -139,7 +147,7 @@ class Stages:
         encoder_name: str,
         method: str,
         assets: Assets,
-        data: ImageDataset,
+        data: LabelledSet,
         dim: int,
         train: TrainConfig | None = None,
     ) -> tuple[torch.nn.Module, list[LossTerm]]:
@@ -174,10 +182,23 @@ class Stages:
         # The configuration is part of it: features of another run are refused, not mixed in.
         model = name.removesuffix("-test").removesuffix("-train")
         settings = get_method("independent" if model == "old" else model).defaults
-        made_by = {**asdict(self.config), **self.facts, "settings": dict(settings)}
+        made_by = {**self.config.to_dict(), **self.facts, "settings": dict(settings)}
         return Fingerprint(f"{self.name} {model}", dim, preprocessing=json.dumps(made_by))
 
-    def _embed(self, encoder: torch.nn.Module, data: ImageDataset, name: str, dim: int) -> None:
+    def _ask(self, frozen: FeatureStore, data: LabelledSet, name: str) -> FeatureStore:
+        dim = self.config.old_dim
+        path = self._store_path(name)
+        if not path.is_dir():
+            row_of = {item: row for row, item in enumerate(frozen.ids)}
+            missing = [item for item in data.ids if item not in row_of]
+            if missing:
+                raise ValueError(f"{frozen.path}: no features of {missing[0]!r}")
+            features = as_tensor(frozen, np.array([row_of[item] for item in data.ids], np.int64))
+            rows = torch.nn.functional.normalize(features, dim=1)
+            FeatureStore.write(path, rows, manifest_of(data), self._fingerprint(name, dim))
+        return self._open(name, dim)
+
+    def _embed(self, encoder: torch.nn.Module, data: LabelledSet, name: str, dim: int) -> None:
         embed(
             encoder,
             data,

@@ -27,6 +27,12 @@ _GIVEN = {
     "old_classifier": "old classifier",
     "independent_features": "independent model's features",
 }
+_CLASSES = {
+    "extended": "extended classes",
+    "open": "open classes",
+    "extended-data": "extended data of the same classes",
+    "open-data": "open data of the same classes",
+}
 _BASELINES = {
     "old/old": "old model, old gallery",
     "independent/independent": "independent model, re-indexed",
@@ -105,15 +111,30 @@ def _setting(records: Sequence[Record]) -> str:
     config, data = records[0]["config"], records[0]["data"]
     seeds = sorted({record["config"]["train"]["seed"] for record in records})
     old, new, test = (data[name] for name in ("old", "new", "test"))
+    items = "texts" if config["dataset"] == "wordnet" else "images"
+    model = f"old model ({config['old_encoder']}, {config['old_dim']} dims)"
+    network = f"({config['new_encoder']}, {config['new_dim']} dims)"
+    if items == "texts":
+        network = f"(a head on frozen {network[1:]}"
+    if old["classes"]:
+        trained = (
+            f"{config['dataset']}, {_CLASSES[config['classes']]}. For seed {seeds[0]} the {model} "
+            f"was trained on {old['classes']} classes ({old['images']} {items}), new models "
+            f"{network} on {new['classes']} ({new['images']} {items})"
+        )
+    else:
+        trained = (
+            f"{config['dataset']}. The {model} is frozen and was trained by others. For seed "
+            f"{seeds[0]} new models {network} were trained on {new['classes']} classes "
+            f"({new['images']} {items})"
+        )
     facts = [
-        f"Data: {config['dataset']}, {config['classes']} classes. For seed {seeds[0]} the old "
-        f"model ({config['old_encoder']}, {config['old_dim']} dims) was trained on "
-        f"{old['classes']} classes ({old['images']} images), new models "
-        f"({config['new_encoder']}, {config['new_dim']} dims) on {new['classes']} "
-        f"({new['images']} images), and tested on {test['classes']} held-out classes "
-        f"({test['images']} images, each a query). {config['train']['epochs']} epochs for every "
-        "model, every method at its defaults."
+        f"Data: {trained}, and tested on {test['classes']} held-out classes ({test['images']} "
+        f"{items}, each a query). {config['train']['epochs']} epochs for every model, every method "
+        "at its defaults."
     ]
+    if config.get("labels") == "clusters":
+        facts.append("Without labels: new models know clusters of the old features in their place.")
     if config["label_noise"]:
         facts.append(f"Label noise in the new training set: {100 * config['label_noise']:g} %.")
     if config["images_per_class"]:

@@ -9,11 +9,12 @@ query's own group, whose images are near-copies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from fclearn.datasets import ImageDataset, split_classes
+from fclearn.datasets import LabelledSet, split_classes
 from fclearn.evaluation import CompatibilityReport, compatibility_report
 from fclearn.features import FeatureSource
 from fclearn.training import TrainConfig
@@ -46,6 +47,15 @@ class UpgradeConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=40))
     old_clean_share: float = 0.0
 
+    @property
+    def trained_encoder(self) -> str:
+        """What `build_encoder` makes new models of."""
+        return self.new_encoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that results depend on, as plain values."""
+        return asdict(self)
+
 
 #: Exercises everything in seconds; its numbers mean nothing.
 QUICK = UpgradeConfig(
@@ -63,17 +73,17 @@ class UpgradeData:
     """Who sees what.
 
     Attributes:
-        old: Training images of the old model.
+        old: Training images of the old model; none of one that others have trained.
         new: Training images of the new models.
         test: Held-out images, of classes in neither.
     """
 
-    old: ImageDataset
-    new: ImageDataset
-    test: ImageDataset
+    old: LabelledSet
+    new: LabelledSet
+    test: LabelledSet
 
 
-def split_images(images: ImageDataset, config: UpgradeConfig) -> UpgradeData:
+def split_images(images: LabelledSet, config: UpgradeConfig) -> UpgradeData:
     """Share out the classes; the old ones come first in the new training set.
 
     Args:
@@ -84,6 +94,7 @@ def split_images(images: ImageDataset, config: UpgradeConfig) -> UpgradeData:
         ValueError: Too few classes.
 
     Example:
+        >>> from fclearn.datasets import ImageDataset
         >>> images = ImageDataset(np.zeros((6, 8, 8), np.uint8), np.arange(6), ids=list("abcdef"),
         ...                       class_names=list("abcdef"))
         >>> data = split_images(images, UpgradeConfig(num_old_classes=1, num_new_classes=4))
@@ -102,7 +113,7 @@ def split_images(images: ImageDataset, config: UpgradeConfig) -> UpgradeData:
 
 
 def report_upgrade(
-    test: ImageDataset,
+    test: LabelledSet,
     *,
     old: FeatureSource,
     new: FeatureSource,

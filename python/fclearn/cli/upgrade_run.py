@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An upgrade as a list of commands, each of which can be given by hand and resumes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fclearn._files import replacing
+from fclearn.cli.console import say
+from fclearn.cli.model_folder import CLASSES, CLASSIFIER, read_card
+from fclearn.cli.upgrade_config import UpgradeModel, UpgradeRunConfig
+from fclearn.config import DataConfig, MethodConfig, TrainRunConfig, dump_config
+from fclearn.features import FeatureStore
+from fclearn.methods import Need, get_method
+
+REPORT = "report.json"
+_METRICS = "map,cmc@1,cmc@5"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        arguments: After ``fcl``.
+        is_done: Says whether an earlier run has finished it, where the command itself does not see
+            that at once.
+    """
+
+    arguments: tuple[str, ...]
+    is_done: Callable[[], bool] = lambda: False
+
+
+def write_steps(config: UpgradeRunConfig) -> list[Step]:
+    """Write the configurations of the trainings, and list all commands in order.
+
+    Args:
+        config: The upgrade.
+
+    Raises:
+        ValueError: An unknown method, or one that is given twice; a folder of images that is not
+            there.
+        OSError: The output folder cannot be written.
+    """
+    if len(set(config.methods)) != len(config.methods):
+        raise ValueError(f"methods: expected each once, got {', '.join(config.methods)}")
+    for name in config.methods:
+        get_method(name)
+    if not config.data.path:
+        raise ValueError("data.path: expected the folder of the images, as in data.path=DIR")
+    for part in (config.data.train, config.data.test):
+        folder = Path(config.data.path) / part
+        if not folder.is_dir():
+            raise ValueError(f"data.path: expected a folder {folder} with one folder per class")
+    return list(_steps(config))
+
+
+def run_steps(steps: Sequence[Step], processes: int, main: Callable[[list[str]], int]) -> int:
+    """Run commands one after another, until one fails.
+
+    Args:
+        steps: From `write_steps`.
+        processes: Of each command; more than one by torchrun.
+        main: Runs a command in this process.
+
+    Returns:
+        The exit code of the last command that ran.
+    """
+    for number, step in enumerate(steps, start=1):
+        done = step.is_done()
+        kept = "  (done before)" if done else ""
+        say(f"[{number}/{len(steps)}] fcl {shlex.join(step.arguments)}{kept}")
+        if done:
+            continue
+        arguments = list(step.arguments)
+        code = main(arguments) if processes == 1 else _by_torchrun(arguments, processes)
+        if code != 0:
+            return code
+    return 0
+
+
+def read_reports(config: UpgradeRunConfig) -> dict[str, dict[str, Any]]:
+    """The report of each method.
+
+    Raises:
+        OSError: One is not there.
+    """
+    return {
+        name: json.loads((_folder(config, "reports", name) / REPORT).read_text(encoding="utf-8"))
+        for name in config.methods
+    }
+
+
+def _by_torchrun(arguments: list[str], processes: int) -> int:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launch, "-m", "fclearn.cli", *arguments]
+    # Ctrl-C reaches torchrun as well, which ends its processes; this one waits for it.
+    with subprocess.Popen(command) as running:
+        while True:
+            try:
+                return running.wait()
+            except KeyboardInterrupt:
+                running.wait()
+                raise
+
+
+def _steps(config: UpgradeRunConfig) -> Iterator[Step]:
+    yield _train(config, "old", config.old, "independent", {})
+    yield _embed(config, "old", config.data.train)
+    yield _embed(config, "old", config.data.test)
+    yield _train(config, "independent", config.new, "independent", {})
+    if any(Need.INDEPENDENT_FEATURES in get_method(name).needs for name in config.methods):
+        yield _embed(config, "independent", config.data.train)
+    yield _embed(config, "independent", config.data.test)
+    for name in config.methods:
+        if name != "independent":
+            yield _train(config, name, config.new, name, _given(config, name))
+            yield _embed(config, name, config.data.test)
+        yield _evaluate(config, name)
+
+
+def _given(config: UpgradeRunConfig, method: str) -> dict[str, str]:
+    """What a method needs, and nothing else."""
+    needs = get_method(method).needs
+    given = {}
+    if Need.FEATURE_CACHE in needs:
+        given["old_features"] = str(_store(config, "old", config.data.train))
+    if Need.INDEPENDENT_FEATURES in needs:
+        given["independent_features"] = str(_store(config, "independent", config.data.train))
+    if Need.OLD_CLASSIFIER in needs:
+        given["old_classifier"] = str(_folder(config, "models", "old") / CLASSIFIER)
+        given["old_classes"] = str(_folder(config, "models", "old") / CLASSES)
+    return given
+
+
+def _train(
+    config: UpgradeRunConfig, name: str, model: UpgradeModel, method: str, given: dict[str, str]
+) -> Step:
+    images = config.data
+    run = TrainRunConfig(
+        DataConfig(
+            "folder",
+            str(Path(images.path) / images.train),
+            size=images.size,
+            short_side=images.short_side,
+            augmentation=images.augmentation,
+            class_share=model.class_share,
+        ),
+        model.encoder,
+        MethodConfig(method),
+        model.train,
+        output=str(_folder(config, "models", name)),
+        device=config.device,
+        **given,
+    )
+    path = Path(config.output) / "configs" / f"{name}.yaml"
+    with replacing(path) as temporary:
+        temporary.write_text(dump_config(run), encoding="utf-8")
+    return Step(("train", "--config", str(path)))
+
+
+def _embed(config: UpgradeRunConfig, model: str, part: str) -> Step:
+    images, store = Path(config.data.path) / part, _store(config, model, part)
+    folder = _folder(config, "models", model)
+
+    def is_done() -> bool:
+        return (
+            store.is_dir() and FeatureStore.open(store).fingerprint == read_card(folder).fingerprint
+        )
+
+    words = ("embed", str(folder), str(images), "--out", str(store), "--device", config.device)
+    return Step(words, is_done)
+
+
+def _evaluate(config: UpgradeRunConfig, method: str) -> Step:
+    test = config.data.test
+    return Step(
+        (
+            *("eval", "--old-query", str(_store(config, "old", test))),
+            *("--new-query", str(_store(config, method, test))),
+            *("--independent-query", str(_store(config, "independent", test))),
+            *("--metrics", _METRICS, "--report", str(_folder(config, "reports", method))),
+        )
+    )
+
+
+def _store(config: UpgradeRunConfig, model: str, part: str) -> Path:
+    return _folder(config, "features", f"{model}-{part}")
+
+
+def _folder(config: UpgradeRunConfig, kind: str, name: str) -> Path:
+    return Path(config.output) / kind / name
