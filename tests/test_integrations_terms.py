@@ -164,7 +164,7 @@ def test_bad_batches_are_refused(old, labels, batch):
             terms(embeddings, torch.full_like(rows, bad))
     with pytest.raises(ValueError, match=r"rows: expected integers of shape \(7,\).*\[6\]"):
         terms(embeddings, rows[:-1])
-    with pytest.raises(ValueError, match="rows: expected integers .* got torch.float32"):
+    with pytest.raises(ValueError, match=r"rows: expected integers .* got torch.float32"):
         terms(embeddings, rows.float())
     with pytest.raises(ValueError, match=r"embeddings: expected floating of shape \(B, D\)"):
         terms(embeddings[0], rows)
