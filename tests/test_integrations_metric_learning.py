@@ -18,7 +18,11 @@ from fclearn.losses import (
 
 pytest.importorskip("pytorch_metric_learning")
 
-from fclearn.integrations.metric_learning import OldFeaturesLoss, TermLoss
+from fclearn.integrations.metric_learning import (
+    OldFeaturesLoss,
+    OldFeaturesMemory,
+    TermLoss,
+)
 
 ROWS, CLASSES, OLD_DIM, DIM = 40, 5, 6, 9
 
@@ -112,9 +116,7 @@ def test_a_miner_weighs_by_how_often_a_row_is_an_anchor(old, labels):
 
 def test_cross_batch_memory_of_old_features(old, labels):
     """The memory holds old features of the last batches; embeddings never enter it."""
-    from pytorch_metric_learning.losses import CrossBatchMemory
-
-    memory = CrossBatchMemory(OldFeaturesLoss(), embedding_size=OLD_DIM, memory_size=24)
+    memory = OldFeaturesMemory(OldFeaturesLoss(), embedding_size=OLD_DIM, memory_size=24)
     for step in range(5):
         rows = torch.arange(8 * step, 8 * step + 8)
         x = random(8, OLD_DIM, seed=step + 1)
@@ -133,6 +135,8 @@ def test_several_processes_are_one():
     assert "as one process" in torchrun(2, TESTS / "distributed_metric_learning.py").stdout
 
 
+# The trainer shows a loss that requires gradients as a number.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_in_a_trainer_of_the_library(old, labels):
     from pytorch_metric_learning.losses import MultipleLosses, NTXentLoss
     from pytorch_metric_learning.trainers import MetricLossOnly

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchrun import TESTS, torchrun
 
 import fclearn
 from fclearn.integrations import CompatTerms
@@ -133,7 +135,7 @@ def calls_of(model):
     return calls
 
 
-def test_training_makes_new_queries_comparable_with_old_vectors(engine):
+def test_training_makes_new_queries_comparable_with_old_vectors(engine, tmp_path):
     texts, labels = make_texts(seed=1)
     queries, query_labels = make_texts(seed=2)
     old, gallery = old_model(texts), old_model(queries)
@@ -170,6 +172,7 @@ def test_training_makes_new_queries_comparable_with_old_vectors(engine):
         assert row["loss"] == pytest.approx(parts, abs=1e-3)
     for name in ("compat/instances", "compat/own"):
         assert logged[-1][name] < 0.5 * logged[0][name]
+    trainer.save_model(tmp_path / "saved")  # with a card that describes loss and data
     assert before < 0.3
     assert after > 0.7
 
@@ -239,7 +242,9 @@ def test_losses_that_embed_in_their_own_way(engine, name):
         model = engine.model(dropout=0.0).train()
         value = compute(model)
         value.backward()
-        return value.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+        return value.detach(), torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
 
     def together(model):
         loss = engine.of_ours.CompatLoss(model, own(model), two_terms(old_model(texts), labels))
@@ -432,3 +437,14 @@ def test_the_loss_is_a_module_like_others(engine):
     assert not torch.equal(classifier.prototypes, before)
     assert set(terms.state_dict()) == {"modules_of_terms.0.prototypes"}
     assert isinstance(loss, nn.Module)
+
+
+def test_several_processes_train_as_one(engine):
+    """The trainer's DistributedDataParallel takes the model's place in the loss."""
+    assert engine
+    found = []
+    for processes in (1, 2):
+        run = torchrun(processes, TESTS / "distributed_sentence_transformers.py", str(processes))
+        found.append(re.search(r"wrapped: (\w+), norm: ([\d.]+)", run.stdout).groups())
+    assert [name for name, _ in found] == ["DistributedDataParallel"] * 2
+    assert float(found[0][1]) == pytest.approx(float(found[1][1]), rel=1e-5)

@@ -75,6 +75,8 @@ def test_half_precision_is_computed_in_float32(old, labels, batch, dtype):
     torch.testing.assert_close(loss, terms(half.detach().float(), rows))
     loss.backward()
     assert half.grad.dtype == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(terms(half, rows), loss)
 
 
 def test_a_method_without_and_with_its_classifier(old, labels, batch):

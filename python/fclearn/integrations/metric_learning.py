@@ -19,7 +19,7 @@ from fclearn.losses import (
 
 try:
     from pytorch_metric_learning.distances import CosineSimilarity
-    from pytorch_metric_learning.losses import BaseMetricLossFunction
+    from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory
     from pytorch_metric_learning.utils import common_functions as c_f
     from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 except ModuleNotFoundError as error:
@@ -76,9 +76,8 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
 
     Note:
         A miner's ``indices_tuple`` weighs embeddings by how often they are anchors, as in the
-        library's own classification losses. In `CrossBatchMemory` give old features of the batch
-        beside the embeddings and let ``enqueue_mask`` put them alone into the memory. In
-        `DistributedLossWrapper` use ``efficient=False``, or features given here.
+        library's own classification losses. For a memory of old features see `OldFeaturesMemory`.
+        In `DistributedLossWrapper` use ``efficient=False``, or features given here.
 
     References:
         As `fcl_ext.compat_supcon`, which it equals.
@@ -168,6 +167,30 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
         """What it holds."""
         count = 0 if self.features is None else len(self.features)
         return f"num_features={count}, scale={self.scale}"
+
+
+class OldFeaturesMemory(CrossBatchMemory):  # type: ignore[misc]
+    """`CrossBatchMemory` that takes `OldFeaturesLoss`, which the library's own list leaves out.
+
+    For old features that are computed while training, by a frozen old model: give those of the
+    batch below its embeddings, and let ``enqueue_mask`` put them alone into the memory.
+
+    Args:
+        loss: An `OldFeaturesLoss` without features of its own.
+        embedding_size: Dim of the old features.
+        memory_size: How many the memory holds.
+
+    Example:
+        >>> memory = OldFeaturesMemory(OldFeaturesLoss(), embedding_size=3, memory_size=8)
+        >>> x, old, labels = torch.randn(4, 6), torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+        >>> memory(torch.cat([x[:, :3], old]), labels.repeat(2), enqueue_mask=torch.arange(8) >= 4)
+        tensor(...)
+    """
+
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """Names of classes."""
+        return [OldFeaturesLoss.__name__]
 
 
 class TermLoss(BaseMetricLossFunction):  # type: ignore[misc]
