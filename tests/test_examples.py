@@ -47,7 +47,7 @@ def test_torchrun_training():
     for one in found:
         assert one["new/old"] > one["old/old"] + 2
     assert found[0]["loss of the last epoch"] == pytest.approx(
-        found[1]["loss of the last epoch"], rel=0.01
+        found[1]["loss of the last epoch"], rel=1e-3
     )
 
 
