@@ -380,6 +380,9 @@ def test_evaluation_without_rows_gives_the_own_loss(engine):
     with torch.no_grad():
         got = loss([batch_of(model, texts[:8])], labels[:8])
         expected = own([batch_of(model, texts[:8])], labels[:8])
+        alone = engine.of_ours.CompatLoss(model, None, loss.terms)
+        with pytest.raises(ValueError, match="rows: expected the numbers"):
+            alone([batch_of(model, texts[:8])], labels[:8])
     assert set(got) == {"own"}
     torch.testing.assert_close(got["own"], expected)
 

@@ -59,7 +59,7 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
     .. math:: L_i = \log \sum_j e^{s \langle x_i, f_j \rangle}
         - \log \frac{1}{n_{y_i}} \sum_{j: y_j = y_i} e^{s \langle x_i, f_j \rangle}
 
-    The rows :math:`f` are ``ref_emb`` with ``ref_labels`` where a call gives them, else those given
+    The rows :math:`f` are the ``ref_emb`` of every call with their ``ref_labels``, or those given
     here (which trainers of the library need, for they pass no ``ref_emb``). One loss per embedding,
     so that any reducer works; a class without old rows has loss 0. Embeddings may be wider than the
     old features: their first dims are compared.
@@ -71,13 +71,13 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
         kwargs: Of `BaseMetricLossFunction`: ``reducer`` and the like. The distance is the cosine.
 
     Raises:
-        ValueError: Only one of features and labels, another number of them, a call without old
-            features or labels, or embeddings narrower than the old features.
+        ValueError: Only one of features and labels, another number of them, a call that gives old
+            features besides those given here, or neither, or embeddings narrower than they are.
 
     Note:
         A miner's ``indices_tuple`` weighs embeddings by how often they are anchors, as in the
         library's own classification losses. For a memory of old features see `OldFeaturesMemory`.
-        In `DistributedLossWrapper` use ``efficient=False``, or features given here.
+        In `DistributedLossWrapper` use ``efficient=False``.
 
     References:
         As `fcl_ext.compat_supcon`, which it equals.
@@ -124,15 +124,19 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
         c_f.labels_required(labels)
         assert labels is not None
         # The library's stand-in for "not given" is the embeddings themselves.
-        if ref_emb is not embeddings and ref_labels is not None:
-            old = _rows(ref_emb, ref_labels)
-        elif self.features is not None:
-            old = _Rows(*(getattr(self, name) for name in _Rows._fields))
-        else:
+        given = ref_emb is not embeddings
+        if given == (self.features is not None) or (given and ref_labels is None):
             raise ValueError(
-                "ref_emb: expected old features and ref_labels with every call, or features and "
-                "labels at construction, got neither"
+                "ref_emb: expected old features either at construction or with every call, with "
+                f"their labels; got features={'None' if self.features is None else 'given'}, "
+                f"ref_emb={'given' if given else 'None'}, "
+                f"ref_labels={'given' if given and ref_labels is not None else 'None'}"
             )
+        old = (
+            _rows(ref_emb, ref_labels)
+            if given and ref_labels is not None
+            else _Rows(*(getattr(self, name) for name in _Rows._fields))
+        )
         losses = self._losses(embeddings, labels, old)
         weights = lmu.convert_to_weights(indices_tuple, labels, losses.dtype, using_ref=True)
         return {

@@ -39,7 +39,7 @@ class CompatLoss(nn.Module):
 
     Raises:
         ValueError: In training, a batch without row numbers. Evaluation on data without them gives
-            your own loss alone.
+            your own loss alone, if there is one.
 
     Note:
         The trainer saves the model and not its losses: what terms *train* or remember starts anew
@@ -72,7 +72,7 @@ class CompatLoss(nn.Module):
         """Parts of the loss by name, scalars."""
         columns = [dict(features) for features in sentence_features]
         rows = {n: column.pop(ROWS) for n, column in enumerate(columns) if ROWS in column}
-        if not rows and torch.is_grad_enabled():
+        if not rows and (torch.is_grad_enabled() or self.loss is None):
             raise ValueError(
                 "rows: expected the numbers of the training rows beside a text column, got none; "
                 "call pass_rows(trainer, COLUMN) before trainer.train()"
@@ -152,7 +152,7 @@ class RowCollator:
             return batch
         names = [key for key in features[0] if key not in taken and key != "dataset_name"]
         texts = [key for key in names if key not in self.valid_label_columns]
-        pairs = {texts[0]: self.rows} if isinstance(self.rows, str) else self.rows
+        pairs = dict.fromkeys(texts[:1], self.rows) if isinstance(self.rows, str) else self.rows
         for text, column in pairs.items():
             if column not in features[0]:
                 continue  # of another data set: whether it needs rows, the loss knows
