@@ -28,6 +28,8 @@ html_theme = "furo"
 html_title = f"fcl-ext {release}"
 # A backticked word in a docstring is code; most are not names that sphinx could find.
 default_role = "code"
+# A base class of ours is in it; the pages are the same without it.
+autodoc_mock_imports = ["pytorch_metric_learning"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"

@@ -19,6 +19,9 @@ README = ROOT / "README.md"
 # Done once per graph, on the host; or, on CUDA, by torch's own kernels (fcl_ext/_registrations).
 CPU_ONLY = {"class_walk", "graph_prepare", "knn_search", "walk_windows"}
 
+# Modules that cannot be imported without another library.
+ENGINES = {"fclearn.integrations.metric_learning": "pytorch_metric_learning"}
+
 
 def _modules():
     names = []
@@ -35,6 +38,8 @@ def _modules():
 
 @pytest.mark.parametrize("name", _modules())
 def test_doctests(name, tmp_path, monkeypatch):
+    if name in ENGINES:
+        pytest.importorskip(ENGINES[name])
     monkeypatch.chdir(tmp_path)  # examples may write files
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
@@ -55,6 +60,18 @@ def test_every_public_name_has_a_docstring():
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     """The blocks share one namespace, as a reader who types them in order would."""
     monkeypatch.chdir(tmp_path)
+    _run_blocks(name)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the engines, about themselves
+def test_python_blocks_of_integrations_run(tmp_path, monkeypatch):
+    for engine in ("sentence_transformers", "datasets", "lightning", "pytorch_metric_learning"):
+        pytest.importorskip(engine)
+    monkeypatch.chdir(tmp_path)
+    _run_blocks("docs/integrations.md")
+
+
+def _run_blocks(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks

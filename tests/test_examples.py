@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
+from torchrun import torchrun
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -32,6 +34,21 @@ def test_faiss_gallery():
     found = run("faiss_gallery.py")
     before, after = found.values()
     assert after > before
+
+
+def test_torchrun_training():
+    """Two processes show what the page promises, and what one process shows."""
+    found = []
+    for processes in (1, 2):
+        output = torchrun(processes, FOLDER / "torchrun_training.py").stdout
+        found.append(
+            {name: float(x) for name, x in re.findall(r"^(.+?):.* ([\d.]+)$", output, re.M)}
+        )
+    for one in found:
+        assert one["new/old"] > one["old/old"] + 2
+    assert found[0]["loss of the last epoch"] == pytest.approx(
+        found[1]["loss of the last epoch"], rel=1e-3
+    )
 
 
 def test_every_example_has_a_test():

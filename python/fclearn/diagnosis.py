@@ -55,6 +55,13 @@ OPTIONAL_PACKAGES = (
     OptionalPackage("faiss", "cpu", "approximate graphs, faiss galleries, fcl export --index"),
     OptionalPackage("onnx", "onnx", "fcl export to ONNX"),
     OptionalPackage("timm", "timm", "encoders timm/NAME"),
+    OptionalPackage(
+        "sentence_transformers", "sentence-transformers", "terms in SentenceTransformerTrainer"
+    ),
+    OptionalPackage("lightning", "lightning", "terms in a LightningModule"),
+    OptionalPackage(
+        "pytorch_metric_learning", "metric-learning", "fclearn.integrations.metric_learning"
+    ),
 )
 
 #: Variables that fcl-ext reads, and what each does.
