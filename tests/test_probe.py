@@ -14,10 +14,11 @@ from fclearn.cli import main
 from fclearn.evaluation import compatibility_report
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeQueries, probe
-from fclearn.probe.run import _choose_classes
+from fclearn.probe.held import Draw, choose_classes
 from fclearn.probe.verdict import judge
 
 CLASSES, ROWS, DIM = 30, 12, 16
+DRAW = Draw(fit_share=0.6, query_limit=5000, seed=0)
 
 
 def _models(old_noise, new_noise, *, same_noise=0.0, turn=True, seed=0):
@@ -35,7 +36,7 @@ def _models(old_noise, new_noise, *, same_noise=0.0, turn=True, seed=0):
 def test_measures_what_the_report_measures_on_unseen_classes():
     old, new, labels = _models(1.5, 0.7)
     result = probe(old=old, new=new, labels=labels, adapters=["procrustes"], num_bootstrap=50)
-    test = ~_choose_classes(labels.numpy(), 0.6, 0)
+    test = ~choose_classes(labels.numpy(), DRAW)
     assert not set(labels[test].tolist()) & set(labels[~test].tolist())
     ways = {(way.name, way.direction): way for way in result.ways}
     mapped = ways["procrustes", NEW_TO_OLD]
@@ -142,7 +143,7 @@ def test_rank_merge_and_reranking_are_those_of_the_plan_at_one_budget():
         old=old, new=new, labels=labels, adapters=[], budget=0.3, shortlist=20, num_bootstrap=50
     )
     halves = {way.name: way for way in result.ways if way.direction == HALFWAY}
-    test = ~_choose_classes(labels.numpy(), 0.6, 0)
+    test = ~choose_classes(labels.numpy(), DRAW)
     everything = {}
     for name, rows in (("fit", ~test), ("test", test)):
         ids = np.flatnonzero(rows)
@@ -212,7 +213,7 @@ def test_real_queries_meet_held_out_classes_alone():
         old=old[items], new=new[items], labels=labels[items], queries=queries,
         groups=torch.arange(len(labels))[items], adapters=["procrustes"], num_bootstrap=50,
     )  # fmt: skip
-    test = torch.from_numpy(~_choose_classes(labels[items].numpy(), 0.6, 0))
+    test = torch.from_numpy(~choose_classes(labels[items].numpy(), DRAW))
     held_out = torch.isin(labels[asked], labels[items][test].unique())
     # Queries of a class that nothing has are counted; those of the fitting classes are not asked.
     assert (result.num_queries, result.num_skipped) == (int(held_out.sum()), 5)
@@ -239,10 +240,10 @@ def test_no_room_in_the_old_space_is_said():
     ways = {way.name: way for way in result.ways if way.direction != OLD_TO_NEW}
     stuck = replace(ways["procrustes"], gain_intervals={"map": (-0.1, 0.1)})
     sides = [ways["old/old"], ways["new/new"], stuck]
-    advice = judge([*sides, ways["oracle/old"]])
+    advice = judge([*sides, ways["oracle/old"]], 144)
     assert (advice.verdict, advice.best) == ("train", "procrustes")
     closed = replace(ways["oracle/old"], gain={"map": -0.1}, gain_intervals={"map": (-0.2, -0.05)})
-    advice = judge([*sides, closed, ways["two-stage-rerank"]])
+    advice = judge([*sides, closed, ways["two-stage-rerank"]], 144)
     assert advice.verdict == "reindex"
     assert "only embedding the gallery anew helps" in advice.text
     assert "two-stage-rerank reaches" in advice.text
