@@ -161,6 +161,37 @@ def test_judgements(fcl, stores, tmp_path):
     assert "1 relevant rows are not in the gallery; they count as not found" in error
 
 
+def test_judgements_of_pairs_and_chains(fcl, stores, tmp_path):
+    """The same file decides about one model, an upgrade and a chain, with one set of rules."""
+    lines = [f"i{row} 0 i{(row + step) % ROWS} {3 - step}" for row in range(40) for step in (1, 2)]
+    (tmp_path / "qrels").write_text("\n".join([*lines, "i3 0 gone 1"]))
+    judged = ["--qrels", tmp_path / "qrels", "--json", "--num-bootstrap", 50]
+    alone = ["--across", "--exclude-self", "--metrics", "ndcg@10,map,cmc@1"]
+    pair = ["eval", "--old-query", stores["v1"], "--new-query", stores["v2"], *judged]
+    code, result, error = fcl(*pair, "--metrics", "ndcg@10", "--report", tmp_path / "pair")
+    assert code == 0
+    assert "1 relevant rows are not in the gallery; they count as not found" in error
+    assert (result["num_queries"], result["num_skipped"], result["num_missing"]) == (40, 20, 1)
+    _, expected, _ = fcl(
+        "eval", "--query", stores["v2"], "--gallery", stores["v1"], *alone, *judged
+    )
+    for name in ("ndcg@10", "map", "cmc@1"):
+        assert result["matrix"]["new/old"][name] == pytest.approx(expected[name])
+    page = (tmp_path / "pair" / "report.html").read_text()
+    assert "1 relevant rows not in the gallery count as lost" in page
+    models = ["eval", "--model", stores["v1"], "--model", stores["v2"], *judged]
+    code, chain, _ = fcl(*models, "--metrics", "ndcg@10", "--report", tmp_path / "chain")
+    assert code == 0
+    assert chain["matrix"][1][0] == pytest.approx(expected["ndcg@10"])
+    assert chain["num_missing"] == 1
+    # Reports of other judgements do not stand side by side.
+    (tmp_path / "qrels").write_text("\n".join(lines[:-2]))
+    assert fcl(*pair, "--report", tmp_path / "other")[0] == 0
+    code, _, error = fcl("report", tmp_path / "pair", tmp_path / "other", "--out", tmp_path / "x")
+    assert code == 2
+    assert "they differ in queries" in error
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_several_labels_in_a_manifest(fcl, tmp_path, kind):
     rows = np.random.default_rng(1).standard_normal((6, 4)) + 2

@@ -1,17 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is right, and what a ranking leaves out, by the manifests of stores."""
+"""What is right, and what a ranking leaves out, by the manifests of stores or by judgements."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from fclearn.evaluation import Qrels
 from fclearn.evaluation._inputs import Labels
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
     from fclearn.evaluation._keys import RankingOptions
+
+
+class Right(TypedDict, total=False):
+    """What is right, as arguments of `evaluate_retrieval`: labels of both sides, or judgements."""
+
+    query_labels: Labels
+    gallery_labels: Labels
+    qrels: Qrels
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is right.
+
+    Attributes:
+        right: For evaluations.
+        labels: Of queries and gallery, for reports: rows that share one are right. With judgements,
+            the relevant documents of a query, and a document itself.
+    """
+
+    right: Right
+    labels: tuple[Labels, Labels]
+
+
+def truth_of(query: FeatureStore, gallery: FeatureStore, qrels: Path | None) -> Truth:
+    """What is right by judgements, if there are any, else by the manifests.
+
+    Raises:
+        ValueError: As `labels_of`; a file that holds no judgements.
+    """
+    if qrels is None:
+        labels = labels_of(query, gallery)
+        return Truth({"query_labels": labels[0], "gallery_labels": labels[1]}, labels)
+    judged = Qrels.read(qrels)
+    relevant = [
+        {name for name, grade in judged.grades.get(one, {}).items() if grade > 0}
+        for one in query.ids
+    ]
+    return Truth({"qrels": judged}, (relevant, [{one} for one in gallery.ids]))
 
 
 def ranking_of(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_rules import ranking_of, truth_of
 from fclearn.cli.eval_run import open_index
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
 from fclearn.cli.gates import finish
@@ -76,15 +76,12 @@ def _evaluate(options: Single) -> tuple[RetrievalResult, FeatureStore]:
             rows.fingerprint, "--query and --gallery (of two models? then say --across)"
         )
     indexed = open_index(options.index, options.parameters, rows)
-    labels = (None, None) if options.qrels is not None else labels_of(queries, rows)
     result = evaluate_retrieval(
         queries,
         rows if indexed is None else indexed,
-        query_labels=labels[0],
-        gallery_labels=labels[1],
-        qrels=options.qrels,
         metrics=options.metrics,
         return_per_query=True,
+        **truth_of(queries, rows, options.qrels).right,
         **ranking_of(
             queries,
             rows,

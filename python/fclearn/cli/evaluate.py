@@ -100,6 +100,10 @@ def evaluate(
     With --model twice or more, a chain: each model's queries against its own gallery and all older
     ones, by the first of --metrics. With --query, one store and one gallery.
 
+    What is right is said by the manifests: rows that share one of several labels (column labels,
+    parted by |), of the query's class_name, or of its label. Or by --qrels, lines "query-id 0
+    gallery-id grade".
+
     With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
     torchrun, the processes share the queries; the numbers are those of one process.
 
@@ -115,6 +119,7 @@ def evaluate(
       fcl eval --old-query runs/old-test --new-query runs/new-test
       fcl eval --old-query q/old --old-gallery g/old --new-query q/new \\
         --gate "new/old.map>old/old.map" --gate "negative_flip_rate<=0.05" --worst 10
+      fcl eval --old-query q/old --old-gallery g/old --new-query q/new --qrels judgements.txt
       fcl eval --model v1 --model v2 --model v3 --gate "average_compatibility>=1"
       fcl eval --query q/new --gallery g/old --across --index live.faiss \\
         --index-parameter nprobe=16 --metrics map@100,cmc@1
@@ -126,8 +131,8 @@ def evaluate(
     is_pair, is_chain = any(pair), bool(model or model_gallery)
     if is_pair + is_chain + (query is not None) > 1:
         raise ValueError("expected stores of one kind: --old-query and such, --model, or --query")
-    if query is None and (gallery or qrels or across):
-        raise ValueError("--query: expected one, as --gallery, --qrels or --across are given")
+    if query is None and (gallery or across):
+        raise ValueError("--query: expected one, as --gallery or --across are given")
     if is_chain and (index or index_parameter):
         raise ValueError("--index: expected two stores or one, a chain has many galleries")
     if report_folder is not None and query is not None:
@@ -147,6 +152,7 @@ def evaluate(
                 Chain(
                     model or [],
                     model_gallery or [],
+                    qrels=qrels,
                     exclude_self=exclude_self,
                     use_groups=use_groups,
                     metric_name=names[0] if names else "map",
@@ -180,6 +186,7 @@ def evaluate(
             run_pair(
                 {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
                  "independent": (independent_query, independent_gallery)},
+                qrels=qrels,
                 exclude_self=exclude_self,
                 use_groups=use_groups,
                 metrics=names,
