@@ -9,7 +9,7 @@ paired.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fclearn.adapters import Adapter, CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge
 from fclearn.evaluation._keys import PerRow
@@ -43,7 +43,7 @@ def probe(
     judgements: Judgements | None = None,
     clusters: int | None = None,
     fit_share: float = 0.6,
-    adapters: Sequence[str] = tuple(ADAPTERS),
+    adapters: Sequence[str] | Mapping[str, Callable[[int], Adapter]] = tuple(ADAPTERS),
     budget: float = 0.2,
     shortlist: int = 100,
     metrics: Sequence[str] = ("map", "cmc@1"),
@@ -72,7 +72,7 @@ def probe(
         fit_share: Share of the classes, or with judgements of the items, that adapters are fitted
             on, in (0, 1).
         adapters: Of ``procrustes``, ``ridge``, ``low-rank``, ``mean-shift`` (left out where the
-            dims differ), ``mlp``, ``compat-head``.
+            dims differ), ``mlp``, ``compat-head``; or what makes them, given a seed, by name.
         budget: Share of the gallery embedded anew, random rows, for the ways that have no map but
             queries by both models: rankings of an old and a new index merged by reciprocal ranks,
             or by scores calibrated on the items to fit on, and two-stage reranking; in [0, 1], 0
@@ -105,15 +105,16 @@ def probe(
         >>> [way.name for way in result.ways]
         ['old/old', 'new/new', 'oracle/old', 'procrustes', 'procrustes']
     """
-    _check(fit_share, adapters, budget, query_limit)
+    makers = _makers(adapters)
+    _check(fit_share, budget, query_limit)
     items = Items.build(old, new, groups)
     split = _split(items, labels, queries, judgements, Draw(fit_share, query_limit, seed))
     held = split.held
     pairs = FitPairs.of(items, split, clusters, seed)
     measure = Measure(held, metrics)
     left_out = {} if measure.add_oracle(seed) else {ORACLE: "no query has two right rows"}
-    for name in adapters:
-        reason = _impossible(name, pairs)
+    for name, make in makers.items():
+        reason = _impossible(make(seed), pairs)
         if reason:
             left_out[name] = reason
             continue
@@ -122,7 +123,7 @@ def probe(
             (OLD_TO_NEW, "old", "new", held.gallery["old"]),
         ):
             start = time.perf_counter()
-            adapter = ADAPTERS[name](seed)
+            adapter = make(seed)
             adapter.fit(
                 source=pairs.sides[source],
                 target=pairs.sides[target],
@@ -136,7 +137,9 @@ def probe(
     ways = measure.ways(num_bootstrap, confidence, seed)
     advice = judge(ways, measure.num_queries)
     counts = split.counts
-    has_clusters = split.fit_labels is None and any(way.name == "compat-head" for way in ways)
+    has_clusters = split.fit_labels is None and any(
+        make(seed).needs_labels and name not in left_out for name, make in makers.items()
+    )
     return ProbeResult(
         ways=ways,
         verdict=advice.verdict,
@@ -171,12 +174,12 @@ def _split(
     return split_by_judgement(items, judgements, queries, draw)
 
 
-def _impossible(name: str, pairs: FitPairs) -> str:
+def _impossible(adapter: Adapter, pairs: FitPairs) -> str:
     """Why an adapter cannot be fitted; empty if it can."""
     dims = [pairs.sides[side].shape[1] for side in ("old", "new")]
-    if name == "mean-shift" and dims[0] != dims[1]:
+    if isinstance(adapter, MeanShift) and dims[0] != dims[1]:
         return f"needs models of one dim, these have {dims[0]} and {dims[1]}"
-    if name == "compat-head":
+    if adapter.needs_labels:
         try:
             _ = pairs.classes
         except ModuleNotFoundError as error:
@@ -184,13 +187,21 @@ def _impossible(name: str, pairs: FitPairs) -> str:
     return ""
 
 
-def _check(fit_share: float, adapters: Sequence[str], budget: float, query_limit: int) -> None:
+def _makers(
+    adapters: Sequence[str] | Mapping[str, Callable[[int], Adapter]],
+) -> Mapping[str, Callable[[int], Adapter]]:
+    if isinstance(adapters, Mapping):
+        return adapters
+    for name in adapters:
+        if name not in ADAPTERS:
+            raise ValueError(f"adapters: expected some of {list(ADAPTERS)}, got {name!r}")
+    return {name: ADAPTERS[name] for name in adapters}
+
+
+def _check(fit_share: float, budget: float, query_limit: int) -> None:
     if not 0 < fit_share < 1:
         raise ValueError(f"fit_share: expected a number in (0, 1), got {fit_share}")
     if not 0 <= budget <= 1:
         raise ValueError(f"budget: expected a share of the gallery in [0, 1], got {budget}")
     if query_limit < 1:
         raise ValueError(f"query_limit: expected at least 1, got {query_limit}")
-    for name in adapters:
-        if name not in ADAPTERS:
-            raise ValueError(f"adapters: expected some of {list(ADAPTERS)}, got {name!r}")
