@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fclearn.adapters import Adapter, CompatHead
 from fclearn.cli.alignment import rows_of_ids
 from fclearn.cli.console import say
+from fclearn.cli.eval_show import say_skipped
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.probe import ADAPTERS, NEW_TO_OLD, OLD, OLD_TO_NEW, ProbeResult, probe
@@ -159,6 +160,7 @@ def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:
     (mapped,) = (way for way in measured.ways if way.direction == wanted)
     (before,) = (way for way in measured.ways if way.name == OLD)
     low, high = mapped.gain_intervals["map"]
+    say_skipped(measured.num_skipped)
     say(
         f"on held-out classes: mAP {100 * mapped.metrics['map']:.1f} %, the old model has "
         f"{100 * before.metrics['map']:.1f} % "
