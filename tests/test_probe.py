@@ -9,11 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fclearn.backfill import MERGED, MigrationSample, compare_serving, fit_calibration
+from fclearn.backfill import (
+    MERGED,
+    MigrationSample,
+    ScoreCalibration,
+    compare_serving,
+    fit_calibration,
+)
 from fclearn.cli import main
 from fclearn.evaluation import compatibility_report
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeQueries, probe
+from fclearn.probe.fitting import FitPairs, calibrate
 from fclearn.probe.held import Draw, choose_classes
 from fclearn.probe.verdict import judge
 
@@ -247,6 +254,66 @@ def test_no_room_in_the_old_space_is_said():
     assert advice.verdict == "reindex"
     assert "only embedding the gallery anew helps" in advice.text
     assert "two-stage-rerank reaches" in advice.text
+
+
+def test_a_rotation_of_the_old_model_needs_no_more_than_a_map():
+    old, _, labels = _models(1.0, 1.0)
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5)))[0]
+    same = probe(old=old, new=old @ turn, labels=labels, adapters=["procrustes"], num_bootstrap=200)
+    assert (same.verdict, same.map_suffices) == ("stay", True)
+    assert "a map suffices: new queries on the old gallery reach" in same.text
+    noise = torch.randn(len(old), DIM, generator=torch.Generator().manual_seed(6))
+    none = probe(old=old, new=noise, labels=labels, num_bootstrap=200)
+    assert (none.verdict, none.map_suffices) == ("stay", False)
+    assert "Nor does a map make it take the old one's place" in none.text
+
+
+def test_few_queries_decide_nothing():
+    old, new, labels = _models(1.0, 0.9)
+    few = torch.arange(len(labels)) < 5 * CLASSES
+    given = {"labels": labels[few], "adapters": ["ridge"], "num_bootstrap": 200}
+    result = probe(old=old[few], new=new[few], query_limit=20, **given)
+    assert result.ways[1].gain["map"] > 0
+    assert result.ways[1].gain_intervals["map"][0] < 0
+    assert result.verdict == "unclear"
+    assert "These 20 queries cannot tell whether it is better" in result.text
+    assert "Only 20 queries counted: read all intervals as rough." in result.text
+
+
+def test_half_precision_and_more_dims_than_rows():
+    old, new, labels = _models(1.0, 0.5)
+    whole = probe(old=old, new=new, labels=labels, adapters=["ridge"], num_bootstrap=20)
+    half = probe(
+        old=old.half().numpy(), new=new.half().numpy(), labels=labels, adapters=["ridge"],
+        num_bootstrap=20,
+    )  # fmt: skip
+    for one, other in zip(half.ways, whole.ways, strict=True):
+        assert one.metrics["map"] == pytest.approx(other.metrics["map"], abs=0.01)
+    wide = torch.randn(DIM, 300, generator=torch.Generator().manual_seed(7))
+    few = torch.arange(len(labels)) < 3 * CLASSES
+    result = probe(old=old[few] @ wide, new=new[few] @ wide, labels=labels[few], num_bootstrap=20)
+    assert len(result.ways) == 3 + 2 * 6 + 3
+
+
+def test_classes_of_one_row_are_counted():
+    old, new, labels = _models(1.0, 0.5)
+    alone = torch.arange(len(labels)) % 2 == 0
+    labels = torch.where(alone, 1000 + torch.arange(len(labels)), labels)
+    result = probe(old=old, new=new, labels=labels, num_bootstrap=20)
+    assert result.num_skipped > 50
+    assert result.num_queries + result.num_skipped == result.num_gallery
+    with pytest.raises(ValueError, match="has a positive in the gallery"):
+        probe(old=old, new=new, labels=torch.arange(360), num_bootstrap=20)
+    # Where no class to fit on has two rows, all pairs but a row with itself calibrate.
+    sides = {"old": old[:50], "new": new[:50]}
+    single = FitPairs(sides, np.arange(50), np.arange(50), 2, 0)
+    old_unit, new_unit = (F.normalize(rows, dim=1) for rows in sides.values())
+    apart = ~np.eye(50, dtype=bool)
+    expected = ScoreCalibration.fit(
+        source=(old_unit @ old_unit.T).numpy()[apart], target=(new_unit @ new_unit.T).numpy()[apart]
+    )
+    at = np.linspace(-1, 1, 9)
+    assert calibrate(single, None).transform(at) == pytest.approx(expected.transform(at), abs=1e-5)
 
 
 @pytest.fixture

@@ -78,12 +78,12 @@ def calibrate(pairs: FitPairs, queries: Mapping[str, Tensor] | None) -> ScoreCal
     """From old to new scores, on pairs that are not right, or where that is unknown on all.
 
     Args:
-        pairs: To fit on; where they have classes, they are the queries, too.
+        pairs: To fit on; without real queries, they are the queries, too.
         queries: Real ones, for pairs without classes.
     """
     rows = sample_rows(len(pairs.own), _CALIBRATION_ROWS, pairs.seed)
     old, new, own = pairs.sides["old"][rows], pairs.sides["new"][rows], pairs.own[rows]
-    if pairs.labels is not None:
+    if pairs.labels is not None and _has_company(pairs.labels[rows], own):
         labels = pairs.labels[rows]
         sample = MigrationSample.build(
             old_query=old,
@@ -96,11 +96,19 @@ def calibrate(pairs: FitPairs, queries: Mapping[str, Tensor] | None) -> ScoreCal
             gallery_ids=own,
         )
         return fit_calibration(sample, MERGED, seed=pairs.seed)
-    assert queries is not None
-    # None of these queries judges any of these rows: hardly one in thousands can be right.
-    asked = sample_rows(len(queries["old"]), _CALIBRATION_QUERIES, pairs.seed)
+    # Real queries judge none of these rows, and rows alone in their class have no match: hardly a
+    # pair in thousands can be right.
+    sides = {"old": old, "new": new} if queries is None else queries
+    asked = sample_rows(len(sides["old"]), _CALIBRATION_QUERIES, pairs.seed)
+    apart = own[asked][:, None] != own if queries is None else np.True_
     source, target = (
-        (F.normalize(queries[side][asked], dim=1) @ F.normalize(gallery, dim=1).T).numpy()
+        (F.normalize(sides[side][asked], dim=1) @ F.normalize(gallery, dim=1).T).numpy()[apart]
         for side, gallery in (("old", old), ("new", new))
     )
     return ScoreCalibration.fit(source=source, target=target, pair=f"{OLD} -> {NEW}")
+
+
+def _has_company(labels: NDArray[np.int64], own: NDArray[np.generic]) -> bool:
+    """Whether some row has another of its class that is not left out for it."""
+    kinds = np.unique(own, return_inverse=True)[1].reshape(-1)
+    return len(np.unique(np.stack([labels, kinds], 1), axis=0)) > len(np.unique(labels))

@@ -11,6 +11,8 @@ from fclearn.probe.ways import HALFWAY, NEW, NEW_TO_OLD, OLD, ORACLE, Way
 #: How much mAP the best adapter may lose, at the lower end of its interval, and still be said to
 #: take the place of the old model.
 _TOLERANCE = 0.01
+#: Gains below a tenth of a point are none: ranks that rounding has changed.
+_NOTHING = 0.001
 _FEW_QUERIES = 50
 
 
@@ -50,7 +52,7 @@ def judge(ways: Sequence[Way], num_queries: int) -> Advice:
         f"The new model re-indexed reaches mAP {_percent(new.metrics['map'])}, the old one "
         f"{_percent(old.metrics['map'])}."
     )
-    if new.gain_intervals["map"][1] <= 0 or new.gain["map"] <= 0:
+    if new.gain_intervals["map"][1] <= _NOTHING or new.gain["map"] <= 0:
         nothing = "It is no better than the old one: there is nothing to gain."
         return advice("stay", start, nothing, _replacement(best, suffices=suffices))
     if best is not None and best.gain_intervals["map"][0] > 0:
