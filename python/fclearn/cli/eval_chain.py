@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fclearn._launch import own_rank
 from fclearn.cli.console import draw, say
-from fclearn.cli.eval_rules import ranking_of, truth_of
+from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import ordered
 from fclearn.cli.eval_show import Show, say_skipped
 from fclearn.cli.gates import finish
@@ -68,7 +68,7 @@ def run_chain(options: Chain, show: Show) -> None:
         raise ValueError(f"--model: expected at least two models, got {len(queries)}")
     entries = [f"{i + 1}/{j + 1}" for i in range(len(queries)) for j in range(i + 1)]
     gates = show.parse_gates(dict.fromkeys([*SUMMARIES, *entries], ""))
-    report, items = _evaluate(options, show)
+    report, describe = _evaluate(options, show)
     draw(chain_table(report))
     say_skipped(report.num_skipped, report.num_missing)
     stores = [str(path) for path in queries]
@@ -77,13 +77,14 @@ def run_chain(options: Chain, show: Show) -> None:
             show.report,
             report=report,
             facts={"title": "Chain of models", "command": show.command, "stores": stores},
-            items=items,
+            items=describe(),
         )
         say(f"report: {show.report / 'report.html'}")
     finish({**report.to_dict(), "stores": stores}, gates, report.numbers(), json=show.json)
 
 
-def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
+def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Callable[[], Items]]:
+    """The report, and what describes the items, which takes a gallery's labels into memory."""
     if options.galleries and len(options.galleries) != len(options.queries):
         raise ValueError(
             f"--model-gallery: expected one for each of the {len(options.queries)} models, got "
@@ -96,7 +97,7 @@ def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
             gallery.fingerprint, f"--model {query.path} and --model-gallery {gallery.path}"
         )
     first = queries[0], galleries[0]
-    truth = truth_of(*first, options.qrels)
+    truth = Truth.of(*first, options.qrels)
     ranking = ranking_of(
         *first,
         exclude_self=options.exclude_self or not options.galleries,
@@ -108,10 +109,10 @@ def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
         metric_name=options.metric_name,
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
-        **truth.right,
+        **truth.right(),
         **ranking,
     )
-    return report, describe_items(*truth.labels, **ranking)
+    return report, lambda: describe_items(*truth.labels(), **ranking)
 
 
 def chain_table(report: ChainReport) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fclearn._launch import own_rank
 from fclearn.cli.console import draw, say
 from fclearn.cli.eval_examples import examples_of
-from fclearn.cli.eval_rules import ranking_of, truth_of
+from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import (
     evaluate_stores,
     numbers_of,
@@ -81,12 +81,12 @@ def run_pair(
         exclude_self=exclude_self or old.gallery is old.query,
         use_groups=use_groups,
     )
-    truth = truth_of(old.query, old.gallery, qrels)
+    truth = Truth.of(old.query, old.gallery, qrels)
     report = evaluate_stores(
         old,
         new,
         independent,
-        right=truth.right,
+        right=truth.right(),
         ranking=ranking,
         metrics=metrics,
         index=open_index(index, parameters, old.gallery),
@@ -99,6 +99,7 @@ def run_pair(
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, show)
     if show.report is not None and own_rank() == 0:
+        labels = truth.labels()
         paths = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
         write_report(
             show.report,
@@ -106,10 +107,10 @@ def run_pair(
             # An index ranks in its own way, and these are ranked exactly.
             retrieval_examples=()
             if index
-            else examples_of(report, old, new, truth.labels, ranking),
+            else examples_of(report, old, new, labels, ranking),
             facts={"title": "Upgrade report", "command": show.command, "stores": paths,
                    "gates": list(show.gates)},
-            items=describe_items(*truth.labels, **ranking),
+            items=describe_items(*labels, **ranking),
         )  # fmt: skip
         say(f"report: {show.report / 'report.html'}")
     finish({**report.to_dict(), **slices}, gates, numbers_of(report), json=show.json)

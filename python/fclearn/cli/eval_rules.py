@@ -27,33 +27,53 @@ class Right(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Truth:
-    """What is right.
+    """What is right, by judgements if there are any, else by the manifests.
 
     Attributes:
-        right: For evaluations.
-        labels: Of queries and gallery, for reports: rows that share one are right. With judgements,
-            the relevant documents of a query, and a document itself.
+        query: Of the queries.
+        gallery: Of the gallery.
+        qrels: Judgements by their ids, or None.
     """
 
-    right: Right
-    labels: tuple[Labels, Labels]
+    query: FeatureStore
+    gallery: FeatureStore
+    qrels: Qrels | None
 
+    @classmethod
+    def of(cls, query: FeatureStore, gallery: FeatureStore, qrels: Path | None) -> Truth:
+        """Read the judgements, if any.
 
-def truth_of(query: FeatureStore, gallery: FeatureStore, qrels: Path | None) -> Truth:
-    """What is right by judgements, if there are any, else by the manifests.
+        Raises:
+            ValueError: A file that holds none.
+        """
+        return cls(query, gallery, None if qrels is None else Qrels.read(qrels))
 
-    Raises:
-        ValueError: As `labels_of`; a file that holds no judgements.
-    """
-    if qrels is None:
-        labels = labels_of(query, gallery)
-        return Truth({"query_labels": labels[0], "gallery_labels": labels[1]}, labels)
-    judged = Qrels.read(qrels)
-    relevant = [
-        {name for name, grade in judged.grades.get(one, {}).items() if grade > 0}
-        for one in query.ids
-    ]
-    return Truth({"qrels": judged}, (relevant, [{one} for one in gallery.ids]))
+    def right(self) -> Right:
+        """For evaluations.
+
+        Raises:
+            ValueError: As `labels_of`.
+        """
+        if self.qrels is not None:
+            return {"qrels": self.qrels}
+        labels = labels_of(self.query, self.gallery)
+        return {"query_labels": labels[0], "gallery_labels": labels[1]}
+
+    def labels(self) -> tuple[Labels, Labels]:
+        """Of queries and gallery, for reports: rows that share one are right.
+
+        With judgements, the relevant documents of a query, and a document itself.
+
+        Raises:
+            ValueError: As `labels_of`.
+        """
+        if self.qrels is None:
+            return labels_of(self.query, self.gallery)
+        relevant = [
+            {name for name, grade in self.qrels.grades.get(one, {}).items() if grade > 0}
+            for one in self.query.ids
+        ]
+        return relevant, [{one} for one in self.gallery.ids]
 
 
 def ranking_of(

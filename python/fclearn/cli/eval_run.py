@@ -134,7 +134,7 @@ def evaluate_stores(
         old: Queries and gallery.
         new: Queries, and maybe a gallery.
         independent: Queries and gallery, or None.
-        right: From `truth_of`.
+        right: What is right.
         ranking: From `ranking_of`.
         metrics: As `compatibility_report`.
         index: Searched in place of the old gallery's features.

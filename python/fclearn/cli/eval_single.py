@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fclearn.cli.console import say
 from fclearn.cli.eval_decisions import decide, names_of, read_junk
-from fclearn.cli.eval_rules import ranking_of, truth_of
+from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import open_index
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
 from fclearn.cli.gates import finish
@@ -109,6 +109,6 @@ def _evaluate(
         junk=None if options.junk is None else read_junk(options.junk, queries, rows),
         metrics=options.metrics,
         return_per_query=True,
-        **truth_of(queries, rows, options.qrels).right,
+        **Truth.of(queries, rows, options.qrels).right(),
         **ranking,
     )
