@@ -270,14 +270,25 @@ def test_a_rotation_of_the_old_model_needs_no_more_than_a_map():
 
 def test_few_queries_decide_nothing():
     old, new, labels = _models(1.0, 0.9)
-    few = torch.arange(len(labels)) < 5 * CLASSES
-    given = {"labels": labels[few], "adapters": ["ridge"], "num_bootstrap": 200}
-    result = probe(old=old[few], new=new[few], query_limit=20, **given)
-    assert result.ways[1].gain["map"] > 0
-    assert result.ways[1].gain_intervals["map"][0] < 0
-    assert result.verdict == "unclear"
-    assert "These 20 queries cannot tell whether it is better" in result.text
-    assert "Only 20 queries counted: read all intervals as rough." in result.text
+    found = probe(old=old, new=new, labels=labels, adapters=["ridge"], num_bootstrap=50)
+    ways = {way.name: way for way in found.ways if way.direction in {"", NEW_TO_OLD}}
+
+    def advice(gain, interval, of_map, num_queries=20):
+        better = replace(ways["new/new"], gain={"map": gain}, gain_intervals={"map": interval})
+        mapped = replace(ways["ridge"], gain_intervals={"map": of_map})
+        return judge([ways["old/old"], better, ways["oracle/old"], mapped], num_queries)
+
+    unclear = advice(0.02, (-0.01, 0.05), (-0.02, 0.03))
+    assert (unclear.verdict, unclear.map_suffices) == ("unclear", False)
+    assert "These 20 queries cannot tell whether it is better" in unclear.text
+    assert "the difference of +2.0 points has the interval -1.0 to +5.0" in unclear.text
+    assert "Only 20 queries counted: read all intervals as rough." in unclear.text
+    enough = advice(0.02, (0.01, 0.03), (-0.02, 0.03), 500)
+    assert enough.verdict == "train"
+    assert "Only" not in enough.text
+    # What rounding moves is no gain, and a map that clearly helps is one whatever the new model is.
+    assert advice(1e-5, (-1e-5, 1e-4), (-0.001, 0.001)).verdict == "stay"
+    assert advice(0.02, (-0.01, 0.05), (0.001, 0.03)).verdict == "map"
 
 
 def test_half_precision_and_more_dims_than_rows():

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,7 +86,7 @@ class HeadModule(nn.Module):
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
 
-def apply_head(rows: Tensor, state: dict[str, Tensor]) -> Tensor:
+def apply_head(rows: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """Map rows by the tensors of a head: those of no hidden layer may be missing."""
     out = F.linear(rows, state["linear.weight"], state["linear.bias"])
     if "up.weight" not in state:
@@ -95,7 +97,7 @@ def apply_head(rows: Tensor, state: dict[str, Tensor]) -> Tensor:
     return out + F.linear(hidden, state["up.weight"])
 
 
-def affine_of(state: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+def affine_of(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
     """Weight ``(D_source, D_target)`` and offset of a head's tensors; None with a hidden layer."""
     weight = state["linear.weight"].T
     if "up.weight" in state:

@@ -85,16 +85,16 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
     asked = None
     if options.old_query is not None and options.new_query is not None:
         asked = FeatureStore.open(options.old_query), FeatureStore.open(options.new_query)
+        old.fingerprint.check_same(asked[0].fingerprint, "--old and --old-query")
+        new.fingerprint.check_same(asked[1].fingerprint, "--new and --new-query")
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
-    labels = None if qrels else _labels([old] if asked is None else [old, asked[0]])
+    labels = None if qrels is not None else _labels([old] if asked is None else [old, asked[0]])
     rows = _chosen(old, qrels, options)
     ids = [old.ids[row] for row in rows]
     # Ids of judgements are of two kinds, queries and documents: equal ones mean nothing.
     has_own = options.use_groups or options.exclude_self or (asked is not None and qrels is None)
     queries = None
     if asked is not None:
-        old.fingerprint.check_same(asked[0].fingerprint, "--old and --old-query")
-        new.fingerprint.check_same(asked[1].fingerprint, "--new and --new-query")
         same = rows_of_ids(asked[1], asked[0].ids, str(options.old_query))
         queries = ProbeQueries(
             np.asarray(asked[0].features),
