@@ -97,7 +97,7 @@ def _commands():
                 )
 
 
-@pytest.mark.parametrize("line", _commands())
+@pytest.mark.parametrize("line", list(_commands()))
 def test_commands_of_the_pages_have_the_options_they_name(line):
     words = shlex.split(line)
     verb = typer.main.get_command(app).commands[words[1]]

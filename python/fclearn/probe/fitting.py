@@ -16,7 +16,7 @@ from torch import Tensor
 from fclearn.backfill import MERGED, MigrationSample, ScoreCalibration, fit_calibration
 from fclearn.backfill.sample import NEW, OLD, sample_rows
 from fclearn.clusters import kmeans_labels
-from fclearn.probe.held import Split
+from fclearn.probe.held import Split, has_company
 from fclearn.probe.items import Items
 
 _CALIBRATION_ROWS, _CALIBRATION_QUERIES = 10_000, 256
@@ -83,7 +83,7 @@ def calibrate(pairs: FitPairs, queries: Mapping[str, Tensor] | None) -> ScoreCal
     """
     rows = sample_rows(len(pairs.own), _CALIBRATION_ROWS, pairs.seed)
     old, new, own = pairs.sides["old"][rows], pairs.sides["new"][rows], pairs.own[rows]
-    if pairs.labels is not None and _has_company(pairs.labels[rows], own):
+    if pairs.labels is not None and has_company(pairs.labels[rows], own):
         labels = pairs.labels[rows]
         sample = MigrationSample.build(
             old_query=old,
@@ -106,9 +106,3 @@ def calibrate(pairs: FitPairs, queries: Mapping[str, Tensor] | None) -> ScoreCal
         for side, gallery in (("old", old), ("new", new))
     )
     return ScoreCalibration.fit(source=source, target=target, pair=f"{OLD} -> {NEW}")
-
-
-def _has_company(labels: NDArray[np.int64], own: NDArray[np.generic]) -> bool:
-    """Whether some row has another of its class that is not left out for it."""
-    kinds = np.unique(own, return_inverse=True)[1].reshape(-1)
-    return len(np.unique(np.stack([labels, kinds], 1), axis=0)) > len(np.unique(labels))

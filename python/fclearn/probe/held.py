@@ -124,6 +124,11 @@ def _held_items(
 ) -> Held:
     """The held-out items, each a query; a group holds its own items, so it serves as their id."""
     rows = np.flatnonzero(is_test)
+    if not has_company(classes[rows], items.own[rows]):
+        raise ValueError(
+            f"labels: expected classes of several items, but each of the {len(rows)} items held "
+            "out is alone in its class, so that no query has anything to find"
+        )
     asked = rows[sample_rows(len(rows), draw.query_limit, draw.seed)]
     return Held(
         query={side: values[asked] for side, values in items.sides.items()},
@@ -169,6 +174,12 @@ def _real_queries(
         query_ids=query_ids,
         gallery_ids=gallery_ids,
     )
+
+
+def has_company(labels: NDArray[np.int64], own: NDArray[np.generic]) -> bool:
+    """Whether some row has another of its class that is not left out for it."""
+    kinds = np.unique(own, return_inverse=True)[1].reshape(-1)
+    return len(np.unique(np.stack([labels, kinds], 1), axis=0)) > len(np.unique(labels))
 
 
 def left_out_keys(

@@ -135,7 +135,8 @@ def probe(
         real = None if split.fit_labels is not None else held.query
         measure.add_halves(budget, calibrate(pairs, real), shortlist, seed)
     ways = measure.ways(num_bootstrap, confidence, seed)
-    advice = judge(ways, measure.num_queries)
+    dim = max(rows.shape[1] for rows in pairs.sides.values())
+    advice = judge(ways, measure.num_queries, len(pairs.own), dim)
     counts = split.counts
     has_clusters = split.fit_labels is None and any(
         make(seed).needs_labels and name not in left_out for name, make in makers.items()

@@ -14,6 +14,8 @@ _TOLERANCE = 0.01
 #: Gains below a tenth of a point are none: ranks that rounding has changed.
 _NOTHING = 0.001
 _FEW_QUERIES = 50
+#: Least squares need some pairs for each unknown of a column.
+_PAIRS_PER_DIM = 2
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Advice:
     text: str
 
 
-def judge(ways: Sequence[Way], num_queries: int) -> Advice:
+def judge(ways: Sequence[Way], num_queries: int, num_fit: int, dim: int) -> Advice:
     """Decide on mAP.
 
     Args:
         ways: Old/old and new/new among them; the oracle, if it could be measured.
         num_queries: Queries behind them.
+        num_fit: Pairs that adapters were fitted on.
+        dim: The larger of the two dims between which they map.
     """
     by_name = {way.name: way for way in ways if not way.direction}
     old, new, oracle = by_name[OLD], by_name[NEW], by_name.get(ORACLE)
@@ -40,12 +44,15 @@ def judge(ways: Sequence[Way], num_queries: int) -> Advice:
     suffices = best is not None and best.gain_intervals["map"][0] >= -_TOLERANCE
 
     def advice(verdict: str, *sentences: str) -> Advice:
-        few = (
+        few = [
             f"Only {num_queries} queries counted: read all intervals as rough."
             if num_queries < _FEW_QUERIES
-            else ""
-        )
-        text = " ".join(sentence for sentence in (*sentences, few) if sentence)
+            else "",
+            f"Only {num_fit:,} pairs for maps of {dim:,} dims: with more, adapters may do better."
+            if queries and num_fit < _PAIRS_PER_DIM * dim
+            else "",
+        ]
+        text = " ".join(sentence for sentence in (*sentences, *few) if sentence)
         return Advice(verdict, "" if best is None else best.name, suffices, text)
 
     start = (
@@ -56,7 +63,7 @@ def judge(ways: Sequence[Way], num_queries: int) -> Advice:
         nothing = "It is no better than the old one: there is nothing to gain."
         return advice("stay", start, nothing, _replacement(best, suffices=suffices))
     if best is not None and best.gain_intervals["map"][0] > 0:
-        return advice("map", start, _use(best), _halves(ways))
+        return advice("map", start, _use(best), _left(best, oracle), _halves(ways))
     if new.gain_intervals["map"][0] <= 0:
         doubt = (
             f"These {num_queries:,} queries cannot tell whether it is better: the difference of "
@@ -97,7 +104,24 @@ def _replacement(best: Way | None, *, suffices: bool) -> str:
     )
     if suffices:
         return f"If it must replace the old one all the same, a map suffices: {reached}."
-    return f"Nor does a map make it take the old one's place: {reached}."
+    if best.gain_intervals["map"][1] < -_TOLERANCE:
+        return f"Nor does a map make it take the old one's place: {reached}."
+    return f"Whether a map makes it take the old one's place cannot be told: {reached}."
+
+
+def _left(best: Way, oracle: Way | None) -> str:
+    """What the best map leaves to be had, where the new model brings something."""
+    if best.update_gain is None:
+        return ""
+    share = f"That is {100 * best.update_gain:.0f} % of what re-indexing would bring"
+    has_room = oracle is not None and oracle.metrics["map"] > best.metrics["map"]
+    if oracle is None or not has_room or best.update_gain >= 1:
+        return f"{share}."
+    return (
+        f"{share}; a query at the mean of what is right for it would reach "
+        f"{_percent(oracle.metrics['map'])} in the old space, so training compatibly may bring "
+        "more."
+    )
 
 
 def _use(best: Way) -> str:
