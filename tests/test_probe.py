@@ -134,6 +134,7 @@ def test_groups_leave_out_near_copies():
     [
         ({"fit_share": 1.0}, "fit_share: expected a number in"),
         ({"budget": 1.5}, r"budget: expected a share of the gallery in \[0, 1\], got 1.5"),
+        ({"num_bootstrap": 0}, "num_bootstrap: expected at least 1, got 0"),
         ({"query_limit": 0}, "query_limit: expected at least 1, got 0"),
         ({"shortlist": 0, "adapters": []}, "shortlist: expected at least 1, got 0"),
         ({"adapters": ["magic"]}, "adapters: expected some of .* got 'magic'"),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from fclearn.adapters import Adapter, CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge
+from fclearn.evaluation._bootstrap import check_bootstrap
 from fclearn.evaluation._keys import PerRow
 from fclearn.features import FeatureSource
 from fclearn.probe.fitting import FitPairs, calibrate
@@ -106,6 +107,7 @@ def probe(
         ['old/old', 'new/new', 'oracle/old', 'procrustes', 'procrustes']
     """
     makers = _makers(adapters)
+    check_bootstrap(num_bootstrap, confidence)
     _check(fit_share, budget, query_limit)
     items = Items.build(old, new, groups)
     split = _split(items, labels, queries, judgements, Draw(fit_share, query_limit, seed))

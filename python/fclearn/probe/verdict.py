@@ -154,7 +154,8 @@ def _percent(value: float) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    # Rounded first, so that no "-0.0" appears.
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def _interval(way: Way) -> str:
