@@ -368,7 +368,13 @@ def test_command(stores, capsys):
     # Rows of the new store come in another order: they are matched by id.
     assert result["verdict"] == "map"
     assert result["passed"] is True
-    assert "new query -> old space" in out.err
+    # On 80 columns no number is cut.
+    table = [line for line in out.err.splitlines() if "│" in line]
+    assert max(map(len, table)) <= 80
+    assert "…" not in out.err
+    for heading in ("queries mapped", "gallery mapped", "partly embedded anew"):
+        assert sum(heading in line for line in table) == 1
+    assert sum("ridge" in line for line in table) == 2
     assert main([*command, "--gate", "update_gain>=2"]) == 1
     assert main([*command, "--gate", "ridg.map>0"]) == 2
     assert "did you mean 'ridge.map'" in capsys.readouterr().err

@@ -7,9 +7,16 @@ from rich.table import Table
 
 from fclearn.cli.console import draw, say
 from fclearn.evaluation import metric_title
-from fclearn.probe import NEW_TO_OLD, OLD_TO_NEW, ProbeResult
+from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeResult
 
 METRICS = ("map", "cmc@1")
+#: What moves, above the ways of a table.
+_HEADINGS = {
+    "": "",
+    NEW_TO_OLD: "queries mapped",
+    OLD_TO_NEW: "gallery mapped",
+    HALFWAY: "partly embedded anew",
+}
 
 
 def show(result: ProbeResult) -> None:
@@ -71,21 +78,31 @@ def _table(result: ProbeResult) -> Table:
     table = Table(
         title=f"Metrics in %, {unseen} unseen in fitting",
         caption=f"{result.num_queries:,} queries, {result.num_gallery:,} gallery rows, "
-        f"{result.num_fit:,} pairs to fit on, 95 % intervals of the difference to old/old; cost: "
-        "share of the gallery embedded anew, models that see a query",
+        f"{result.num_fit:,} pairs to fit on, {100 * result.confidence:g} % intervals of the "
+        "difference to old/old; cost: share of the gallery embedded anew, models that see a query",
     )
-    for column in ("way", "what moves", "cost"):
-        table.add_column(column, no_wrap=True)
+    # 80 columns wide, so that no terminal cuts a number.
+    table.add_column("way")
+    table.add_column("cost", no_wrap=True)
     for metric in METRICS:
         table.add_column(metric_title(metric), justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right")
-    for way in result.ways:
+    direction = ""
+    for way in sorted(result.ways, key=lambda way: list(_HEADINGS).index(way.direction)):
+        if way.direction != direction:
+            direction = way.direction
+            table.add_section()
+            table.add_row(f"[italic]{_HEADINGS[direction]}[/italic]")
         cells = [
-            f"{100 * way.metrics[m]:.1f} [dim]\\[{100 * way.gain_intervals[m][0]:+.1f}, "
-            f"{100 * way.gain_intervals[m][1]:+.1f}][/dim]"
+            f"{100 * way.metrics[m]:.1f} [dim]\\[{_points(way.gain_intervals[m][0])},"
+            f"{_points(way.gain_intervals[m][1])}][/dim]"
             for m in METRICS
         ]
-        cost = f"{100 * way.embedded:.0f} %, {way.queries_by}" if way.queries_by else ""
+        cost = f"{100 * way.embedded:.0f}% {way.queries_by}" if way.queries_by else ""
         style = "bold" if way.name == result.best and way.direction == NEW_TO_OLD else None
-        table.add_row(way.name, way.direction, cost, *cells, f"{way.seconds:.1f}", style=style)
+        table.add_row(way.name, cost, *cells, style=style)
     return table
+
+
+def _points(value: float) -> str:
+    # Rounded first, so that no "-0.0" appears.
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
