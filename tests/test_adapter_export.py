@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fclearn.adapters import LowRank, MeanShift, MlpMap, Procrustes, Ridge, export
+from fclearn.adapters import CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge, export
 
 MAKERS = {
     "procrustes": Procrustes,
@@ -15,6 +15,8 @@ MAKERS = {
     "low-rank": lambda: LowRank(rank=3),
     "mean-shift": MeanShift,
     "mlp": lambda: MlpMap(hidden=4, epochs=2),
+    "compat-head-linear": lambda: CompatHead(epochs=2, head="linear", orthogonal=True),
+    "compat-head-low-rank": lambda: CompatHead(hidden=3, epochs=2, head="low-rank"),
 }
 AFFINE = [name for name in MAKERS if name != "mlp"]
 
@@ -24,7 +26,8 @@ def _fitted(name, target_dim=8):
     source = torch.randn(60, 8, generator=generator)
     turn = torch.randn(8, target_dim, generator=generator)
     target = source @ turn + 0.1 * torch.randn(60, target_dim, generator=generator)
-    return MAKERS[name]().fit(source=source, target=target), 3 * source, target
+    labels = torch.arange(60) % 6
+    return MAKERS[name]().fit(source=source, target=target, labels=labels), 3 * source, target
 
 
 @pytest.mark.parametrize("name", MAKERS)

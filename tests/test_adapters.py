@@ -25,6 +25,9 @@ ADAPTERS = [
     MeanShift,
     lambda: MlpMap(**QUICK),
     lambda: CompatHead(**QUICK),
+    lambda: CompatHead(**QUICK, head="linear"),
+    lambda: CompatHead(**QUICK, head="low-rank"),
+    lambda: CompatHead(**QUICK, orthogonal=True),
 ]
 
 
@@ -133,6 +136,41 @@ def test_compat_head_tells_classes_apart_better_than_regression():
         same = labels[:, None] == labels[None]
         scores[adapter.name] = float(products[same].mean() - products[~same].mean())
     assert scores["compat-head"] > scores["ridge"]
+
+
+@pytest.mark.parametrize("dims", [(12, 5), (12, 12), (7, 12)])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_an_orthogonal_head_stays_a_rotation_and_learns(head, dims):
+    source, target, labels = _pairs(source_dim=max(dims), target_dim=dims[1])
+    source = F.normalize(source[:, : dims[0]], dim=1)
+    options = {"hidden": 8, "epochs": 6, "learning_rate": 0.03, "head": head, "orthogonal": True}
+    adapter = CompatHead(**options).fit(source=source, target=target, labels=labels)
+    weight = adapter._state["linear.weight"]
+    short = weight @ weight.T if dims[1] <= dims[0] else weight.T @ weight
+    torch.testing.assert_close(short, torch.eye(min(dims)), atol=1e-6, rtol=0)
+    start = Procrustes().fit(source=source, target=target)
+    assert not torch.allclose(start.affine()[0].T, weight, atol=1e-3)
+    free = CompatHead(**{**options, "orthogonal": False})
+    free.fit(source=source, target=target, labels=labels)
+    assert not torch.allclose(free._state["linear.weight"], weight, atol=1e-3)
+
+
+def test_affine_heads_are_what_they_say():
+    source, target, labels = _pairs(target_dim=9)
+    given = {"source": source, "target": target, "labels": labels}
+    start = Procrustes().fit(source=source, target=target)
+    for head in ("linear", "low-rank"):
+        adapter = CompatHead(hidden=3, epochs=4, head=head).fit(**given)
+        weight, bias = adapter.affine()
+        expected = F.normalize(source @ weight + bias, dim=1)
+        torch.testing.assert_close(adapter.transform(source), expected)
+        change = torch.linalg.svdvals(weight - start.affine()[0])
+        assert change[0] > 1e-3
+        if head == "low-rank":
+            assert change[3] < 1e-5
+    assert CompatHead(hidden=3, epochs=1).fit(**given).affine() is None
+    with pytest.raises(ValueError, match="head: expected one of"):
+        CompatHead(head="cubic")
 
 
 def test_training_is_repeatable_and_leaves_the_generator_alone():

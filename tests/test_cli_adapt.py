@@ -80,6 +80,48 @@ def test_the_other_direction_and_clusters(stores, fcl):
     assert (adapter.source_dim, adapter.target.model) == (6, "new-model")
 
 
+def test_heads_that_faiss_takes(stores, fcl):
+    faiss = pytest.importorskip("faiss")
+    more = ["--head", "linear", "--orthogonal", "--json"]
+    code, result, _ = fcl(*_fit(stores, *more))
+    assert code == 0
+    adapter = load_adapter(stores / "adapter.safetensors")
+    assert (adapter.name, adapter.direction) == ("compat-head", "new-to-old")
+    weight, _ = adapter.affine()
+    torch.testing.assert_close(weight.T @ weight, torch.eye(6), atol=1e-5, rtol=0)
+    # What was measured first is what was written: not the usual head.
+    _, usual, _ = fcl(*_fit(stores, "--json", out="usual.safetensors"))
+    assert result["check"]["mapped"]["metrics"] != usual["check"]["mapped"]["metrics"]
+    index = faiss.IndexFlatIP(6)
+    index.add(np.array(FeatureStore.open(stores / "old").features))
+    faiss.write_index(index, str(stores / "old.faiss"))
+    export = ["--out", stores / "new.faiss", "--index", stores / "old.faiss"]
+    assert fcl("export", stores / "adapter.safetensors", *export)[0] == 0
+    code, _, error = fcl("export", stores / "usual.safetensors", *export)
+    assert code == 2
+    assert "affine maps only" in error
+
+
+def test_class_names_serve_where_there_are_no_numbers(stores, fcl):
+    old = FeatureStore.open(stores / "old")
+    assert fcl(*_fit(stores))[0] == 0
+    names = {"id": old.ids, "class_name": [f"class {label}" for label in old.labels]}
+    FeatureStore.write(stores / "old", np.array(old.features), names, old.fingerprint)
+    assert fcl(*_fit(stores, out="named.safetensors"))[0] == 0
+    files = [(stores / f"{name}.safetensors").read_bytes() for name in ("adapter", "named")]
+    assert files[0] == files[1]
+
+
+def test_what_cannot_be_measured_first_says_how_to_go_on(stores, fcl):
+    old = FeatureStore.open(stores / "old")
+    few = {"id": old.ids, "label": np.arange(80) % 3}
+    FeatureStore.write(stores / "old", np.array(old.features), few, old.fingerprint)
+    code, _, error = fcl(*_fit(stores))
+    assert code == 2
+    assert "got 3 in all (--no-check fits without)" in error
+    assert fcl(*_fit(stores, "--no-check"))[0] == 0
+
+
 def test_export(stores, fcl):
     faiss = pytest.importorskip("faiss")
     assert fcl(*_fit(stores, "--adapter", "procrustes", "--no-check"))[0] == 0
@@ -106,6 +148,9 @@ def test_export(stores, fcl):
         (["--adapter", "rigde"], "--adapter: unknown name 'rigde'; did you mean 'ridge'"),
         (["--direction", "sideways"], "--direction: expected one of"),
         (["--clusters", 1], "clusters: expected 2 to 80"),
+        (["--head", "square"], "head: expected one of ['linear', 'low-rank', 'mlp'], got 'square'"),
+        (["--adapter", "ridge", "--orthogonal"], "--head, --orthogonal: expected --adapter compat"),
+        (["--adapter", "mean-shift"], "--adapter mean-shift: needs models of one dim"),
         (["--apply", "x"], "--apply: expected --features, and neither --old nor --new"),
         (["--features", "x"], "expected --old and --new to fit, or --apply and --features"),
     ],
@@ -121,5 +166,5 @@ def test_labels_are_asked_for(stores, fcl):
     FeatureStore.write(stores / "old", np.array(old.features), {"id": old.ids}, old.fingerprint)
     code, _, error = fcl(*_fit(stores))
     assert code == 2
-    assert "expected a column 'label' in the manifest, or --clusters" in error
+    assert "expected a column 'label' or 'class_name' in the manifest, or --clusters" in error
     assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0

@@ -6,7 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fclearn.evaluation import chain_report, evaluate_retrieval, worst_slices
+from fclearn.evaluation import (
+    chain_report,
+    evaluate_identification,
+    evaluate_retrieval,
+    evaluate_verification,
+    worst_slices,
+)
 from fclearn.features import FeatureStore, Fingerprint
 
 ROWS = 60
@@ -146,6 +152,98 @@ def test_judgements(fcl, stores, tmp_path):
     assert (result["num_queries"], result["num_skipped"], result["num_missing"]) == (2, 58, 1)
     assert "58 queries have nothing right in the gallery; they count nowhere" in error
     assert "1 relevant rows are not in the gallery; they count as not found" in error
+
+
+def test_judgements_of_pairs_and_chains(fcl, stores, tmp_path):
+    """The same file decides about one model, an upgrade and a chain, with one set of rules."""
+    lines = [f"i{row} 0 i{(row + step) % ROWS} {3 - step}" for row in range(40) for step in (1, 2)]
+    (tmp_path / "qrels").write_text("\n".join([*lines, "i3 0 gone 1"]))
+    judged = ["--qrels", tmp_path / "qrels", "--json", "--num-bootstrap", 50]
+    alone = ["--across", "--exclude-self", "--metrics", "ndcg@10,map,cmc@1"]
+    pair = ["eval", "--old-query", stores["v1"], "--new-query", stores["v2"], *judged]
+    code, result, error = fcl(*pair, "--metrics", "ndcg@10", "--report", tmp_path / "pair")
+    assert code == 0
+    assert "1 relevant rows are not in the gallery; they count as not found" in error
+    assert (result["num_queries"], result["num_skipped"], result["num_missing"]) == (40, 20, 1)
+    _, expected, _ = fcl(
+        "eval", "--query", stores["v2"], "--gallery", stores["v1"], *alone, *judged
+    )
+    for name in ("ndcg@10", "map", "cmc@1"):
+        assert result["matrix"]["new/old"][name] == pytest.approx(expected[name])
+    page = (tmp_path / "pair" / "report.html").read_text()
+    assert "1 relevant rows not in the gallery count as lost" in page
+    models = ["eval", "--model", stores["v1"], "--model", stores["v2"], *judged]
+    code, chain, _ = fcl(*models, "--metrics", "ndcg@10", "--report", tmp_path / "chain")
+    assert code == 0
+    assert chain["matrix"][1][0] == pytest.approx(expected["ndcg@10"])
+    assert chain["num_missing"] == 1
+    # Reports of other judgements do not stand side by side.
+    (tmp_path / "qrels").write_text("\n".join(lines[:-2]))
+    assert fcl(*pair, "--report", tmp_path / "other")[0] == 0
+    code, _, error = fcl("report", tmp_path / "pair", tmp_path / "other", "--out", tmp_path / "x")
+    assert code == 2
+    assert "they differ in queries" in error
+
+
+def test_decisions_by_a_threshold(fcl, stores, tmp_path):
+    gallery = FeatureStore.open(stores["v1"])
+    labels = np.where(np.arange(ROWS) < 9, 99, gallery.labels)
+    query = write(tmp_path / "q", np.asarray(gallery.features), "v1", label=labels)
+    code, result, error = fcl(
+        "eval", "--query", query, "--gallery", stores["v1"], "--exclude-self", "--verify",
+        "0.1,1e-4", "--identify", "0.2", "--json", "--gate", "tar@0.1>0", "--gate", "tpir@0.2>2",
+    )  # fmt: skip
+    assert code == 1
+    assert [gate["passed"] for gate in result["gates"]] == [True, False]
+    given = {
+        "query_labels": labels, "gallery_labels": gallery.labels, "exclude_self": True,
+        "query_ids": gallery.ids, "gallery_ids": gallery.ids,
+    }  # fmt: skip
+    pairs = evaluate_verification(gallery, gallery, false_accept_rates=[0.1, 1e-4], **given)
+    assert result["verification"] == json.loads(json.dumps(pairs.to_dict()))
+    found = evaluate_identification(gallery, gallery, false_positive_rates=[0.2], **given)
+    assert result["identification"] == json.loads(json.dumps(found.to_dict()))
+    assert result["identification"]["num_unmated"] == 9
+    assert "at FAR 0.0001" in error
+    assert "too few impostors to tell such a rate" in error
+
+
+def test_junk_is_neither_right_nor_wrong(fcl, stores, tmp_path):
+    store = FeatureStore.open(stores["v1"])
+    (tmp_path / "junk").write_text("i0 i4\ni0 i9\n\ni3 i5\ni3 gone\n")
+    code, result, _ = fcl(
+        "eval", "--query", stores["v1"], "--junk", tmp_path / "junk", "--json", "--metrics", "map"
+    )
+    assert code == 0
+    junk = [[]] * ROWS
+    junk[0], junk[3] = [4, 9], [5]
+    expected = evaluate_retrieval(
+        store, store, query_labels=store.labels, gallery_labels=store.labels, exclude_self=True,
+        junk=junk, metrics=("map",),
+    )  # fmt: skip
+    assert result["map"] == expected["map"]
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (["--verify", "0,1"], "--verify: expected rates in (0, 1) by commas, got '0'"),
+        (["--identify", "often"], "--identify: expected rates in (0, 1) by commas, got 'often'"),
+        (["--identify", "0.1"], "expected queries with and without their label in the gallery"),
+        (["--junk", "{}/three"], "three, line 1: expected 'query-id gallery-id', got 3 columns"),
+        (["--junk", "{}/none"], "none: expected ids of"),
+        (["--junk", "{}/v1/features.npy"], "features.npy: expected a text file in UTF-8"),
+        (["--junk", "{}/absent"], "absent: No such file or directory"),
+        (["--verify", "0.1", "--use-groups"], "--use-groups needs a column 'group'"),
+    ],
+)
+def test_decisions_and_junk_refused(fcl, stores, tmp_path, more, part):
+    (tmp_path / "three").write_text("i0 i1 i2")
+    (tmp_path / "none").write_text("x i1")
+    given = [one.format(tmp_path) for one in more]
+    code, result, error = fcl("eval", "--query", stores["v1"], *given)
+    assert (code, result) == (2, None)
+    assert part in error
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

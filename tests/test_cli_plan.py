@@ -167,6 +167,19 @@ def test_labels_from_a_file_queries_from_stores_and_groups(stores, plan):
     assert json.loads(own.out)["curve"] == curve
 
 
+def test_queries_with_nothing_right_are_counted_and_the_rule_is_said(stores, plan):
+    old, new, labels = _features()
+    rows = np.arange(0, ROWS, 5)
+    _write(stores / "q-old", old, rows, label=np.where(rows < 20, 900, labels[rows]))
+    _write(stores / "q-new", new, rows, "new")
+    result = plan("--old-query", stores / "q-old", "--new-query", stores / "q-new", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["curve"]["num_skipped"] == 4
+    said = "4 queries have nothing right in the gallery; they count nowhere"
+    assert said in result.err
+    assert said in (stores / "plan" / "report.html").read_text()
+
+
 def test_limits_take_a_sample(plan):
     result = plan("--gallery-limit", "60", "--query-limit", "25", "--json")
     curve = json.loads(result.out)["curve"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 import docs_pages
+from fclearn.cli import app
 from fclearn.experiments.records import load_records
 from fclearn.experiments.summary import summarise
 from fclearn.methods import METHODS
@@ -80,3 +83,27 @@ def test_pages_that_did_not_change_are_not_written(pages):
     before = path.stat().st_mtime_ns
     docs_pages.write_pages(pages)
     assert path.stat().st_mtime_ns == before
+
+
+def _commands():
+    """Every ``fcl`` line of the pages' shell blocks, with its page."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            if line.strip().startswith("fcl "):
+                yield pytest.param(
+                    line.split("#")[0].strip(), id=f"{page.name}: {line.strip()[:60]}"
+                )
+
+
+@pytest.mark.parametrize("line", list(_commands()))
+def test_commands_of_the_pages_have_the_options_they_name(line):
+    words = shlex.split(line)
+    verb = typer.main.get_command(app).commands[words[1]]
+    known = {name for option in verb.params for name in (*option.opts, *option.secondary_opts)}
+    named = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
+    assert set(named) <= known
+    needed = {option.opts[0] for option in verb.params
+              if option.required and option.param_type_name == "option"}  # fmt: skip
+    assert needed <= set(named)

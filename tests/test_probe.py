@@ -9,15 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fclearn.backfill import MERGED, MigrationSample, compare_serving, fit_calibration
+from fclearn.backfill import (
+    MERGED,
+    MigrationSample,
+    ScoreCalibration,
+    compare_serving,
+    fit_calibration,
+)
 from fclearn.cli import main
 from fclearn.evaluation import compatibility_report
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeQueries, probe
-from fclearn.probe.run import _choose_classes
+from fclearn.probe.fitting import FitPairs, calibrate
+from fclearn.probe.held import Draw, choose_classes
 from fclearn.probe.verdict import judge
 
 CLASSES, ROWS, DIM = 30, 12, 16
+DRAW = Draw(fit_share=0.6, query_limit=5000, seed=0)
 
 
 def _models(old_noise, new_noise, *, same_noise=0.0, turn=True, seed=0):
@@ -35,7 +43,7 @@ def _models(old_noise, new_noise, *, same_noise=0.0, turn=True, seed=0):
 def test_measures_what_the_report_measures_on_unseen_classes():
     old, new, labels = _models(1.5, 0.7)
     result = probe(old=old, new=new, labels=labels, adapters=["procrustes"], num_bootstrap=50)
-    test = ~_choose_classes(labels.numpy(), 0.6, 0)
+    test = ~choose_classes(labels.numpy(), DRAW)
     assert not set(labels[test].tolist()) & set(labels[~test].tolist())
     ways = {(way.name, way.direction): way for way in result.ways}
     mapped = ways["procrustes", NEW_TO_OLD]
@@ -65,6 +73,9 @@ def test_recommends_by_what_is_possible():
     good = probe(old=old, new=new, labels=labels, **options)
     assert (good.verdict, good.best) == ("map", "procrustes")
     assert "can be used as it is" in good.text
+    share = next(way for way in good.ways if way.direction == NEW_TO_OLD).update_gain
+    assert f"That is {100 * share:.0f} % of what re-indexing would bring" in good.text
+    assert "so training compatibly may bring more" in good.text
     # Better, but in a way that no map tells: training is left.
     generator = torch.Generator().manual_seed(0)
     scrambled = torch.nn.Sequential(torch.nn.Linear(DIM, 64), torch.nn.ReLU())
@@ -123,6 +134,7 @@ def test_groups_leave_out_near_copies():
     [
         ({"fit_share": 1.0}, "fit_share: expected a number in"),
         ({"budget": 1.5}, r"budget: expected a share of the gallery in \[0, 1\], got 1.5"),
+        ({"num_bootstrap": 0}, "num_bootstrap: expected at least 1, got 0"),
         ({"query_limit": 0}, "query_limit: expected at least 1, got 0"),
         ({"shortlist": 0, "adapters": []}, "shortlist: expected at least 1, got 0"),
         ({"adapters": ["magic"]}, "adapters: expected some of .* got 'magic'"),
@@ -142,7 +154,7 @@ def test_rank_merge_and_reranking_are_those_of_the_plan_at_one_budget():
         old=old, new=new, labels=labels, adapters=[], budget=0.3, shortlist=20, num_bootstrap=50
     )
     halves = {way.name: way for way in result.ways if way.direction == HALFWAY}
-    test = ~_choose_classes(labels.numpy(), 0.6, 0)
+    test = ~choose_classes(labels.numpy(), DRAW)
     everything = {}
     for name, rows in (("fit", ~test), ("test", test)):
         ids = np.flatnonzero(rows)
@@ -212,7 +224,7 @@ def test_real_queries_meet_held_out_classes_alone():
         old=old[items], new=new[items], labels=labels[items], queries=queries,
         groups=torch.arange(len(labels))[items], adapters=["procrustes"], num_bootstrap=50,
     )  # fmt: skip
-    test = torch.from_numpy(~_choose_classes(labels[items].numpy(), 0.6, 0))
+    test = torch.from_numpy(~choose_classes(labels[items].numpy(), DRAW))
     held_out = torch.isin(labels[asked], labels[items][test].unique())
     # Queries of a class that nothing has are counted; those of the fitting classes are not asked.
     assert (result.num_queries, result.num_skipped) == (int(held_out.sum()), 5)
@@ -239,13 +251,92 @@ def test_no_room_in_the_old_space_is_said():
     ways = {way.name: way for way in result.ways if way.direction != OLD_TO_NEW}
     stuck = replace(ways["procrustes"], gain_intervals={"map": (-0.1, 0.1)})
     sides = [ways["old/old"], ways["new/new"], stuck]
-    advice = judge([*sides, ways["oracle/old"]])
+    advice = judge([*sides, ways["oracle/old"]], 144, 200, 16)
     assert (advice.verdict, advice.best) == ("train", "procrustes")
     closed = replace(ways["oracle/old"], gain={"map": -0.1}, gain_intervals={"map": (-0.2, -0.05)})
-    advice = judge([*sides, closed, ways["two-stage-rerank"]])
+    advice = judge([*sides, closed, ways["two-stage-rerank"]], 144, 200, 16)
     assert advice.verdict == "reindex"
     assert "only embedding the gallery anew helps" in advice.text
     assert "two-stage-rerank reaches" in advice.text
+
+
+def test_a_rotation_of_the_old_model_needs_no_more_than_a_map():
+    old, _, labels = _models(1.0, 1.0)
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5)))[0]
+    same = probe(old=old, new=old @ turn, labels=labels, adapters=["procrustes"], num_bootstrap=200)
+    assert (same.verdict, same.map_suffices) == ("stay", True)
+    assert "a map suffices: new queries on the old gallery reach" in same.text
+    noise = torch.randn(len(old), DIM, generator=torch.Generator().manual_seed(6))
+    none = probe(old=old, new=noise, labels=labels, num_bootstrap=200)
+    assert (none.verdict, none.map_suffices) == ("stay", False)
+    assert "Nor does a map make it take the old one's place" in none.text
+
+
+def test_few_queries_decide_nothing():
+    old, new, labels = _models(1.0, 0.9)
+    found = probe(old=old, new=new, labels=labels, adapters=["ridge"], num_bootstrap=50)
+    ways = {way.name: way for way in found.ways if way.direction in {"", NEW_TO_OLD}}
+
+    def advice(gain, interval, of_map, num_queries=20):
+        better = replace(ways["new/new"], gain={"map": gain}, gain_intervals={"map": interval})
+        mapped = replace(ways["ridge"], gain_intervals={"map": of_map})
+        return judge(
+            [ways["old/old"], better, ways["oracle/old"], mapped],
+            num_queries,
+            10 * num_queries,
+            128,
+        )
+
+    unclear = advice(0.02, (-0.01, 0.05), (-0.02, 0.03))
+    assert (unclear.verdict, unclear.map_suffices) == ("unclear", False)
+    assert "These 20 queries cannot tell whether it is better" in unclear.text
+    assert "the difference of +2.0 points has the interval -1.0 to +5.0" in unclear.text
+    assert "Only 20 queries counted: read all intervals as rough." in unclear.text
+    enough = advice(0.02, (0.01, 0.03), (-0.02, 0.03), 500)
+    assert enough.verdict == "train"
+    assert "Only" not in enough.text
+    assert "Only 200 pairs for maps of 128 dims" in unclear.text
+    # What rounding moves is no gain, and a map that clearly helps is one whatever the new model is.
+    assert advice(1e-5, (-1e-5, 1e-4), (-0.001, 0.001)).verdict == "stay"
+    assert advice(0.02, (-0.01, 0.05), (0.001, 0.03)).verdict == "map"
+
+
+def test_half_precision_and_more_dims_than_rows():
+    old, new, labels = _models(1.0, 0.5)
+    whole = probe(old=old, new=new, labels=labels, adapters=["ridge"], num_bootstrap=20)
+    half = probe(
+        old=old.half().numpy(), new=new.half().numpy(), labels=labels, adapters=["ridge"],
+        num_bootstrap=20,
+    )  # fmt: skip
+    for one, other in zip(half.ways, whole.ways, strict=True):
+        assert one.metrics["map"] == pytest.approx(other.metrics["map"], abs=0.01)
+    wide = torch.randn(DIM, 300, generator=torch.Generator().manual_seed(7))
+    few = torch.arange(len(labels)) < 3 * CLASSES
+    result = probe(old=old[few] @ wide, new=new[few] @ wide, labels=labels[few], num_bootstrap=20)
+    assert len(result.ways) == 3 + 2 * 6 + 3
+
+
+def test_classes_of_one_row_are_counted():
+    old, new, labels = _models(1.0, 0.5)
+    alone = torch.arange(len(labels)) % 2 == 0
+    labels = torch.where(alone, 1000 + torch.arange(len(labels)), labels)
+    result = probe(old=old, new=new, labels=labels, num_bootstrap=20)
+    assert result.num_skipped > 50
+    assert result.num_queries + result.num_skipped == result.num_gallery
+    with pytest.raises(
+        ValueError, match="alone in its class, so that no query has anything to find"
+    ):
+        probe(old=old, new=new, labels=torch.arange(360), num_bootstrap=20)
+    # Where no class to fit on has two rows, all pairs but a row with itself calibrate.
+    sides = {"old": old[:50], "new": new[:50]}
+    single = FitPairs(sides, np.arange(50), np.arange(50), 2, 0)
+    old_unit, new_unit = (F.normalize(rows, dim=1) for rows in sides.values())
+    apart = ~np.eye(50, dtype=bool)
+    expected = ScoreCalibration.fit(
+        source=(old_unit @ old_unit.T).numpy()[apart], target=(new_unit @ new_unit.T).numpy()[apart]
+    )
+    at = np.linspace(-1, 1, 9)
+    assert calibrate(single, None).transform(at) == pytest.approx(expected.transform(at), abs=1e-5)
 
 
 @pytest.fixture
@@ -277,7 +368,13 @@ def test_command(stores, capsys):
     # Rows of the new store come in another order: they are matched by id.
     assert result["verdict"] == "map"
     assert result["passed"] is True
-    assert "new query -> old space" in out.err
+    # On 80 columns no number is cut.
+    table = [line for line in out.err.splitlines() if "│" in line]
+    assert max(map(len, table)) <= 80
+    assert "…" not in out.err
+    for heading in ("queries mapped", "gallery mapped", "partly embedded anew"):
+        assert sum(heading in line for line in table) == 1
+    assert sum("ridge" in line for line in table) == 2
     assert main([*command, "--gate", "update_gain>=2"]) == 1
     assert main([*command, "--gate", "ridg.map>0"]) == 2
     assert "did you mean 'ridge.map'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_report_runs import EVIL, write_chain, write_upgrade
+from test_report_runs import EVIL, write_chain, write_probe, write_upgrade
 
 from fclearn.report import write_comparison
 
@@ -28,8 +28,9 @@ def pages(tmp_path_factory):
     write_upgrade(folder / "a", 1.5, title=EVIL)
     write_upgrade(folder / "b", 0.8)
     write_chain(folder / "chain")
-    write_comparison([folder / name for name in ("a", "b", "chain")], folder / "all")
-    return {name: folder / name / "report.html" for name in ("a", "chain", "all")}
+    write_probe(folder / "probe")
+    write_comparison([folder / name for name in ("a", "b", "chain", "probe")], folder / "all")
+    return {name: folder / name / "report.html" for name in ("a", "chain", "probe", "all")}
 
 
 def browse(tmp_path, page, *arguments):
@@ -71,7 +72,7 @@ class Shown(HTMLParser):
         self.images += tag == "img"
 
 
-@pytest.mark.parametrize("name", ["a", "chain", "all"])
+@pytest.mark.parametrize("name", ["a", "chain", "probe", "all"])
 def test_opens_without_errors_or_requests(pages, tmp_path, name):
     done = browse(tmp_path, pages[name], "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr

@@ -16,11 +16,13 @@ from test_report import Page
 from fclearn.cli import main
 from fclearn.evaluation import chain_report, compatibility_report, paired_test
 from fclearn.features import FeatureStore, Fingerprint
+from fclearn.probe import probe
 from fclearn.report import (
     describe_items,
     rebuild,
     write_chain_report,
     write_comparison,
+    write_probe_report,
     write_report,
 )
 from fclearn.report._pictures import decode
@@ -63,10 +65,38 @@ def write_chain(folder, seeds=(1, 3, 5)):
     return report
 
 
+def write_probe(folder):
+    result = probe(
+        old=rows(1.6, 1), new=rows(1.0, 3), labels=LABELS, adapters=["ridge", "mean-shift"],
+        num_bootstrap=50,
+    )  # fmt: skip
+    write_probe_report(folder, result=result, notes=[EVIL], facts={"command": f"probe {EVIL}"})
+    return result
+
+
 def page(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     return text
+
+
+def test_a_probe_says_its_verdict_and_every_way(tmp_path):
+    result = write_probe(tmp_path / "p")
+    text = page(tmp_path / "p")
+    shown = Page(text)
+    assert result.text.replace("'", "&#39;") in text
+    (picture,) = shown.all("img")
+    for way in result.ways:
+        assert f"{100 * way.metrics['map']:.1f}" in picture["alt"]
+        assert way.name in picture["alt"]
+    assert EVIL not in text
+    assert json.loads((tmp_path / "p" / "report.json").read_text())["notes"] == [EVIL]
+    rebuild(tmp_path / "p")
+    assert page(tmp_path / "p") == text
+    write_upgrade(tmp_path / "a", 0.8)
+    data = write_comparison([tmp_path / "a", tmp_path / "p"], tmp_path / "both")
+    assert [run["kind"] for run in data["runs"]] == ["upgrade", "probe"]
+    assert "Probe p" in page(tmp_path / "both")
 
 
 def test_upgrades_side_by_side_are_paired_by_id(tmp_path):

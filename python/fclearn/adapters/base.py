@@ -31,6 +31,8 @@ class Adapter(ABC):
         name: As in tables and files.
         source: Fingerprint of the features it takes, or None.
         target: Fingerprint of the space it maps into, or None.
+        direction: ``"new-to-old"`` or ``"old-to-new"``, where whoever fitted it has said so; in
+            files.
     """
 
     name: ClassVar[str] = ""
@@ -46,6 +48,7 @@ class Adapter(ABC):
         """Start without fingerprints, not fitted."""
         self.source: Fingerprint | None = None
         self.target: Fingerprint | None = None
+        self.direction = ""
         self._state: dict[str, Tensor] = {}
 
     def fit(
@@ -149,7 +152,7 @@ class Adapter(ABC):
         """
         if not self._state:
             raise RuntimeError(f"adapter {self.name!r}: call fit() before save()")
-        header: dict[str, object] = {"adapter": self.name}
+        header: dict[str, object] = {"adapter": self.name, "direction": self.direction}
         for side in ("source", "target"):
             fingerprint: Fingerprint | None = getattr(self, side)
             header[side] = None if fingerprint is None else fingerprint.to_dict()
@@ -167,6 +170,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         header, tensors = load_tensors(path, _FORMAT, _VERSION)
         adapter = _REGISTRY[header["adapter"]]()
         adapter._state = tensors
+        adapter.direction = str(header.get("direction", ""))
         for side in ("source", "target"):
             if header[side] is not None:
                 setattr(adapter, side, Fingerprint.from_dict(header[side]))

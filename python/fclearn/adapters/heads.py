@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from fclearn.adapters._modules import FORMS, HeadModule, affine_of, apply_head
 from fclearn.adapters.base import Adapter
 from fclearn.adapters.maps import procrustes, ridge
 from fclearn.classifiers import PseudoClassifier
@@ -35,26 +36,11 @@ class TrainingOptions(TypedDict, total=False):
     seed: int
 
 
-class _Residual(nn.Module):
-    """An affine map and a hidden layer beside it, which starts at zero."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, hidden: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(*weight.shape)
-        self.down = nn.Linear(weight.shape[0], hidden)
-        self.up = nn.Linear(hidden, weight.shape[1], bias=False)
-        with torch.no_grad():
-            self.linear.weight.copy_(weight.T)
-            self.linear.bias.copy_(bias)
-            self.up.weight.zero_()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        out: Tensor = self.linear(rows) + self.up(F.gelu(self.down(rows)))
-        return out
-
-
 class _TrainedHead(Adapter):
-    """A residual head, trained by AdamW from a map in closed form on."""
+    """A head, trained by AdamW from a map in closed form on."""
+
+    head = "mlp"
+    orthogonal = False
 
     def __init__(
         self,
@@ -89,10 +75,8 @@ class _TrainedHead(Adapter):
     ) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.seed)
-            head = _Residual(*start, self.hidden)
-            optimizer = torch.optim.AdamW(
-                head.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-            )
+            head = HeadModule(*start, self.head, self.hidden, orthogonal=self.orthogonal)
+            optimizer = torch.optim.AdamW(head.groups(self.weight_decay), lr=self.learning_rate)
             steps = self.epochs * -(-len(source) // self.batch_size)
             schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -103,13 +87,16 @@ class _TrainedHead(Adapter):
                     optimizer.zero_grad()
                     value.backward()
                     optimizer.step()
+                    head.after_step()
                     schedule.step()
-        return {name: tensor.detach() for name, tensor in head.state_dict().items()}
+        return head.finish()
 
     def _transform(self, rows: Tensor) -> Tensor:
-        s = self._state
-        hidden = F.gelu(F.linear(rows, s["down.weight"], s["down.bias"]))
-        return F.linear(rows, s["linear.weight"], s["linear.bias"]) + hidden @ s["up.weight"].T
+        return apply_head(rows, self._state)
+
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """As `Adapter.affine`: None with a hidden layer."""
+        return affine_of(self._state)
 
 
 class MlpMap(_TrainedHead):
@@ -154,6 +141,11 @@ class CompatHead(_TrainedHead):
         instance_weight: Of the instance rows.
         head_weight: Of the learned head.
         own_weight: Of the item's own target feature.
+        head: ``"linear"``: an affine map; ``"low-rank"``: the rotation it starts from, frozen, and
+            a learned map of rank ``hidden`` beside it; ``"mlp"``: an affine map and a hidden layer
+            beside it. The first two are affine, so faiss takes them.
+        orthogonal: The affine map's weight stays a rotation (between different dims, its rows or
+            columns orthonormal), so that it neither stretches nor drops a direction.
         **training: The options of `MlpMap`, ``hidden`` to ``seed``.
 
     Example:
@@ -173,13 +165,18 @@ class CompatHead(_TrainedHead):
         instance_weight: float = 1.0,
         head_weight: float = 1.0,
         own_weight: float = 3.0,
+        head: str = "mlp",
+        orthogonal: bool = False,
         **training: Unpack[TrainingOptions],
     ) -> None:
         """Refuse options out of range."""
         super().__init__(**training)
         if not scale > 0:
             raise ValueError(f"scale: expected a number > 0, got {scale}")
+        if head not in FORMS:
+            raise ValueError(f"head: expected one of {list(FORMS)}, got {head!r}")
         self.scale = scale
+        self.head, self.orthogonal = head, orthogonal
         self.weights = (instance_weight, head_weight, own_weight)
 
     def _fit(self, source: Tensor, target: Tensor, labels: Tensor | None) -> dict[str, Tensor]:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fclearn.evaluation._inputs import build_relevance
 from fclearn.evaluation._keys import Ints, Keys, PerRow, join_keys
+from fclearn.evaluation._relevance import Relevance
 from fclearn.features import FeatureSource, as_tensor
 
 Scores = NDArray[np.float32]
@@ -34,7 +37,7 @@ class MigrationSample:
         new_query: float64 ``(Q, D_new)``.
         old_gallery: float64 ``(G, D_old)``.
         new_gallery: float64 ``(G, D_new)``.
-        labels: A gallery row is a positive of a query if they are equal.
+        relevance: Which gallery rows are positives of a query.
         hidden: Rows that share one of these keys with a query do not exist for it.
     """
 
@@ -42,7 +45,7 @@ class MigrationSample:
     new_query: Tensor
     old_gallery: Tensor
     new_gallery: Tensor
-    labels: Keys
+    relevance: Relevance
     hidden: tuple[Keys, ...]
 
     @classmethod
@@ -52,8 +55,9 @@ class MigrationSample:
         new_query: FeatureSource,
         old_gallery: FeatureSource,
         new_gallery: FeatureSource,
-        query_labels: PerRow,
-        gallery_labels: PerRow,
+        query_labels: PerRow | None = None,
+        gallery_labels: PerRow | None = None,
+        positives: Sequence[Sequence[int]] | None = None,
         old_query: FeatureSource | None = None,
         query_ids: PerRow | None = None,
         gallery_ids: PerRow | None = None,
@@ -67,7 +71,8 @@ class MigrationSample:
             old_gallery: Shape ``(G, D_old)``.
             new_gallery: The same items, shape ``(G, D_new)``.
             query_labels: Shape ``(Q,)``, integers or strings.
-            gallery_labels: Shape ``(G,)``.
+            gallery_labels: Shape ``(G,)``; rows of the query's label are its positives.
+            positives: Instead of labels: right gallery rows of each query.
             old_query: The same queries by the old model, shape ``(Q, D_old)``.
             query_ids: With
             gallery_ids: A gallery row with the query's id is left out.
@@ -123,13 +128,15 @@ class MigrationSample:
             new_query=rows["new_query"],
             old_gallery=rows["old_gallery"],
             new_gallery=rows["new_gallery"],
-            labels=join_keys("labels", query_labels, gallery_labels, sizes),
+            relevance=build_relevance(
+                (query_labels, gallery_labels), None, positives, (None, None), sizes
+            ),
             hidden=tuple(hidden),
         )
         if not any(sample.positives(part).any() for part in sample.blocks()):
             raise ValueError(
                 f"query_labels: none of the {sizes[0]} queries has a positive in the gallery "
-                "(a row of its label that is not left out)"
+                "(a row of its label, or one named, that is not left out)"
             )
         return sample
 
@@ -189,18 +196,17 @@ class MigrationSample:
 
     def left_out(self, part: slice) -> NDArray[np.bool_]:
         """Rows that do not exist for a query, bool ``(n, G)``."""
-        mask = np.zeros((len(self.labels.query[part]), self.num_gallery), dtype=bool)
+        mask = np.zeros((len(self.new_query[part]), self.num_gallery), dtype=bool)
         for keys in self.hidden:
-            mask |= _same(keys, part)
+            mask |= keys.query[part, None] == keys.gallery
         return mask
 
     def positives(self, part: slice) -> NDArray[np.bool_]:
         """Positives of each query, bool ``(n, G)``."""
-        return np.asarray(_same(self.labels, part) & ~self.left_out(part))
-
-
-def _same(keys: Keys, part: slice) -> NDArray[np.bool_]:
-    return np.asarray(keys.query[part, None] == keys.gallery)
+        mask = np.zeros((len(self.new_query[part]), self.num_gallery), dtype=bool)
+        for row, query in enumerate(range(self.num_queries)[part]):
+            mask[row, self.relevance.positives(query)[0]] = True
+        return np.asarray(mask & ~self.left_out(part))
 
 
 def sample_rows(size: int, count: int, seed: int) -> Ints:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fclearn._launch import own_rank
 from fclearn.cli.console import draw, say
-from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import ordered
 from fclearn.cli.eval_show import Show, say_skipped
 from fclearn.cli.gates import finish
@@ -36,6 +36,7 @@ class Chain:
     Attributes:
         queries: Store of the queries by each model.
         galleries: Store of the gallery by each model; none: the query stores.
+        qrels: TREC judgements in place of labels.
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metric_name: What to measure.
@@ -43,6 +44,7 @@ class Chain:
 
     queries: Sequence[Path]
     galleries: Sequence[Path]
+    qrels: Path | None
     exclude_self: bool
     use_groups: bool
     metric_name: str
@@ -66,22 +68,23 @@ def run_chain(options: Chain, show: Show) -> None:
         raise ValueError(f"--model: expected at least two models, got {len(queries)}")
     entries = [f"{i + 1}/{j + 1}" for i in range(len(queries)) for j in range(i + 1)]
     gates = show.parse_gates(dict.fromkeys([*SUMMARIES, *entries], ""))
-    report, items = _evaluate(options, show)
+    report, describe = _evaluate(options, show)
     draw(chain_table(report))
-    say_skipped(report.num_skipped)
+    say_skipped(report.num_skipped, report.num_missing)
     stores = [str(path) for path in queries]
     if show.report is not None and own_rank() == 0:
         write_chain_report(
             show.report,
             report=report,
             facts={"title": "Chain of models", "command": show.command, "stores": stores},
-            items=items,
+            items=describe(),
         )
         say(f"report: {show.report / 'report.html'}")
     finish({**report.to_dict(), "stores": stores}, gates, report.numbers(), json=show.json)
 
 
-def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
+def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Callable[[], Items]]:
+    """The report, and what describes the items, which takes a gallery's labels into memory."""
     if options.galleries and len(options.galleries) != len(options.queries):
         raise ValueError(
             f"--model-gallery: expected one for each of the {len(options.queries)} models, got "
@@ -94,7 +97,7 @@ def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
             gallery.fingerprint, f"--model {query.path} and --model-gallery {gallery.path}"
         )
     first = queries[0], galleries[0]
-    labels = labels_of(*first)
+    truth = Truth.of(*first, options.qrels)
     ranking = ranking_of(
         *first,
         exclude_self=options.exclude_self or not options.galleries,
@@ -103,14 +106,13 @@ def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Items]:
     report = chain_report(
         [ordered(store, first[0]) for store in queries],
         [ordered(store, first[1]) for store in galleries],
-        query_labels=labels[0],
-        gallery_labels=labels[1],
         metric_name=options.metric_name,
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
+        **truth.right(),
         **ranking,
     )
-    return report, describe_items(*labels, **ranking)
+    return report, lambda: describe_items(*truth.labels(), **ranking)
 
 
 def chain_table(report: ChainReport) -> Table:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_rules import labels_of
 from fclearn.cli.eval_run import Side, ordered
 from fclearn.evaluation import CompatibilityReport
 from fclearn.features import FeatureStore
 from fclearn.report import RetrievalExample, make_examples
 
 if TYPE_CHECKING:
+    from fclearn.evaluation._inputs import Labels
     from fclearn.evaluation._keys import RankingOptions
 
 
@@ -51,7 +51,11 @@ class ImageFiles:
 
 
 def examples_of(
-    report: CompatibilityReport, old: Side, new: Side, ranking: RankingOptions
+    report: CompatibilityReport,
+    old: Side,
+    new: Side,
+    labels: tuple[Labels, Labels],
+    ranking: RankingOptions,
 ) -> list[RetrievalExample]:
     """Queries with their best hits, or none where the manifests have neither texts nor pictures.
 
@@ -62,6 +66,7 @@ def examples_of(
         report: Of these stores.
         old: Queries and gallery.
         new: Queries.
+        labels: Of queries and gallery: rows that share one are right.
         ranking: What was left out, as in `evaluate_retrieval`.
 
     Raises:
@@ -74,7 +79,6 @@ def examples_of(
     has_texts, has_files = None not in texts, None not in files
     if not has_texts and not has_files:
         return []
-    labels = labels_of(*sides)
     try:
         return make_examples(
             report,

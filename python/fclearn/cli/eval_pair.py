@@ -9,7 +9,7 @@ from pathlib import Path
 from fclearn._launch import own_rank
 from fclearn.cli.console import draw, say
 from fclearn.cli.eval_examples import examples_of
-from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import (
     evaluate_stores,
     numbers_of,
@@ -28,6 +28,7 @@ from fclearn.report import describe_items, write_report
 def run_pair(
     stores: Mapping[str, tuple[Path | None, Path | None]],
     *,
+    qrels: Path | None,
     exclude_self: bool,
     use_groups: bool,
     metrics: Sequence[str] | None,
@@ -40,6 +41,7 @@ def run_pair(
     Args:
         stores: Queries and gallery of ``"old"``, ``"new"`` and ``"independent"``; the queries of
             the first two are there. Without an old gallery, queries are their own galleries.
+        qrels: TREC judgements in place of labels.
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metrics: As `compatibility_report`.
@@ -79,10 +81,12 @@ def run_pair(
         exclude_self=exclude_self or old.gallery is old.query,
         use_groups=use_groups,
     )
+    truth = Truth.of(old.query, old.gallery, qrels)
     report = evaluate_stores(
         old,
         new,
         independent,
+        right=truth.right(),
         ranking=ranking,
         metrics=metrics,
         index=open_index(index, parameters, old.gallery),
@@ -90,20 +94,23 @@ def run_pair(
         seed=show.seed,
     )
     draw(render_table(report))
-    say_skipped(report.num_skipped)
+    say_skipped(report.num_skipped, report.num_missing)
     say(report.verdict.text)
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, show)
     if show.report is not None and own_rank() == 0:
+        labels = truth.labels()
         paths = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]
         write_report(
             show.report,
             report=report,
             # An index ranks in its own way, and these are ranked exactly.
-            retrieval_examples=() if index else examples_of(report, old, new, ranking),
+            retrieval_examples=()
+            if index
+            else examples_of(report, old, new, labels, ranking),
             facts={"title": "Upgrade report", "command": show.command, "stores": paths,
                    "gates": list(show.gates)},
-            items=describe_items(*labels_of(old.query, old.gallery), **ranking),
+            items=describe_items(*labels, **ranking),
         )  # fmt: skip
         say(f"report: {show.report / 'report.html'}")
     finish({**report.to_dict(), **slices}, gates, numbers_of(report), json=show.json)

@@ -1,17 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is right, and what a ranking leaves out, by the manifests of stores."""
+"""What is right, and what a ranking leaves out, by the manifests of stores or by judgements."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from fclearn.evaluation import Qrels
 from fclearn.evaluation._inputs import Labels
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
     from fclearn.evaluation._keys import RankingOptions
+
+
+class Right(TypedDict, total=False):
+    """What is right, as arguments of `evaluate_retrieval`: labels of both sides, or judgements."""
+
+    query_labels: Labels
+    gallery_labels: Labels
+    qrels: Qrels
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is right, by judgements if there are any, else by the manifests.
+
+    Attributes:
+        query: Of the queries.
+        gallery: Of the gallery.
+        qrels: Judgements by their ids, or None.
+    """
+
+    query: FeatureStore
+    gallery: FeatureStore
+    qrels: Qrels | None
+
+    @classmethod
+    def of(cls, query: FeatureStore, gallery: FeatureStore, qrels: Path | None) -> Truth:
+        """Read the judgements, if any.
+
+        Raises:
+            ValueError: A file that holds none.
+        """
+        return cls(query, gallery, None if qrels is None else Qrels.read(qrels))
+
+    def right(self) -> Right:
+        """For evaluations.
+
+        Raises:
+            ValueError: As `labels_of`.
+        """
+        if self.qrels is not None:
+            return {"qrels": self.qrels}
+        labels = labels_of(self.query, self.gallery)
+        return {"query_labels": labels[0], "gallery_labels": labels[1]}
+
+    def labels(self) -> tuple[Labels, Labels]:
+        """Of queries and gallery, for reports: rows that share one are right.
+
+        With judgements, the relevant documents of a query, and a document itself.
+
+        Raises:
+            ValueError: As `labels_of`.
+        """
+        if self.qrels is None:
+            return labels_of(self.query, self.gallery)
+        relevant = [
+            {name for name, grade in self.qrels.grades.get(one, {}).items() if grade > 0}
+            for one in self.query.ids
+        ]
+        return relevant, [{one} for one in self.gallery.ids]
 
 
 def ranking_of(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fclearn.cli.alignment import rows_of_ids
-from fclearn.cli.eval_rules import labels_of
 from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
 from fclearn.evaluation._rows import InOrder, RowSource
 from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
+    from fclearn.cli.eval_rules import Right
     from fclearn.evaluation._keys import RankingOptions
 
 
@@ -121,6 +121,7 @@ def evaluate_stores(
     new: Side,
     independent: Side | None,
     *,
+    right: Right,
     ranking: RankingOptions,
     metrics: Sequence[str] | None,
     index: IndexedGallery | None,
@@ -133,6 +134,7 @@ def evaluate_stores(
         old: Queries and gallery.
         new: Queries, and maybe a gallery.
         independent: Queries and gallery, or None.
+        right: What is right.
         ranking: From `ranking_of`.
         metrics: As `compatibility_report`.
         index: Searched in place of the old gallery's features.
@@ -144,7 +146,6 @@ def evaluate_stores(
         TypeError: As `compatibility_report`.
     """
     assert old.gallery is not None
-    query_labels, gallery_labels = labels_of(old.query, old.gallery)
     return compatibility_report(
         old_query=old.query.features,
         old_gallery=old.gallery.features if index is None else index,
@@ -154,11 +155,10 @@ def evaluate_stores(
         independent_gallery=None
         if independent is None
         else _ordered_or_none(independent.gallery, old.gallery),
-        query_labels=query_labels,
-        gallery_labels=gallery_labels,
         metrics=metrics,
         num_bootstrap=num_bootstrap,
         seed=seed,
+        **right,
         **ranking,
     )
 

@@ -6,14 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fclearn.cli.console import say
-from fclearn.cli.eval_rules import labels_of, ranking_of
+from fclearn.cli.eval_decisions import decide, names_of, read_junk
+from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import open_index
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
 from fclearn.features import FeatureStore
+
+if TYPE_CHECKING:
+    from fclearn.evaluation._keys import RankingOptions
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,9 @@ class Single:
         index: A faiss index of the gallery's rows, to search in place of its features.
         parameters: Of the index, ``NAME=VALUE``.
         qrels: TREC judgements in place of labels.
+        junk: File of rows that are neither right nor wrong.
+        verify: Rates of false accepts to verify pairs at.
+        identify: Rates of strangers that get a name to identify queries at.
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metrics: As `evaluate_retrieval`.
@@ -38,6 +46,9 @@ class Single:
     index: Path | None
     parameters: Sequence[str]
     qrels: Path | None
+    junk: Path | None
+    verify: Sequence[float]
+    identify: Sequence[float]
     exclude_self: bool
     use_groups: bool
     metrics: Sequence[str]
@@ -54,42 +65,50 @@ def run_single(options: Single, show: Show) -> None:
         ValueError: Stores, index or judgements that do not agree; as `evaluate_retrieval`.
         typer.Exit: A gate failed.
     """
-    gates = show.parse_gates(dict.fromkeys(options.metrics, ""))
-    result, store = _evaluate(options)
+    gates = show.parse_gates(
+        dict.fromkeys([*options.metrics, *names_of(options.verify, options.identify)], "")
+    )
+    store, rows = _open(options)
+    ranking = ranking_of(
+        store,
+        rows,
+        exclude_self=options.exclude_self or options.gallery is None,
+        use_groups=options.use_groups,
+    )
+    result = _evaluate(options, store, rows, ranking)
     bounds = result.intervals(num_bootstrap=show.num_bootstrap, seed=show.seed)
     for name, value in result.items():
         low, high = bounds[name]
         say(f"{metric_title(name)} {100 * value:.2f}% [{100 * low:.2f}, {100 * high:.2f}]")
     say_skipped(result.num_skipped, result.num_missing)
+    decisions, rates = decide(store, rows, ranking, options.verify, options.identify)
     slices = worst_of(store, result.per_query[options.metrics[0]], None, show)
     intervals = {name: list(pair) for name, pair in bounds.items()}
-    content = {**result.to_dict(), "intervals": intervals, **slices}
-    finish(content, gates, dict(result), json=show.json)
+    content = {**result.to_dict(), "intervals": intervals, **decisions, **slices}
+    finish(content, gates, {**result, **rates}, json=show.json)
 
 
-def _evaluate(options: Single) -> tuple[RetrievalResult, FeatureStore]:
-    """The result, and the store of the queries."""
+def _open(options: Single) -> tuple[FeatureStore, FeatureStore]:
+    """Queries and gallery."""
     queries = FeatureStore.open(options.query)
     rows = queries if options.gallery is None else FeatureStore.open(options.gallery)
     if not options.across and rows is not queries:
         queries.fingerprint.check_same(
             rows.fingerprint, "--query and --gallery (of two models? then say --across)"
         )
+    return queries, rows
+
+
+def _evaluate(
+    options: Single, queries: FeatureStore, rows: FeatureStore, ranking: RankingOptions
+) -> RetrievalResult:
     indexed = open_index(options.index, options.parameters, rows)
-    labels = (None, None) if options.qrels is not None else labels_of(queries, rows)
-    result = evaluate_retrieval(
+    return evaluate_retrieval(
         queries,
         rows if indexed is None else indexed,
-        query_labels=labels[0],
-        gallery_labels=labels[1],
-        qrels=options.qrels,
+        junk=None if options.junk is None else read_junk(options.junk, queries, rows),
         metrics=options.metrics,
         return_per_query=True,
-        **ranking_of(
-            queries,
-            rows,
-            exclude_self=options.exclude_self or options.gallery is None,
-            use_groups=options.use_groups,
-        ),
+        **Truth.of(queries, rows, options.qrels).right(),
+        **ranking,
     )
-    return result, queries

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, command_of
+from fclearn.cli.eval_shared import shared_queries
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
@@ -59,6 +56,21 @@ def evaluate(
     qrels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TREC judgements in place of labels.")
     ] = None,
+    junk: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --query: lines 'query-id gallery-id', neither right nor wrong.",
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(metavar="RATES", help="With --query: TAR at these FAR, as 1e-4,1e-3."),
+    ] = None,
+    identify: Annotated[
+        str | None,
+        typer.Option(metavar="RATES", help="With --query: TPIR at these FPIR, as 0.01,0.1."),
+    ] = None,
     exclude_self: Annotated[
         bool, typer.Option("--exclude-self", help="Leave out gallery rows with the query's id.")
     ] = False,
@@ -98,7 +110,15 @@ def evaluate(
     Without --old-gallery every query store is its own gallery, each query's own row left out.
 
     With --model twice or more, a chain: each model's queries against its own gallery and all older
-    ones, by the first of --metrics. With --query, one store and one gallery.
+    ones, by the first of --metrics.
+
+    With --query, one store and one gallery; then also --verify (1:1, all pairs of a query and a
+    gallery row) and --identify (1:N, where queries whose label the gallery lacks are the
+    strangers).
+
+    What is right is said by the manifests: rows that share one of several labels (column labels,
+    parted by |), of the query's class_name, or of its label. Or by --qrels, lines "query-id 0
+    gallery-id grade".
 
     With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
     torchrun, the processes share the queries; the numbers are those of one process.
@@ -108,13 +128,15 @@ def evaluate(
 
     Gates: update_gain, self_test_tax, negative_flip_rate, or ENTRY.METRIC, compared with a number
     or with each other. Of a chain: average_compatibility, average_accuracy, backward_compatibility,
-    forward_compatibility, or 2/1 for models by number. Of one store: the metrics.
+    forward_compatibility, or 2/1 for models by number. Of one store: the metrics, tar@0.001 and
+    tpir@0.1.
 
     \b
     Examples:
       fcl eval --old-query runs/old-test --new-query runs/new-test
       fcl eval --old-query q/old --old-gallery g/old --new-query q/new \\
         --gate "new/old.map>old/old.map" --gate "negative_flip_rate<=0.05" --worst 10
+      fcl eval --old-query q/old --old-gallery g/old --new-query q/new --qrels judgements.txt
       fcl eval --model v1 --model v2 --model v3 --gate "average_compatibility>=1"
       fcl eval --query q/new --gallery g/old --across --index live.faiss \\
         --index-parameter nprobe=16 --metrics map@100,cmc@1
@@ -126,8 +148,10 @@ def evaluate(
     is_pair, is_chain = any(pair), bool(model or model_gallery)
     if is_pair + is_chain + (query is not None) > 1:
         raise ValueError("expected stores of one kind: --old-query and such, --model, or --query")
-    if query is None and (gallery or qrels or across):
-        raise ValueError("--query: expected one, as --gallery, --qrels or --across are given")
+    if query is None and (gallery or across or junk or verify or identify):
+        raise ValueError(
+            "--query: expected one, as --gallery, --across, --junk, --verify or --identify is given"
+        )
     if is_chain and (index or index_parameter):
         raise ValueError("--index: expected two stores or one, a chain has many galleries")
     if report_folder is not None and query is not None:
@@ -138,8 +162,8 @@ def evaluate(
     command = command_of(context)
     show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json, report_folder, command)
     rest = (metrics, exclude_self, use_groups, across, index_parameter)
-    stores = [*pair, *(model or []), *(model_gallery or []), query, gallery, qrels, index]
-    with _shared_queries(stores, rest):
+    stores = [*pair, *(model or []), *(model_gallery or []), query, gallery, qrels, junk, index]
+    with shared_queries(stores, rest):
         if is_chain:
             from fclearn.cli.eval_chain import Chain, run_chain
 
@@ -147,6 +171,7 @@ def evaluate(
                 Chain(
                     model or [],
                     model_gallery or [],
+                    qrels=qrels,
                     exclude_self=exclude_self,
                     use_groups=use_groups,
                     metric_name=names[0] if names else "map",
@@ -154,6 +179,7 @@ def evaluate(
                 show,
             )
         elif query is not None:
+            from fclearn.cli.eval_decisions import read_rates
             from fclearn.cli.eval_single import Single, run_single
             from fclearn.evaluation.compatibility import report_metrics
 
@@ -165,6 +191,9 @@ def evaluate(
                     index=index,
                     parameters=index_parameter or [],
                     qrels=qrels,
+                    junk=junk,
+                    verify=read_rates(verify, "--verify"),
+                    identify=read_rates(identify, "--identify"),
                     exclude_self=exclude_self,
                     use_groups=use_groups,
                     metrics=names or report_metrics(None, has_index=index is not None),
@@ -180,6 +209,7 @@ def evaluate(
             run_pair(
                 {"old": (old_query, old_gallery), "new": (new_query, new_gallery),
                  "independent": (independent_query, independent_gallery)},
+                qrels=qrels,
                 exclude_self=exclude_self,
                 use_groups=use_groups,
                 metrics=names,
@@ -187,40 +217,3 @@ def evaluate(
                 parameters=index_parameter or [],
                 show=show,
             )  # fmt: skip
-
-
-@contextmanager
-def _shared_queries(stores: Sequence[Path | None], rest: object) -> Iterator[None]:
-    """Under torchrun, each process ranks its share of the queries; pieces of them are kept.
-
-    They lie beside the first store until the end, under a name made of the stores, which must not
-    change, and the ``rest`` of what the numbers depend on.
-    """
-    if not under_torchrun():
-        yield
-        return
-    from fclearn.distributed import joined_world
-    from fclearn.distributed.evaluation import evaluating_by_all
-
-    given = [store for store in stores if store is not None]
-    facts = repr(([_facts(store) for store in given], [store is None for store in stores], rest))
-    key = hashlib.sha256(facts.encode()).hexdigest()[:12]
-    first = given[0] if given else Path("stores")
-    scratch = first.with_name(f".{first.name}.eval-{key}")
-    verdict = None
-    with joined_world("cpu") as world, evaluating_by_all(world, scratch):
-        try:
-            yield
-        except typer.Exit as failed:  # a gate, when everything is evaluated: pieces may go
-            verdict = failed
-    if verdict is not None:
-        raise verdict
-
-
-def _facts(path: Path) -> tuple[str, int, int] | None:
-    """Tells a store or file from what it was before."""
-    for file in (path / "features.npy", path):
-        if file.exists():
-            stat = file.stat()
-            return str(path), stat.st_size, stat.st_mtime_ns
-    return None

@@ -91,6 +91,7 @@ def plan(
     """
     from rich.console import Console
 
+    from fclearn.cli.eval_show import say_skipped
     from fclearn.cli.gates import Gate, finish
     from fclearn.cli.plan_inputs import PlanOptions
     from fclearn.cli.plan_run import make_plan
@@ -137,6 +138,7 @@ def plan(
     console = Console(stderr=True)
     for table in (_ways_table(result, budget), _orders_table(result)):
         console.print(table)
+    say_skipped(result.curve.num_skipped)
     say(result.verdict.text)
     for kind, found in result.thresholds.items():
         say(

@@ -16,7 +16,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of fcl demo, of fcl eval --report, or of fcl plan --out.",
+            help="Folders of fcl demo, of fcl eval or fcl probe --report, or of fcl plan --out.",
         ),
     ],
     out: Annotated[
@@ -29,8 +29,8 @@ def report(
 
     One run: its report.html and pictures, in its own folder. Several, with --out: one page with
     the matrices of all upgrades, their differences query by query (to the first one), the
-    matrices of chains, and the curves of plans. Upgrades, and chains, must have measured the same
-    queries and gallery; where they did not, what differs is named.
+    matrices of chains, the ways of probes, and the curves of plans. Upgrades, and chains, must have
+    measured the same queries and gallery; where they did not, what differs is named.
 
     Nothing is measured again. With --json, the numbers go to stdout.
 

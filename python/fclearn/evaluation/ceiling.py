@@ -81,3 +81,76 @@ def oracle_gain(
         for rows in (mean, asked)
     )
     return {name: np.nan_to_num(best[name] - old[name]) for name in metrics}
+
+
+def judged_oracle_gain(
+    features: Tensor,
+    positives: Sequence[Sequence[int]],
+    ids: NDArray[np.generic],
+    *,
+    query: Tensor,
+    query_ids: NDArray[np.generic],
+    metrics: Sequence[str] = ("map", "cmc@1"),
+    seed: int = 0,
+) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """What each query would gain if it stood at the mean of its own right rows.
+
+    As `oracle_gain`, where judgements take the place of classes: a query stands at the mean of half
+    of its right rows, drawn at random, which are then neither right nor wrong, and searches for the
+    other half.
+
+    Args:
+        features: Of the gallery, shape ``(G, D)``, floating.
+        positives: Right gallery rows of each query.
+        ids: Shape ``(G,)``; rows with a query's id are not in its gallery.
+        query: Shape ``(Q, D)``.
+        query_ids: Shape ``(Q,)``.
+        metrics: As `evaluate_retrieval`.
+        seed: Of the halves.
+
+    Returns:
+        Per metric the gain of each query, shape ``(Q,)``, 0 for those with fewer than two right
+        rows; and how many have two.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.3], [1.0, -0.3], [0.3, 1.0]])
+        >>> gain, measured = judged_oracle_gain(
+        ...     features, [[0, 1], [2]], np.arange(3),
+        ...     query=torch.tensor([[0.1, 1.0], [0.0, 1.0]]), query_ids=np.array([-1, -1]))
+        >>> measured, gain["map"].tolist()
+        (1, [0.5, 0.0])
+    """
+    rng = np.random.default_rng(seed)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    stood: list[list[int]] = []
+    sought: list[list[int]] = []
+    for right, own in zip(positives, query_ids, strict=True):
+        rows = np.asarray(right, dtype=np.int64)
+        drawn = rng.permutation(rows[ids[rows] != own]).tolist()
+        stood.append(drawn[: len(drawn) // 2])
+        sought.append(drawn[len(drawn) // 2 :])
+    gain = {name: np.zeros(len(positives)) for name in metrics}
+    usable = np.flatnonzero([len(rows) > 0 for rows in stood])
+    if len(usable) == 0:
+        return gain, 0
+    mean = torch.stack([unit[stood[at]].mean(0) for at in usable])
+    asked = torch.nn.functional.normalize(query[torch.from_numpy(usable)], dim=1)
+    # Rows that cancel out have no direction to stand at.
+    mean = torch.where(mean.any(1, keepdim=True), mean, asked)
+    best, old = (
+        evaluate_retrieval(
+            rows,
+            features,
+            positives=[sought[at] for at in usable],
+            junk=[stood[at] for at in usable],
+            exclude_self=True,
+            query_ids=query_ids[usable],
+            gallery_ids=ids,
+            metrics=tuple(metrics),
+            return_per_query=True,
+        ).per_query
+        for rows in (mean, asked)
+    )
+    for name in metrics:
+        gain[name][usable] = best[name] - old[name]
+    return gain, len(usable)

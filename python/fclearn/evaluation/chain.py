@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 from fclearn.evaluation._inputs import Labels
 from fclearn.evaluation._rows import RowSource
+from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class ChainReport:
         metric_name: What was measured.
         num_queries: Queries that counted.
         num_skipped: Queries without a positive.
+        num_missing: Pairs of a query and a positive that is not in the gallery; they count as not
+            found.
         num_gallery: Rows of the gallery.
         confidence: Of the intervals.
         per_query: The metric of every query by entry, float64 ``(Q,)``, NaN where skipped.
@@ -70,6 +74,7 @@ class ChainReport:
     num_gallery: int
     confidence: float
     per_query: dict[str, NDArray[np.float64]] = field(repr=False)
+    num_missing: int = 0
 
     def numbers(self) -> dict[str, float]:
         """Summaries and entries by name."""
@@ -93,6 +98,7 @@ class ChainReport:
             "gain_intervals": {name: list(bounds) for name, bounds in self.gain_intervals.items()},
             "num_queries": self.num_queries,
             "num_skipped": self.num_skipped,
+            "num_missing": self.num_missing,
             "num_gallery": self.num_gallery,
             "confidence": self.confidence,
         }
@@ -102,8 +108,9 @@ def chain_report(
     queries: Sequence[RowSource],
     galleries: Sequence[RowSource],
     *,
-    query_labels: Labels,
-    gallery_labels: Labels,
+    query_labels: Labels | None = None,
+    gallery_labels: Labels | None = None,
+    qrels: Qrels | str | os.PathLike[str] | None = None,
     names: Sequence[str] | None = None,
     metric_name: str = "map",
     num_bootstrap: int = 1000,
@@ -128,6 +135,7 @@ def chain_report(
         galleries: Features of the same gallery by each model, ``(G, D_i)`` each.
         query_labels: As in `evaluate_retrieval`.
         gallery_labels: As there.
+        qrels: Instead of labels: judgements by ``query_ids`` and ``gallery_ids``, as there.
         names: Of the models; ``"1"`` to ``"T"`` by default.
         metric_name: What to measure, any of `METRIC_NAMES`.
         num_bootstrap: Resamples of the queries, shared by all entries.
@@ -176,7 +184,7 @@ def chain_report(
             f"names: expected {num_models} distinct ones, got {', '.join(map(repr, titles))}"
         )
     ids = ranking.get("query_ids"), ranking.get("gallery_ids")
-    if ranking.get("exclude_self") and ids == (None, None):
+    if ranking.get("exclude_self") and ids == (None, None) and query_labels is not None:
         if any(mine is not other for mine, other in zip(queries, galleries, strict=True)):
             raise ValueError("exclude_self: expected query_ids and gallery_ids")
         ranking["query_ids"] = ranking["gallery_ids"] = np.arange(len(query_labels))
@@ -189,6 +197,7 @@ def chain_report(
                     galleries[j],
                     query_labels=query_labels,
                     gallery_labels=gallery_labels,
+                    qrels=qrels,
                     metrics=(metric_name,),
                     return_per_query=True,
                     **ranking,
@@ -224,6 +233,7 @@ def chain_report(
         num_gallery=first.num_gallery,
         confidence=confidence,
         per_query={f"{titles[i]}/{titles[j]}": values[:, at] for at, (i, j) in enumerate(places)},
+        num_missing=first.num_missing,
     )
 
 

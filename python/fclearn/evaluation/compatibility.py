@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from fclearn.evaluation.matrix import (
     CompatibilityReport,
     summarise,
 )
+from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 
@@ -32,8 +34,9 @@ def compatibility_report(
     new_gallery: RowSource | IndexedGallery | None = None,
     independent_query: RowSource | None = None,
     independent_gallery: RowSource | None = None,
-    query_labels: Labels,
-    gallery_labels: Labels,
+    query_labels: Labels | None = None,
+    gallery_labels: Labels | None = None,
+    qrels: Qrels | str | os.PathLike[str] | None = None,
     exclude_self: bool = False,
     query_ids: PerRow | None = None,
     gallery_ids: PerRow | None = None,
@@ -67,6 +70,7 @@ def compatibility_report(
         independent_gallery: Shape ``(G, D)``. Both or neither.
         query_labels: As in `evaluate_retrieval`, one or several for each row, ``(Q,)``.
         gallery_labels: Shape ``(G,)``.
+        qrels: Instead of labels: judgements by ``query_ids`` and ``gallery_ids``, as there.
         exclude_self: Ignore the gallery rows that have the query's id.
         query_ids: Shape ``(Q,)``. Row numbers if old_query is old_gallery.
         gallery_ids: Shape ``(G,)``.
@@ -113,7 +117,8 @@ def compatibility_report(
     check_bootstrap(num_bootstrap, confidence)
     if (independent_query is None) != (independent_gallery is None):
         raise ValueError("independent_query and independent_gallery: expected both or neither")
-    if exclude_self and query_ids is None and gallery_ids is None and old_query is old_gallery:
+    has_ids = query_ids is not None or gallery_ids is not None
+    if exclude_self and not has_ids and old_query is old_gallery and query_labels is not None:
         query_ids = gallery_ids = np.arange(len(query_labels))
     has_index = any(isinstance(side, IndexedGallery) for side in (old_gallery, new_gallery))
     names = report_metrics(metrics, has_index=has_index)
@@ -131,6 +136,7 @@ def compatibility_report(
                 gallery,
                 query_labels=query_labels,
                 gallery_labels=gallery_labels,
+                qrels=qrels,
                 exclude_self=exclude_self,
                 query_ids=query_ids,
                 gallery_ids=gallery_ids,

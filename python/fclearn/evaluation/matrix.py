@@ -38,6 +38,8 @@ class CompatibilityReport:
             ``"negative_flip_rate"`` (on ``cmc@1``). None where an update gain has no bounded one.
         num_queries: Queries with a positive.
         num_skipped: Queries without one.
+        num_missing: Pairs of a query and a positive that is not in the gallery; they count as not
+            found.
         num_gallery: Rows of the gallery.
         num_bootstrap: Resamples behind the intervals.
         confidence: Of the intervals.
@@ -61,6 +63,7 @@ class CompatibilityReport:
     seed: int
     per_query: dict[str, dict[str, NDArray[np.float64]]] = field(repr=False)
     p_values: dict[str, float] = field(default_factory=dict)
+    num_missing: int = 0
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -112,6 +115,7 @@ class CompatibilityReport:
             "p_values": self.p_values,
             "num_queries": self.num_queries,
             "num_skipped": self.num_skipped,
+            "num_missing": self.num_missing,
             "num_gallery": self.num_gallery,
             "num_bootstrap": self.num_bootstrap,
             "confidence": self.confidence,
@@ -204,4 +208,5 @@ def summarise(
             ).p_value
             for name in names
         },
+        num_missing=old.num_missing,
     )

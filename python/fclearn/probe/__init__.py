@@ -3,9 +3,19 @@
 
 from __future__ import annotations
 
-from fclearn.probe.held import ProbeQueries
+from fclearn.probe.items import Judgements, ProbeQueries
 from fclearn.probe.run import ADAPTERS, probe
-from fclearn.probe.ways import HALFWAY, NEW, NEW_TO_OLD, OLD, OLD_TO_NEW, ORACLE, ProbeResult, Way
+from fclearn.probe.ways import (
+    HALFWAY,
+    NEW,
+    NEW_TO_OLD,
+    OLD,
+    OLD_TO_NEW,
+    ORACLE,
+    JudgementCounts,
+    ProbeResult,
+    Way,
+)
 
 __all__ = [
     "ADAPTERS",
@@ -15,6 +25,8 @@ __all__ = [
     "OLD",
     "OLD_TO_NEW",
     "ORACLE",
+    "JudgementCounts",
+    "Judgements",
     "ProbeQueries",
     "ProbeResult",
     "Way",

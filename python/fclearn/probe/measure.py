@@ -15,6 +15,7 @@ from fclearn.backfill.serving import RERANK as TWO_STAGE
 from fclearn.backfill.serving import TWO_CALIBRATED, TWO_RRF, served_values
 from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation.ceiling import judged_oracle_gain
 from fclearn.probe.held import Held
 from fclearn.probe.ways import (
     HALFWAY,
@@ -60,23 +61,42 @@ class Measure:
             values = self._per_query(self.held.query["new"], mapped)
         self._add(name, direction, 0.0, seconds, values)
 
-    def add_oracle(self, seed: int) -> None:
-        """Queries at the mean of the half of their class that is then left out of the gallery."""
+    def add_oracle(self, seed: int) -> bool:
+        """Queries at the mean of half of what is right, which is then left out of the gallery.
+
+        Returns:
+            Whether that can be measured: with judgements, some query needs two right rows.
+        """
         held = self.held
-        gain = oracle_gain(
-            held.gallery["old"],
-            held.gallery_labels,
-            held.gallery_ids,
-            query=held.query["old"],
-            query_labels=held.query_labels,
-            query_ids=held.query_ids,
-            metrics=self.names,
-            seed=seed,
-        )
+        labels = held.right.get("query_labels"), held.right.get("gallery_labels")
+        if labels[0] is not None and labels[1] is not None:
+            gain = oracle_gain(
+                held.gallery["old"],
+                labels[1],
+                held.gallery_ids,
+                query=held.query["old"],
+                query_labels=labels[0],
+                query_ids=held.query_ids,
+                metrics=self.names,
+                seed=seed,
+            )
+        else:
+            gain, measured = judged_oracle_gain(
+                held.gallery["old"],
+                held.right["positives"],
+                held.gallery_ids,
+                query=held.query["old"],
+                query_ids=held.query_ids,
+                metrics=self.names,
+                seed=seed,
+            )
+            if measured == 0:
+                return False
         # Measured on half of the gallery: added to the whole, it must not pass what is possible.
         old = self._found[0][-1]
         values = {name: np.minimum(old[name] + gain[name], 1) for name in self.names}
         self._add(ORACLE, "", 0.0, 0.0, values)
+        return True
 
     def add_halves(
         self, budget: float, calibration: ScoreCalibration, shortlist: int, seed: int
@@ -88,10 +108,9 @@ class Measure:
             new_query=held.query["new"],
             old_gallery=held.gallery["old"],
             new_gallery=held.gallery["new"],
-            query_labels=held.query_labels,
-            gallery_labels=held.gallery_labels,
             query_ids=held.query_ids,
             gallery_ids=held.gallery_ids,
+            **held.right,
         )
         rows = sample_rows(sample.num_gallery, round(budget * sample.num_gallery), seed)
         found = served_values(
@@ -153,13 +172,12 @@ class Measure:
         result = evaluate_retrieval(
             query,
             gallery,
-            query_labels=held.query_labels,
-            gallery_labels=held.gallery_labels,
             exclude_self=True,
             query_ids=held.query_ids,
             gallery_ids=held.gallery_ids,
             metrics=self.names,
             return_per_query=True,
+            **held.right,
         )
         self.num_queries, self.num_skipped = result.num_queries, result.num_skipped
         return result.per_query

@@ -8,49 +8,120 @@ from dataclasses import dataclass
 
 from fclearn.probe.ways import HALFWAY, NEW, NEW_TO_OLD, OLD, ORACLE, Way
 
+#: How much mAP the best adapter may lose, at the lower end of its interval, and still be said to
+#: take the place of the old model.
+_TOLERANCE = 0.01
+#: Gains below a tenth of a point are none: ranks that rounding has changed.
+_NOTHING = 0.001
+_FEW_QUERIES = 50
+#: Least squares need some pairs for each unknown of a column.
+_PAIRS_PER_DIM = 2
+
 
 @dataclass(frozen=True)
 class Advice:
-    """As in `ProbeResult`: ``verdict``, ``best`` and ``text``."""
+    """As in `ProbeResult`: ``verdict``, ``best``, ``map_suffices`` and ``text``."""
 
     verdict: str
     best: str
+    map_suffices: bool
     text: str
 
 
-def judge(ways: Sequence[Way]) -> Advice:
+def judge(ways: Sequence[Way], num_queries: int, num_fit: int, dim: int) -> Advice:
     """Decide on mAP.
 
     Args:
-        ways: Old/old, new/new and the oracle among them.
+        ways: Old/old and new/new among them; the oracle, if it could be measured.
+        num_queries: Queries behind them.
+        num_fit: Pairs that adapters were fitted on.
+        dim: The larger of the two dims between which they map.
     """
     by_name = {way.name: way for way in ways if not way.direction}
-    old, new, oracle = by_name[OLD], by_name[NEW], by_name[ORACLE]
+    old, new, oracle = by_name[OLD], by_name[NEW], by_name.get(ORACLE)
     queries = [way for way in ways if way.direction == NEW_TO_OLD]
     best = max(queries, key=lambda way: way.metrics["map"], default=None)
-    name = "" if best is None else best.name
-    text = (
+    suffices = best is not None and best.gain_intervals["map"][0] >= -_TOLERANCE
+
+    def advice(verdict: str, *sentences: str) -> Advice:
+        few = [
+            f"Only {num_queries} queries counted: read all intervals as rough."
+            if num_queries < _FEW_QUERIES
+            else "",
+            f"Only {num_fit:,} pairs for maps of {dim:,} dims: with more, adapters may do better."
+            if queries and num_fit < _PAIRS_PER_DIM * dim
+            else "",
+        ]
+        text = " ".join(sentence for sentence in (*sentences, *few) if sentence)
+        return Advice(verdict, "" if best is None else best.name, suffices, text)
+
+    start = (
         f"The new model re-indexed reaches mAP {_percent(new.metrics['map'])}, the old one "
-        f"{_percent(old.metrics['map'])}. "
+        f"{_percent(old.metrics['map'])}."
     )
-    if new.gain_intervals["map"][1] <= 0 or new.gain["map"] <= 0:
-        text += "It is no better than the old one: there is nothing to gain."
-        return Advice("stay", name, text)
+    if new.gain_intervals["map"][1] <= _NOTHING or new.gain["map"] <= 0:
+        nothing = "It is no better than the old one: there is nothing to gain."
+        return advice("stay", start, nothing, _replacement(best, suffices=suffices))
     if best is not None and best.gain_intervals["map"][0] > 0:
-        return Advice("map", name, text + _use(best) + _halves(ways))
-    text += (
-        "No adapter was tried. "
+        return advice("map", start, _use(best), _left(best, oracle), _halves(ways))
+    if new.gain_intervals["map"][0] <= 0:
+        doubt = (
+            f"These {num_queries:,} queries cannot tell whether it is better: the difference of "
+            f"{_points(new.gain['map'])} points has the interval {_interval(new)}. Take more."
+        )
+        return advice("unclear", start, doubt, _replacement(best, suffices=suffices))
+    tried = (
+        "No adapter was tried."
         if best is None
-        else f"The best adapter of new queries, {name}, stops at {_percent(best.metrics['map'])}. "
+        else f"The best adapter of new queries, {best.name}, stops at "
+        f"{_percent(best.metrics['map'])}."
     )
-    text += (
-        "A query at its class's own mean would reach "
+    if oracle is None:
+        unknown = (
+            "Whether the old space has room for better queries cannot be told: no query has two "
+            "right rows. Train compatibly on a part, or embed the gallery anew."
+        )
+        return advice("unclear", start, tried, unknown, _halves(ways))
+    ceiling = (
+        "A query at the mean of what is right for it would reach "
         f"{_percent(oracle.metrics['map'])} in the old space"
     )
     if oracle.gain_intervals["map"][1] <= 0 or oracle.gain["map"] <= 0:
-        text += ", no more than old queries do: only embedding the gallery anew helps."
-        return Advice("reindex", name, text + _halves(ways))
-    return Advice("train", name, text + ": train the new model compatibly." + _halves(ways))
+        closed = f"{ceiling}, no more than old queries do: only embedding the gallery anew helps."
+        return advice("reindex", start, tried, closed, _halves(ways))
+    return advice(
+        "train", start, tried, f"{ceiling}: train the new model compatibly.", _halves(ways)
+    )
+
+
+def _replacement(best: Way | None, *, suffices: bool) -> str:
+    """What a new model that brings nothing costs whoever must take it."""
+    if best is None:
+        return ""
+    reached = (
+        f"new queries on the old gallery reach mAP {_percent(best.metrics['map'])} by {best.name} "
+        f"({_points(best.gain['map'])} points, interval {_interval(best)})"
+    )
+    if suffices:
+        return f"If it must replace the old one all the same, a map suffices: {reached}."
+    if best.gain_intervals["map"][1] < -_TOLERANCE:
+        return f"Nor does a map make it take the old one's place: {reached}."
+    return f"Whether a map makes it take the old one's place cannot be told: {reached}."
+
+
+def _left(best: Way, oracle: Way | None) -> str:
+    """What the best map leaves to be had, where the new model brings something."""
+    if best.update_gain is None:
+        return ""
+    share = f"That is {100 * best.update_gain:.0f} % of what re-indexing would bring"
+    has_room = oracle is not None and oracle.metrics["map"] > best.metrics["map"]
+    if oracle is None or not has_room or best.update_gain >= 1:
+        return f"{share}."
+    return (
+        f"{share}; a query at the mean of what is right for it would reach "
+        f"{_percent(oracle.metrics['map'])} in the old space, so training compatibly may bring "
+        "more."
+    )
 
 
 def _use(best: Way) -> str:
@@ -74,9 +145,19 @@ def _halves(ways: Sequence[Way]) -> str:
         return ""
     share = f"{100 * best.embedded:.0f} % of the gallery embedded anew and queries by both models"
     if best.gain_intervals["map"][0] <= 0:
-        return f" With {share}, nothing beats old queries clearly, either."
-    return f" With {share}, {best.name} reaches {_percent(best.metrics['map'])}."
+        return f"With {share}, nothing beats old queries clearly, either."
+    return f"With {share}, {best.name} reaches {_percent(best.metrics['map'])}."
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
+
+
+def _points(value: float) -> str:
+    # Rounded first, so that no "-0.0" appears.
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
+
+
+def _interval(way: Way) -> str:
+    low, high = way.gain_intervals["map"]
+    return f"{_points(low)} to {_points(high)}"

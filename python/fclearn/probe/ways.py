@@ -49,6 +49,25 @@ class Way:
 
 
 @dataclass(frozen=True)
+class JudgementCounts:
+    """What of the judgements counts, and what does not.
+
+    Attributes:
+        queries_without_features: Queries judged that are not among the real queries.
+        queries_without_relevant: Real queries without a relevant item; they count nowhere.
+        queries_not_asked: Left out so that enough items nobody judges are there to fit on, or
+            because there are more than the most to measure with.
+        relevant_not_among_items: Pairs of a real query and a relevant item that is not there. Items
+            are a sample, so these count nowhere, where `evaluate_retrieval` has them not found.
+    """
+
+    queries_without_features: int
+    queries_without_relevant: int
+    queries_not_asked: int
+    relevant_not_among_items: int
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """All ways, old/old first, and what to do.
 
@@ -57,24 +76,41 @@ class ProbeResult:
         verdict: ``"map"``: an adapter of new queries beats the old model on the gallery as it is;
             ``"train"``: none does, though the new model is better and the old space has room;
             ``"reindex"``: nor has the old space any room: only embedding the gallery anew helps;
-            ``"stay"``: the new model is not better than the old one.
+            ``"stay"``: the new model is not better than the old one; ``"unclear"``: these queries
+            cannot tell whether it is, or whether the old space has room.
         best: Name of the best adapter of new queries.
+        map_suffices: Whether its interval excludes that the best adapter loses more than a point of
+            mAP to the old model: new queries can take the place of old ones.
         text: The verdict in words.
         num_queries: Queries that counted.
         num_skipped: Queries with nothing right in the gallery; they count nowhere.
         num_gallery: Gallery rows they search.
         num_fit: Rows the adapters were fitted on.
+        confidence: Of all intervals.
+        left_out: Ways that were not measured, by name, each with the reason.
+        pseudo_labels: Clusters that stood for classes in fitting; None: classes were known, or
+            nothing asked for them.
+        judgements: With judgements, what of them counts.
     """
 
     ways: tuple[Way, ...]
     verdict: str
     best: str
+    map_suffices: bool
     text: str
     num_queries: int
     num_skipped: int
     num_gallery: int
     num_fit: int
+    confidence: float
+    left_out: dict[str, str]
+    pseudo_labels: int | None = None
+    judgements: JudgementCounts | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Everything, ready for strict JSON."""
-        return {**vars(self), "ways": [vars(way) for way in self.ways]}
+        return {
+            **vars(self),
+            "ways": [vars(way) for way in self.ways],
+            "judgements": None if self.judgements is None else vars(self.judgements),
+        }

@@ -21,7 +21,8 @@ _NOT_FACTS = frozenset(
     {
         "verdict", "primary", "matrix", "differences", "update_gain", "update_gains",
         "self_test_tax", "self_test_taxes", "negative_flip_rate", "intervals", "num_queries",
-        "num_skipped", "num_gallery", "num_bootstrap", "confidence", "bootstrap_seed", "histories",
+        "num_skipped", "num_missing", "num_gallery", "num_bootstrap", "confidence",
+        "bootstrap_seed", "histories",
     }
 )  # fmt: skip
 
@@ -162,9 +163,12 @@ def _derived(data: Mapping[str, Json], names: Sequence[str]) -> list[Row]:
 
 
 def skipped(data: Mapping[str, Json]) -> str:
-    """How many queries had nothing to find, to go on a sentence with."""
-    count = data["num_skipped"]
-    return f"; {count:,} queries without a match skipped" if count else ""
+    """How many queries had nothing to find, and what could not be found, to go on a sentence."""
+    count, missing = data["num_skipped"], data.get("num_missing", 0)
+    text = f"; {count:,} queries without a match skipped" if count else ""
+    return (
+        f"{text}; {missing:,} relevant rows not in the gallery count as lost" if missing else text
+    )
 
 
 def _gain_alt(matrix: Mapping[str, Mapping[str, float]], name: str) -> str:

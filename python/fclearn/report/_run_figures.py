@@ -109,3 +109,29 @@ def gains_figure(
     axes.set_xlabel("update gain, % of what re-indexing with the independent model brings")
     tidy(axes, grid="x")
     return as_png(figure)
+
+
+def ways_figure(names: Sequence[str], values: Sequence[tuple[float, Sequence[float]]]) -> bytes:
+    """The mAP of the ways of a probe, the first one being what others are compared with.
+
+    Args:
+        names: Of the ways, ``(W,)``.
+        values: mAP with its interval.
+    """
+    figure = Figure(figsize=(7.2, 0.32 * len(names) + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(100 * values[0][0], color=STYLES["old"][0], linewidth=1, linestyle=(0, (3, 3)))
+    for at, (value, (low, high)) in enumerate(values):
+        colour, marker = STYLES["old" if at == 0 else "new"]
+        axes.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=2)
+        axes.plot(100 * value, at, marker, color=colour, markersize=7)
+        axes.annotate(
+            f"{100 * value:.1f}", (100 * max(value, high), at), (6, 0),
+            textcoords="offset points", va="center", color=TEXT,
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), [short(name, 32) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.set_xlabel("mAP, %")
+    tidy(axes, grid="x")
+    return as_png(figure)

@@ -28,7 +28,7 @@ SUMMARY_TITLES = {
 _HIDDEN = frozenset(
     {
         "models", "metric", "matrix", *SUMMARY_TITLES, "intervals", "gain_intervals",
-        "num_queries", "num_skipped", "num_gallery", "confidence", "stores",
+        "num_queries", "num_skipped", "num_missing", "num_gallery", "confidence", "stores",
     }
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ class Run:
     Attributes:
         name: What to call it.
         folder: Where it is.
-        kind: ``"upgrade"``, ``"chain"`` or ``"plan"``.
+        kind: ``"upgrade"``, ``"chain"``, ``"probe"`` or ``"plan"``.
         data: Its numbers.
     """
 

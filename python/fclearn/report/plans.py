@@ -66,6 +66,7 @@ def plan_section(data: Mapping[str, Json], title: str) -> Section:
     lines = [
         f"{counts['gallery']:,} rows in the gallery, {counts['done']:,} embedded anew already, "
         f"{counts['left_in_budget']:,} of the {counts['left']:,} others in the budget.",
+        *_skipped(curve),
         *_thresholds(data),
     ]
     return {
@@ -147,6 +148,12 @@ def _thresholds(data: Mapping[str, Json]) -> Sequence[str]:
         f"[{found['interval'][0]:.4f}, {found['interval'][1]:.4f}]."
         for kind, found in data["thresholds"].items()
     ]
+
+
+def _skipped(curve: BackfillCurve) -> Sequence[str]:
+    if not curve.num_skipped:
+        return []
+    return [f"{curve.num_skipped:,} queries have nothing right in the gallery; they count nowhere."]
 
 
 def _alt(curve: BackfillCurve, metric: str) -> str:

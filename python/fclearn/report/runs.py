@@ -17,17 +17,20 @@ from fclearn.report._side_by_side import chains_section, upgrades_section
 from fclearn.report.chains import CHAIN, chain_section, rebuild_chain
 from fclearn.report.comparison import Run, check_comparable, paired_differences
 from fclearn.report.plans import PLAN_FILE, plan_section, write_plan_page
+from fclearn.report.probes import PROBE, probe_section, rebuild_probe
 from fclearn.report.writer import rebuild_report
 
 COMPARISON_FILE = "comparison.json"
 UPGRADE, PLAN = "upgrade", "plan"
+_KINDS = (UPGRADE, CHAIN, PROBE, PLAN)
 
 
 def rebuild(run_dir: str | os.PathLike[str]) -> dict[str, object]:
-    """Write the page of one run again: of an upgrade, of a chain, or of a plan.
+    """Write the page of one run again: of an upgrade, a chain, a probe, or a plan.
 
     Args:
-        run_dir: Folder of `write_report`, of `write_chain_report`, or of ``fcl plan``.
+        run_dir: Folder of `write_report`, `write_chain_report`, `write_probe_report`, or of
+            ``fcl plan``.
 
     Returns:
         Its numbers.
@@ -41,6 +44,8 @@ def rebuild(run_dir: str | os.PathLike[str]) -> dict[str, object]:
         return rebuild_report(run_dir)
     if run.kind == CHAIN:
         rebuild_chain(run.folder, run.data)
+    elif run.kind == PROBE:
+        rebuild_probe(run.folder, run.data)
     else:
         write_plan_page(run.folder, run.data)
     return dict(run.data)
@@ -52,8 +57,8 @@ def write_comparison(
     """Write ``report.html`` of several runs side by side, and ``comparison.json``.
 
     Upgrades stand in one table, the first being what others are compared with; so do chains. Both
-    must have measured the same queries and gallery. Every chain and every plan has a section of
-    its own, too.
+    must have measured the same queries and gallery. Every chain, every probe and every plan
+    has a section of its own, too.
 
     Args:
         run_dirs: Folders as in `rebuild`, two or more.
@@ -75,7 +80,7 @@ def write_comparison(
             f"{target}: expected a folder other than the runs', which stay as they are"
         )
     runs = [_open(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    by_kind = {kind: [run for run in runs if run.kind == kind] for kind in (UPGRADE, CHAIN, PLAN)}
+    by_kind = {kind: [run for run in runs if run.kind == kind] for kind in _KINDS}
     try:
         sections, differences = _sections(by_kind)
     except (KeyError, TypeError, AttributeError, jinja2.TemplateError) as error:
@@ -111,6 +116,7 @@ def _sections(by_kind: dict[str, list[Run]]) -> tuple[list[Section], list[dict[s
         check_comparable(chains)
         sections.append(chains_section(chains))
     sections += [chain_section(run.data, f"Chain {run.name}") for run in chains]
+    sections += [probe_section(run.data, f"Probe {run.name}") for run in by_kind[PROBE]]
     sections += [plan_section(run.data, f"Backfill {run.name}") for run in by_kind[PLAN]]
     again: Section = {
         "title": "The runs",
@@ -129,7 +135,7 @@ def _open(folder: Path, name: str = "") -> Run:
         if not isinstance(data, dict):
             raise ValueError(f"{folder}: report.json is not that of a report: not an object")
         kind = data.get("kind", UPGRADE)
-        if kind not in {UPGRADE, CHAIN}:
+        if kind not in {UPGRADE, CHAIN, PROBE}:
             raise ValueError(f"{folder}: report.json is not that of a report: kind {kind!r}")
         return Run(name, folder, kind, data)
     if (folder / PLAN_FILE).is_file():

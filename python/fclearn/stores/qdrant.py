@@ -9,10 +9,7 @@ numbers nor UUIDs. A server's key comes from the environment (QDRANT_API_KEY).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,6 @@ from fclearn.stores.base import (
     Batch,
     Found,
     RowStore,
-    StoreConnectionError,
     StoreInfo,
     Vectors,
     found_rows,
@@ -32,8 +28,8 @@ from fclearn.stores.base import (
     require,
     some,
 )
-from fclearn.stores.qdrant_files import check_folder
 from fclearn.stores.qdrant_ids import id_of, point_id
+from fclearn.stores.qdrant_session import QdrantSession
 from fclearn.stores.urls import StoreUrl
 
 _METRICS = {"Cosine": "cosine", "Dot": "dot", "Euclid": "euclidean", "Manhattan": "manhattan"}
@@ -54,14 +50,11 @@ class QdrantStore(RowStore):
         self._vector = options.get("vector", "")
         self._key = options.get("id")
         self._tag_name = f"{TAG} {self._vector}".strip()
-        self._is_server = url.place.startswith(("http://", "https://"))
-        self._client: Any = None
+        self._session = QdrantSession(url, self._collection, self._vector)
 
     def close(self) -> None:
         """Close the client, which unlocks its folder."""
-        if self._client is not None:
-            self._client.close()
-        self._client = None
+        self._session.close()
 
     def reconnect(self) -> None:
         """A client of HTTP connects for every request."""
@@ -73,28 +66,22 @@ class QdrantStore(RowStore):
 
     def has_container(self) -> bool:
         """Whether the collection is there."""
-        if not self._is_server and not (Path(self.url.place) / "meta.json").is_file():
-            if Path(self.url.place).exists() and any(Path(self.url.place).iterdir()):
-                raise ValueError(
-                    f"store {self.url}: expected an embedded Qdrant, found a folder without "
-                    "meta.json"
-                )
-            return False  # opening it would make it
-        with self._errors():
-            return bool(self._open().collection_exists(self._collection))
+        return self._session.exists()
 
     def info(self) -> StoreInfo | None:
         """Points, width and distance of the vector."""
-        params = self._params()
+        params = self._session.params()
         if params is None:
             return None
-        with self._errors():
-            config = self._open().get_collection(self._collection).config
+        with self._session.errors():
+            config = self._session.open().get_collection(self._collection).config
             has = self._models.Filter(
                 must=[self._models.HasVectorCondition(has_vector=self._vector)]
             )
-            count = self._open().count(self._collection, has if self._vector else None).count
-            is_empty = self._open().count(self._collection).count == 0
+            count = (
+                self._session.open().count(self._collection, has if self._vector else None).count
+            )
+            is_empty = self._session.open().count(self._collection).count == 0
         tag = (config.metadata or {}).get(self._tag_name)
         fingerprint, owned = read_tag(None if tag is None else json.dumps(tag))
         metric = _METRICS[params.distance.value]
@@ -119,8 +106,8 @@ class QdrantStore(RowStore):
         offset = None if after is None else json.loads(after)
         keys = [*payload, *([self._key] if self._key else [])]
         while True:
-            with self._errors():
-                records, offset = self._open().scroll(
+            with self._session.errors():
+                records, offset = self._session.open().scroll(
                     self._collection,
                     limit=size,
                     offset=offset,
@@ -141,7 +128,7 @@ class QdrantStore(RowStore):
 
     def lookup(self, ids: Sequence[str]) -> Found:
         """See `RowStore`."""
-        params = self._params()
+        params = self._session.params()
         records = self._records(ids, with_vectors=params is not None)
         if params is None:
             return found_rows(ids, 0, {}, set(records))
@@ -163,8 +150,8 @@ class QdrantStore(RowStore):
             "distance": models.Distance[_DISTANCES[metric]],
         }
         fresh = not self.has_container()
-        with self._errors():
-            client = self._open()
+        with self._session.errors():
+            client = self._session.open()
             if fresh:
                 params = models.VectorParams(**settings)
                 client.create_collection(
@@ -180,8 +167,8 @@ class QdrantStore(RowStore):
 
     def write_tag(self, fingerprint: Fingerprint, *, owned: bool) -> None:
         """See `RowStore`; it is in the collection's metadata, one for each vector."""
-        with self._errors():
-            client = self._open()
+        with self._session.errors():
+            client = self._session.open()
             metadata = client.get_collection(self._collection).config.metadata or {}
             tag = {self._tag_name: json.loads(make_tag(fingerprint, owned=owned))}
             client.update_collection(self._collection, metadata={**metadata, **tag})
@@ -193,8 +180,8 @@ class QdrantStore(RowStore):
         if gone:
             raise ValueError(f"store {self.url}: no longer has {len(gone)} ids: {some(gone)}")
         rows = vectors.astype(float).tolist()
-        with self._errors():
-            self._open().update_vectors(
+        with self._session.errors():
+            self._session.open().update_vectors(
                 self._collection,
                 [
                     self._models.PointVectors(id=points[name].id, vector=self._named(row))
@@ -215,76 +202,47 @@ class QdrantStore(RowStore):
             )
             for name, row, item in zip(ids, vectors.astype(float).tolist(), payload, strict=True)
         ]
-        with self._errors():
-            self._open().upsert(self._collection, points, wait=True)
+        with self._session.errors():
+            self._session.open().upsert(self._collection, points, wait=True)
 
     def unset(self, ids: Sequence[str]) -> None:
         """See `RowStore`."""
         points = [record.id for record in self._records(ids, with_vectors=False).values()]
         if points:
-            with self._errors():
-                self._open().delete_vectors(self._collection, [self._vector], points, wait=True)
+            with self._session.errors():
+                self._session.open().delete_vectors(
+                    self._collection, [self._vector], points, wait=True
+                )
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `RowStore`."""
         points = [record.id for record in self._records(ids, with_vectors=False).values()]
         if points:
-            with self._errors():
+            with self._session.errors():
                 selector = self._models.PointIdsList(points=points)
-                self._open().delete(self._collection, selector, wait=True)
+                self._session.open().delete(self._collection, selector, wait=True)
 
     def drop(self, *, container: bool) -> None:
         """See `RowStore`."""
         info = self.info()
         if info is None:
             return
-        with self._errors():
-            if container and self._open().count(self._collection).count == 0:
-                self._open().delete_collection(self._collection)
+        with self._session.errors():
+            if container and self._session.open().count(self._collection).count == 0:
+                self._session.open().delete_collection(self._collection)
             elif not container and info.count == 0:
-                self._open().delete_vector_name(self._collection, self._vector)
-
-    def _open(self) -> Any:
-        if self._client is None:
-            module = require("qdrant_client", "qdrant")
-            if self._is_server:
-                self._client = module.QdrantClient(
-                    url=self.url.place,
-                    api_key=os.environ.get("QDRANT_API_KEY"),
-                    timeout=60,
-                    check_compatibility=False,  # it only warns, and of a server that is away too
-                )
-            else:
-                folder = Path(self.url.place)
-                check_folder(folder)
-                self._client = module.QdrantClient(path=str(folder))
-        return self._client
-
-    def _params(self) -> Any:
-        """What the collection says of the vector; None if there is no such vector."""
-        if not self.has_container():
-            return None
-        with self._errors():
-            vectors = self._open().get_collection(self._collection).config.params.vectors
-        if not isinstance(vectors, dict):
-            vectors = {"": vectors} if vectors is not None else {}
-        if not self._vector and self._vector not in vectors and vectors:
-            raise ValueError(f"store {self.url}: expected &vector=, one of {', '.join(vectors)}")
-        params = vectors.get(self._vector)
-        if params is not None and params.multivector_config is not None:
-            raise ValueError(f"store {self.url}: expected one vector per point, found several")
-        return params
+                self._session.open().delete_vector_name(self._collection, self._vector)
 
     def _need(self) -> None:
-        if self._params() is None:
+        if self._session.params() is None:
             raise ValueError(f"store {self.url}: no such collection or vector")
 
     def _records(self, ids: Sequence[str], *, with_vectors: bool) -> dict[str, Any]:
         """The point of each id that has one."""
         vectors = ([self._vector] if self._vector else True) if with_vectors else False
-        with self._errors():
+        with self._session.errors():
             if self._key is None:
-                records = self._open().retrieve(
+                records = self._session.open().retrieve(
                     self._collection,
                     [point_id(self.url, name, self._key) for name in ids],
                     with_payload=False,
@@ -293,7 +251,7 @@ class QdrantStore(RowStore):
             else:
                 match = self._models.MatchAny(any=list(ids))
                 condition = self._models.FieldCondition(key=self._key, match=match)
-                records, _ = self._open().scroll(
+                records, _ = self._session.open().scroll(
                     self._collection,
                     scroll_filter=self._models.Filter(must=[condition]),
                     limit=max(_LOOKUP_LIMIT, 2 * len(ids)),
@@ -316,17 +274,3 @@ class QdrantStore(RowStore):
 
     def _named(self, row: list[float]) -> Any:
         return {self._vector: row} if self._vector else row
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Errors of the client as ours: a lost connection, or something it refuses."""
-        exceptions = require("qdrant_client.http.exceptions", "qdrant")
-        try:
-            yield
-        except (exceptions.ResponseHandlingException, ConnectionError) as error:
-            raise StoreConnectionError(f"store {self.url}: no connection: {error}") from error
-        except (RuntimeError, KeyError, ValueError, exceptions.ApiException) as error:
-            text = str(error)
-            raise ValueError(
-                text if text.startswith("store ") else f"store {self.url}: {text}"
-            ) from error

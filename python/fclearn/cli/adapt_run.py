@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit an adapter on stores, and map stores by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fclearn.adapters import Adapter, CompatHead
+from fclearn.cli.alignment import rows_of_ids
+from fclearn.cli.console import say
+from fclearn.cli.eval_show import say_skipped
+from fclearn.clusters import kmeans_labels
+from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
+from fclearn.probe import ADAPTERS, NEW_TO_OLD, OLD, OLD_TO_NEW, ProbeResult, probe
+from fclearn.wording import nearest
+
+_DIRECTIONS = ("new-to-old", "old-to-new")
+_BLOCK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which adapter.
+
+    Attributes:
+        name: Of the adapter.
+        head: Form of a compat-head; None: the usual one.
+        orthogonal: Whether a compat-head's linear part stays a rotation.
+    """
+
+    name: str
+    head: str | None
+    orthogonal: bool
+
+    def maker(self) -> Callable[[int], Adapter]:
+        """What makes it, given a seed.
+
+        Raises:
+            ValueError: An unknown name or form, or a form of another adapter.
+        """
+        if self.name not in ADAPTERS:
+            raise ValueError(
+                f"--adapter: unknown name {self.name!r}; {nearest(self.name, ADAPTERS)}"
+            )
+        if self.name != CompatHead.name:
+            if self.head is not None or self.orthogonal:
+                raise ValueError(
+                    f"--head, --orthogonal: expected --adapter compat-head, got {self.name!r}"
+                )
+            return ADAPTERS[self.name]
+        options = {"head": self.head or "mlp", "orthogonal": self.orthogonal}
+        CompatHead(**options)  # type: ignore[arg-type]
+        return lambda seed: CompatHead(seed=seed, **options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What to fit, on what.
+
+    Attributes:
+        old: Old features.
+        new: New features of the same items.
+        out: File to write.
+        form: Which adapter.
+        direction: ``"new-to-old"`` or ``"old-to-new"``.
+        clusters: How many, in place of classes.
+        seed: Of everything random.
+        check: Whether to measure it first on held-out classes.
+    """
+
+    old: Path
+    new: Path
+    out: Path
+    form: Form
+    direction: str
+    clusters: int | None
+    seed: int
+    check: bool
+
+
+def fit_adapter(options: Fit) -> dict[str, object]:
+    """Fit an adapter, maybe after measuring it, write it, and say so.
+
+    Returns:
+        For JSON.
+
+    Raises:
+        ValueError: Options or stores that do not agree; as `Adapter.fit` and `probe`.
+        OSError: The file cannot be written.
+    """
+    name, direction, seed = options.form.name, options.direction, options.seed
+    make = options.form.maker()
+    if direction not in _DIRECTIONS:
+        raise ValueError(f"--direction: expected one of {list(_DIRECTIONS)}, got {direction!r}")
+    stores = {"old": FeatureStore.open(options.old), "new": FeatureStore.open(options.new)}
+    old, new = stores.values()
+    rows = rows_of_ids(new, old.ids, str(options.old))
+    pairs = {"old": np.asarray(old.features), "new": np.asarray(new.features[rows])}
+    made = make(seed)
+    labels = _labels(old, options.clusters, seed, needed=made.needs_labels or options.check)
+    result: dict[str, object] = {"adapter": name, "direction": direction, "rows": len(old)}
+    if options.check and labels is not None:
+        try:
+            measured = probe(
+                old=pairs["old"],
+                new=pairs["new"],
+                labels=labels,
+                groups=old.groups,
+                fit_share=0.8,
+                adapters={name: make},
+                budget=0,
+                seed=seed,
+            )
+        except ValueError as error:
+            if not str(error).startswith(("labels:", "query_labels:")):
+                raise
+            raise ValueError(
+                f"cannot be measured on held-out classes first: {error} (--no-check fits without)"
+            ) from error
+        if name in measured.left_out:
+            raise ValueError(f"--adapter {name}: {measured.left_out[name]}")
+        result["check"] = _checked(measured, direction)
+    source, target = direction.split("-to-")
+    made.fit(
+        source=pairs[source],
+        target=pairs[target],
+        labels=None if labels is None else torch.from_numpy(labels),
+        source_fingerprint=stores[source].fingerprint,
+        target_fingerprint=stores[target].fingerprint,
+    )
+    made.direction = direction
+    made.save(options.out)
+    say(f"adapter {name!r}, {direction}, fitted on {len(old)} pairs, in {options.out}")
+    return {**result, "file": str(options.out)}
+
+
+def _labels(
+    store: FeatureStore, clusters: int | None, seed: int, *, needed: bool
+) -> NDArray[np.int64] | None:
+    if clusters is not None:
+        return kmeans_labels(store.features, clusters, seed=seed)
+    if store.labels is None and "class_name" in store.manifest:
+        return np.unique([str(one) for one in store.manifest["class_name"]], return_inverse=True)[1]
+    if needed and store.labels is None:
+        raise ValueError(
+            f"{store.path}: expected a column 'label' or 'class_name' in the manifest, or "
+            "--clusters (--no-check with an adapter that needs no labels)"
+        )
+    return store.labels
+
+
+def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:
+    wanted = {"new-to-old": NEW_TO_OLD, "old-to-new": OLD_TO_NEW}[direction]
+    (mapped,) = (way for way in measured.ways if way.direction == wanted)
+    (before,) = (way for way in measured.ways if way.name == OLD)
+    low, high = mapped.gain_intervals["map"]
+    say_skipped(measured.num_skipped)
+    say(
+        f"on held-out classes: mAP {100 * mapped.metrics['map']:.1f} %, the old model has "
+        f"{100 * before.metrics['map']:.1f} % "
+        f"(difference {100 * mapped.gain['map']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
+    )
+    return {"old/old": vars(before), "mapped": vars(mapped)}
+
+
+def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, object]:
+    """Map a store, resumable, and say so.
+
+    Returns:
+        For JSON.
+
+    Raises:
+        ValueError: Features of another model; the store itself as target.
+        OSError: The store cannot be written.
+    """
+    source = FeatureStore.open(features)
+    if out.resolve() == features.resolve():
+        raise ValueError(f"--out: expected another folder than {features}, which stays as it is")
+    dim = adapter.transform(source.features[:1], fingerprint=source.fingerprint).shape[1]
+    where = adapter.target or Fingerprint("unknown", dim)
+    fingerprint = replace(
+        where, dim=dim, norm="l2", preprocessing=f"{source.fingerprint.model} by {adapter.name}"
+    )
+    writer = FeatureWriter(out, len(source), dim, "float32", fingerprint, source=str(source.path))
+    for begin, end in writer.missing():
+        for first in range(begin, end, _BLOCK_ROWS):
+            rows = source.features[first : min(end, first + _BLOCK_ROWS)]
+            writer.write(first, adapter.transform(rows, fingerprint=source.fingerprint))
+    store = writer.finish(source.manifest)
+    say(f"{len(store)} rows of {store.dim} numbers in {out}")
+    return {
+        "store": str(out),
+        "rows": len(store),
+        "dim": store.dim,
+        "adapter": adapter.name,
+        "direction": adapter.direction or None,
+    }

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decisions by a threshold on stores: same or not, who or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fclearn.cli.console import say
+from fclearn.cli.eval_rules import labels_of
+from fclearn.evaluation import OperatingPoint, evaluate_identification, evaluate_verification
+from fclearn.evaluation.qrels import row_numbers
+from fclearn.features import FeatureStore
+
+if TYPE_CHECKING:
+    from fclearn.evaluation._keys import RankingOptions
+
+
+def read_rates(text: str | None, option: str) -> list[float]:
+    """Rates in (0, 1), by commas; none without a text.
+
+    Raises:
+        ValueError: Something else.
+
+    Example:
+        >>> read_rates("1e-3,0.01", "--verify")
+        [0.001, 0.01]
+    """
+    rates = []
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = -1.0
+        if not 0 < rate < 1:
+            raise ValueError(f"{option}: expected rates in (0, 1) by commas, got {part.strip()!r}")
+        rates.append(rate)
+    return rates
+
+
+def names_of(verify: Sequence[float], identify: Sequence[float]) -> list[str]:
+    """Names of the rates of true answers, for gates: ``tar@0.001``, ``tpir@0.01``."""
+    return [f"tar@{rate:g}" for rate in verify] + [f"tpir@{rate:g}" for rate in identify]
+
+
+def decide(
+    query: FeatureStore,
+    gallery: FeatureStore,
+    ranking: RankingOptions,
+    verify: Sequence[float],
+    identify: Sequence[float],
+) -> tuple[dict[str, object], dict[str, float]]:
+    """Measure and say them; for JSON, and by the names for gates.
+
+    Args:
+        query: Of the queries.
+        gallery: Of the gallery.
+        ranking: As `ranking_of`, without groups.
+        verify: Rates of false accepts.
+        identify: Rates of strangers that get a name.
+
+    Raises:
+        ValueError: Several labels for a row, groups; as `evaluate_verification` and
+            `evaluate_identification`.
+    """
+    content: dict[str, object] = {}
+    numbers: dict[str, float] = {}
+    if not verify and not identify:
+        return content, numbers
+    if "labels" in query.manifest and "labels" in gallery.manifest:
+        raise ValueError("--verify, --identify: expected one label for a row, found several")
+    if ranking.get("query_groups") is not None:
+        raise ValueError("--verify, --identify: expected no --use-groups, they know ids alone")
+    labels = [np.asarray(side) for side in labels_of(query, gallery)]
+    options = {
+        "query_labels": labels[0],
+        "gallery_labels": labels[1],
+        "exclude_self": ranking.get("exclude_self", False),
+        "query_ids": query.ids,
+        "gallery_ids": gallery.ids,
+        "metric": ranking.get("metric", "cosine"),
+    }
+    if verify:
+        pairs = evaluate_verification(query, gallery, false_accept_rates=verify, **options)  # type: ignore[arg-type]
+        say(f"verification of {pairs.num_genuine:,} genuine, {pairs.num_impostor:,} impostor pairs")
+        content["verification"] = pairs.to_dict()
+        numbers |= _said("TAR", "FAR", pairs.points)
+    if identify:
+        found = evaluate_identification(query, gallery, false_positive_rates=identify, **options)  # type: ignore[arg-type]
+        say(f"identification of {found.num_mated:,} queries among {found.num_unmated:,} strangers")
+        content["identification"] = found.to_dict()
+        numbers |= _said("TPIR", "FPIR", found.points)
+    return content, numbers
+
+
+def read_junk(path: Path, query: FeatureStore, gallery: FeatureStore) -> list[list[int]]:
+    """Gallery rows that are neither right nor wrong, for each query.
+
+    Args:
+        path: Text, ``query-id gallery-id`` a line.
+        query: Of the queries.
+        gallery: Of the gallery; ids that it lacks need no leaving out.
+
+    Raises:
+        ValueError: Not such a file; no query in common with it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text file in UTF-8: {error}") from error
+    queries, rows = row_numbers(query.ids, "query"), row_numbers(gallery.ids, "gallery")
+    junk: list[list[int]] = [[] for _ in queries]
+    known = False
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if fields and len(fields) != 2:
+            raise ValueError(
+                f"{path}, line {number}: expected 'query-id gallery-id', got {len(fields)} columns"
+            )
+        if fields and fields[0] in queries:
+            known = True
+            if fields[1] in rows:
+                junk[queries[fields[0]]].append(rows[fields[1]])
+    if not known:
+        raise ValueError(f"{path}: expected ids of {query.path}, as {next(iter(queries))!r}")
+    return junk
+
+
+def _said(rate: str, of: str, points: Sequence[OperatingPoint]) -> dict[str, float]:
+    for point in points:
+        few = "" if point.is_resolved else "; too few impostors to tell such a rate"
+        say(
+            f"{rate} {100 * point.true_rate:.2f}% at {of} {point.wanted:g} (threshold "
+            f"{point.threshold:.4f}{few})"
+        )
+    return {f"{rate.lower()}@{point.wanted:g}": point.true_rate for point in points}

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``fcl probe`` takes from stores and judgements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fclearn.cli.alignment import rows_of_ids
+from fclearn.cli.eval_rules import groups_of
+from fclearn.evaluation import Qrels
+from fclearn.features import FeatureStore
+from fclearn.probe import Judgements, ProbeQueries
+
+
+@dataclass(frozen=True)
+class ProbeStores:
+    """Options of ``fcl probe`` about what it reads.
+
+    Attributes:
+        old: Old features of the items.
+        new: New ones.
+        old_query: Real queries by the old model, or None.
+        new_query: By the new one; with the other, or neither.
+        qrels: Judgements of the queries, in place of labels.
+        exclude_self: With judgements: leave out gallery rows with the query's id.
+        use_groups: Leave out gallery rows of the query's own group.
+        limit: Most items.
+        seed: Of their choice.
+    """
+
+    old: Path
+    new: Path
+    old_query: Path | None
+    new_query: Path | None
+    qrels: Path | None
+    exclude_self: bool
+    use_groups: bool
+    limit: int
+    seed: int
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            ValueError: Such options.
+        """
+        if self.limit < 1:
+            raise ValueError(f"--limit: expected at least 1, got {self.limit}")
+        if (self.old_query is None) != (self.new_query is None):
+            raise ValueError("--old-query and --new-query: expected both or neither")
+        if self.qrels is not None and self.old_query is None:
+            raise ValueError("--qrels: expected --old-query and --new-query, which it judges for")
+        if self.qrels is None and self.exclude_self:
+            raise ValueError(
+                "--exclude-self: expected --qrels; with labels, rows with the query's id are "
+                "always left out"
+            )
+
+
+class ProbeInputs(TypedDict):
+    """Arguments of `fclearn.probe.probe`."""
+
+    old: NDArray[np.floating]
+    new: NDArray[np.floating]
+    labels: NDArray[np.generic] | None
+    groups: NDArray[np.generic] | None
+    queries: ProbeQueries | None
+    judgements: Judgements | None
+
+
+def read_inputs(options: ProbeStores) -> ProbeInputs:
+    """Open the stores and align them.
+
+    Raises:
+        ValueError: Stores that do not agree, or lack labels or groups; a file of judgements that is
+            none.
+    """
+    old, new = FeatureStore.open(options.old), FeatureStore.open(options.new)
+    asked = None
+    if options.old_query is not None and options.new_query is not None:
+        asked = FeatureStore.open(options.old_query), FeatureStore.open(options.new_query)
+        old.fingerprint.check_same(asked[0].fingerprint, "--old and --old-query")
+        new.fingerprint.check_same(asked[1].fingerprint, "--new and --new-query")
+    qrels = None if options.qrels is None else Qrels.read(options.qrels)
+    labels = None if qrels is not None else _labels([old] if asked is None else [old, asked[0]])
+    rows = _chosen(old, qrels, options)
+    ids = [old.ids[row] for row in rows]
+    # Ids of judgements are of two kinds, queries and documents: equal ones mean nothing.
+    has_own = options.use_groups or options.exclude_self or (asked is not None and qrels is None)
+    queries = None
+    if asked is not None:
+        same = rows_of_ids(asked[1], asked[0].ids, str(options.old_query))
+        queries = ProbeQueries(
+            np.asarray(asked[0].features),
+            np.asarray(asked[1].features[same]),
+            None if labels is None else labels[1],
+            _own(asked[0], use_groups=options.use_groups) if has_own else None,
+        )
+    return {
+        "old": np.asarray(old.features[rows]),
+        "new": np.asarray(new.features[rows_of_ids(new, ids, str(options.old))]),
+        "labels": None if labels is None else labels[0][rows],
+        "groups": _own(old, use_groups=options.use_groups)[rows] if has_own else None,
+        "queries": queries,
+        "judgements": Judgements(qrels, asked[0].ids, ids) if qrels and asked else None,
+    }
+
+
+def _labels(stores: Sequence[FeatureStore]) -> list[NDArray[np.generic]]:
+    """Class of each row: of several stores by name, whose numbers may differ, else by number.
+
+    Raises:
+        ValueError: A store without classes.
+    """
+    is_numbered = all(store.labels is not None for store in stores)
+    if all("class_name" in store.manifest for store in stores) and (
+        len(stores) > 1 or not is_numbered
+    ):
+        return [np.array([str(name) for name in store.manifest["class_name"]]) for store in stores]
+    found: list[NDArray[np.generic]] = []
+    for store in stores:
+        if store.labels is None:
+            raise ValueError(
+                f"{store.path}: expected a column 'label' or 'class_name' in the manifest, or "
+                "judgements of real queries: --qrels with --old-query and --new-query"
+            )
+        found.append(store.labels)
+    return found
+
+
+def _chosen(store: FeatureStore, qrels: Qrels | None, options: ProbeStores) -> NDArray[np.int64]:
+    """Rows taken: at random, but with judgements those that are judged come first."""
+    size = len(store)
+    if size <= options.limit:
+        return np.arange(size)
+    order = np.random.default_rng(options.seed).permutation(size)
+    if qrels is not None:
+        judged = {name for items in qrels.grades.values() for name in items}
+        is_judged = np.array([name in judged for name in store.ids])
+        order = order[np.argsort(~is_judged[order], kind="stable")]
+    return np.sort(order[: options.limit])
+
+
+def _own(store: FeatureStore, *, use_groups: bool) -> NDArray[np.generic]:
+    """What a query and the gallery rows left out for it share: a group, or an id."""
+    return groups_of(store) if use_groups else np.asarray(store.ids)
