@@ -143,6 +143,13 @@ inline unsigned __ballot_sync(unsigned, bool value) { return fcl_emulation::ball
 inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 
+// Fibers do not interrupt each other.
+inline int atomicAdd(int* at, int value) {
+  const int before = *at;
+  *at += value;
+  return before;
+}
+
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 
 inline float __uint_as_float(unsigned bits) { return fcl_emulation::bit_cast<float>(bits); }
