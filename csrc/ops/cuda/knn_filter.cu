@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
   const FilterFeed<S> feed({f.rounded, num_rows, f.rows.stride, true}, f.terms, f.layout, first);
   feed.load_rows();
   feed.load(Place{f.first_column, 0}, 0);
+  rows.terms[thread] = {};  // rows past the last are zero rows
   if (thread < count) {
     rows.terms[thread] = f.terms[first + thread];
     rows.bounds[thread] = similarities[(first + thread) * k + k - 1];
