@@ -14,8 +14,8 @@
 
 namespace fcl::ops::cuda {
 
-// 2^-22 for each term of the sums: tensor cores may cut off 2^-23 of the largest partial sum for
-// each product and each addition to the sum so far, ordinary sums are off by 2^-24 a term.
+// 2^-22 for each term: tensor cores may cut off 32 times 2^-23 of the largest partial sum whenever
+// they add 16 products. Ordinary sums, off by 2^-24 a term, are paid for by the other row's kappa.
 inline float knn_kappa(int64_t dim) {
   return static_cast<float>((dim + 15) / 16 * 16 + 16) / (1 << 22);
 }
