@@ -26,10 +26,10 @@ def _cases():
     """(rows, dim, k, metric, dtype, kind): every pair of sizes, and everything else in turns."""
     cases = []
     for i, (rows, dim) in enumerate(product(ROWS, DIMS)):
-        for j in range(2):
-            k = NEIGHBOURS[(i + i // 6 + 2 * j) % 4] or rows - 1
-            metric, dtype = METRICS[(i + j) % 3], DTYPES[(i // 3 + j) % 3]
-            cases.append((rows, dim, min(k, rows - 1), metric, dtype, KINDS[(2 * i + j) % 7]))
+        # Longer lists are slow to emulate.
+        k = NEIGHBOURS[(i + i // 6) % 4] or min(rows - 1, 64)
+        metric, dtype = METRICS[i % 3], DTYPES[(i + i // 6) % 3]
+        cases.append((rows, dim, min(k, rows - 1), metric, dtype, KINDS[i % 7]))
     return cases
 
 
@@ -109,19 +109,19 @@ def check_case(ops, case, device="cpu"):
     assert_same_bits(got, search(ops, "simt", features, k, metric, device))
 
 
-def check_extremes(ops, device="cpu", rows=150):
-    """Rows whose products underflow, and rows just below the norm that overflows."""
-    for metric, exponent in product(METRICS, (-45, -38, -30, -20, -19, 17.9)):
-        features = features_of("random", rows, 20, torch.float64) * 10.0**exponent
+def check_extremes(ops, dim, device="cpu", rows=60):
+    """Rows whose products underflow (to zeros of either sign), or that are nearly too long."""
+    for metric, exponent in product(METRICS, (-45, -38, -23, -19, 17.9)):
+        features = features_of("random", rows, dim, torch.float64) * 10.0**exponent
         features = features.float()
         got = search(ops, "mma", features, 5, metric, device)
         assert_same_bits(got, search(ops, "simt", features, 5, metric, device))
 
 
-def check_ascending(ops, device="cpu", rows=290):
+def check_ascending(ops, metric, device="cpu", rows=160):
     """Rows on an arc: in one order every row met improves the list, in the other none does."""
     angles = torch.linspace(0, 1, rows, dtype=torch.float64).square()
     features = torch.stack([angles.cos(), angles.sin()], 1).float()
-    for ordered, metric in product((features, features.flip(0)), METRICS):
-        got = search(ops, "mma", ordered, 20, metric, device)
-        assert_same_bits(got, search(ops, "simt", ordered, 20, metric, device))
+    for ordered in (features, features.flip(0)):
+        got = search(ops, "mma", ordered, 9, metric, device)
+        assert_same_bits(got, search(ops, "simt", ordered, 9, metric, device))

@@ -12,6 +12,13 @@ import pytest
 import torch
 
 
+KINDS = [
+    (200, 24, 6, metric, checks.DTYPES[(i + j) % 3], kind)
+    for i, metric in enumerate(checks.METRICS)
+    for j, kind in enumerate(checks.KINDS)
+]
+
+
 @pytest.fixture(params=["ascending", "descending"])
 def ops(request, emulation):
     """Threads run in ascending or descending order between barriers."""
@@ -20,15 +27,16 @@ def ops(request, emulation):
 
 
 @pytest.mark.parametrize("case", checks.CASES, ids=checks.case_name)
-def test_same_bits_as_simt(case, ops):
-    checks.check_case(ops, case)
+def test_same_bits_as_simt(case, emulation):
+    """In one of the two orders each."""
+    emulation.emulation_reverse(checks.CASES.index(case) % 2)
+    checks.check_case(torch.ops.fcl_emulated, case)
 
 
-@pytest.mark.parametrize("kind", checks.KINDS)
-@pytest.mark.parametrize("dtype", checks.DTYPES)
-@pytest.mark.parametrize("metric", checks.METRICS)
-def test_kinds_of_rows(metric, dtype, kind, ops):
-    checks.check_case(ops, (290, 24, 6, metric, dtype, kind))
+@pytest.mark.parametrize("case", KINDS, ids=checks.case_name)
+def test_kinds_of_rows(case, emulation):
+    emulation.emulation_reverse(KINDS.index(case) % 2)
+    checks.check_case(torch.ops.fcl_emulated, case)
 
 
 @pytest.mark.parametrize("dim", [128, 200, 256, 300])
@@ -36,15 +44,19 @@ def test_rows_stay_in_shared_memory_or_stream(dim, ops, emulation):
     """Two panels of 64 columns stay, on Hopper four."""
     for major in (9, 8):
         emulation.emulation_capability(major)
-        checks.check_case(ops, (200, dim, 9, "l2", torch.float32, "clustered"))
+        checks.check_case(ops, (90, dim, 3, "l2", torch.float32, "clustered"))
 
 
-def test_products_that_underflow_or_nearly_overflow(ops):
-    checks.check_extremes(ops)
+@pytest.mark.parametrize("dim", [16, 20])
+def test_products_that_underflow_or_nearly_overflow(dim, emulation):
+    emulation.emulation_reverse(int(dim == 20))
+    checks.check_extremes(torch.ops.fcl_emulated, dim)
 
 
-def test_ever_better_and_ever_worse_candidates(ops):
-    checks.check_ascending(ops)
+@pytest.mark.parametrize("metric", checks.METRICS)
+def test_ever_better_and_ever_worse_candidates(metric, emulation):
+    emulation.emulation_reverse(checks.METRICS.index(metric) % 2)
+    checks.check_ascending(torch.ops.fcl_emulated, metric)
 
 
 def _launches(ops, emulation, path, features, k=4):
@@ -82,20 +94,20 @@ def test_the_filter_is_the_default_once_verified(ops, emulation):
 
 @pytest.mark.parametrize("metric", checks.METRICS)
 @pytest.mark.parametrize("gap", [0.02, -0.02])
-def test_only_what_can_matter_is_summed(gap, metric, ops, emulation):
+def test_only_what_can_matter_is_summed(gap, metric, emulation):
     """All rows are more like the first ones than like each other; or a little less."""
     # In directions of their own but for one: products are 0.6 with the first rows, 0.6 - gap with
     # others.
-    common = torch.full((300, 1), (0.6 - gap) ** 0.5, dtype=torch.float64)
+    common = torch.full((150, 1), (0.6 - gap) ** 0.5, dtype=torch.float64)
     common[:16] = 0.6 / common[:16]
-    features = torch.cat([common, (1 - common.square()).sqrt() * torch.eye(300)], 1)
+    features = torch.cat([common, (1 - common.square()).sqrt() * torch.eye(150)], 1)
     before = emulation.emulation_atomics()
-    checks.search(ops, "mma", features.float(), 4, metric)
+    checks.search(torch.ops.fcl_emulated, "mma", features.float(), 4, metric)
     pushed = emulation.emulation_atomics() - before
     if gap > 0:
         assert pushed == 0
     else:
-        assert pushed > 300 * 4
+        assert pushed > 150 * 4
 
 
 def test_bad_features_are_device_assertions(ops):

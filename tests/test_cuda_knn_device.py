@@ -38,12 +38,14 @@ def test_rows_stay_in_shared_memory_or_stream(dim):
     checks.check_case(ops, (2000, dim, 16, "cosine", torch.float32, "clustered"), "cuda")
 
 
-def test_products_that_underflow_or_nearly_overflow():
-    checks.check_extremes(ops, "cuda", rows=1500)
+@pytest.mark.parametrize("dim", [16, 20])
+def test_products_that_underflow_or_nearly_overflow(dim):
+    checks.check_extremes(ops, dim, "cuda", rows=1500)
 
 
-def test_ever_better_and_ever_worse_candidates():
-    checks.check_ascending(ops, "cuda", rows=2900)
+@pytest.mark.parametrize("metric", checks.METRICS)
+def test_ever_better_and_ever_worse_candidates(metric):
+    checks.check_ascending(ops, metric, "cuda", rows=2900)
 
 
 @pytest.mark.parametrize("metric", checks.METRICS)
