@@ -11,7 +11,6 @@ import knn_checks as checks
 import pytest
 import torch
 
-
 KINDS = [
     (200, 24, 6, metric, checks.DTYPES[(i + j) % 3], kind)
     for i, metric in enumerate(checks.METRICS)
@@ -39,12 +38,20 @@ def test_kinds_of_rows(case, emulation):
     checks.check_case(torch.ops.fcl_emulated, case)
 
 
+@pytest.fixture
+def capability(request, emulation):
+    """The device is of this major compute capability for a test."""
+    emulation.emulation_capability(request.param)
+    yield
+    emulation.emulation_capability(8)
+
+
 @pytest.mark.parametrize("dim", [128, 200, 256, 300])
-def test_rows_stay_in_shared_memory_or_stream(dim, ops, emulation):
+@pytest.mark.parametrize("capability", [8, 9], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_rows_stay_in_shared_memory_or_stream(dim, ops):
     """Two panels of 64 columns stay, on Hopper four."""
-    for major in (9, 8):
-        emulation.emulation_capability(major)
-        checks.check_case(ops, (90, dim, 3, "l2", torch.float32, "clustered"))
+    checks.check_case(ops, (90, dim, 3, "l2", torch.float32, "clustered"))
 
 
 @pytest.mark.parametrize("dim", [16, 20])
@@ -73,12 +80,14 @@ def test_the_filter_takes_what_it_can(ops, emulation):
     assert _launches(ops, emulation, "mma", features.double()) == 2
     assert _launches(ops, emulation, "mma", features[:16]) == 2
     assert _launches(ops, emulation, "mma", features[:17]) == 4
+
+
+@pytest.mark.parametrize("capability", [7], indirect=True)
+@pytest.mark.usefixtures("capability")
+def test_devices_without_such_tensor_cores_are_refused(ops):
+    features = checks.features_of("random", 100, 9, torch.float32)
     with pytest.raises(RuntimeError, match=r"capability 7\.0.*has no such kernels"):
-        try:
-            emulation.emulation_capability(7)
-            _launches(ops, emulation, "mma", features)
-        finally:
-            emulation.emulation_capability(8)
+        checks.search(ops, "mma", features, 4, "cosine")
 
 
 def test_the_filter_is_the_default_once_verified(ops, emulation):

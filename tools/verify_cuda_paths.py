@@ -3,8 +3,8 @@
 """Verify a path of the CUDA kernels on this machine's GPU, and record that it was.
 
 Runs the GPU tests of the operators (``tests/test_cuda_*_device.py`` and their own, with
-``FCL_CUDA_PATH`` set to the path). If they pass, ``fcl_ext/cuda_verified.json`` names the path for the
-operators given, and from the next import on it is taken unasked.
+``FCL_CUDA_PATH`` set to the path). If they pass, ``fcl_ext/cuda_verified.json`` names the path for
+the operators given, and from the next import on it is taken unasked.
 
 Usage: ``python tools/verify_cuda_paths.py mma softmax_readout softmax_readout_backward``, or
 ``gather random_walk``, or ``union random_walk_union``, or ``mma knn_graph``.

@@ -169,13 +169,13 @@ const KnnPath kKnnMma = {
        const CudaDevice& device, cudaStream_t stream) {
       float* out = static_cast<float*>(similarities);
       // Float16 has three bits more, and all that unit rows need of the range.
-      if (p.metric == KnnMetric::kCosine) {
-        return launch_typed<Float16, false>(p, memory, indices, out, device, stream);
+      const bool fits = p.metric == KnnMetric::kCosine || p.dtype == Dtype::kFloat16;
+      if (p.metric == KnnMetric::kSquaredL2) {
+        return fits ? launch_typed<Float16, true>(p, memory, indices, out, device, stream)
+                    : launch_typed<BFloat16, true>(p, memory, indices, out, device, stream);
       }
-      if (p.metric == KnnMetric::kInnerProduct) {
-        return launch_typed<BFloat16, false>(p, memory, indices, out, device, stream);
-      }
-      launch_typed<BFloat16, true>(p, memory, indices, out, device, stream);
+      fits ? launch_typed<Float16, false>(p, memory, indices, out, device, stream)
+           : launch_typed<BFloat16, false>(p, memory, indices, out, device, stream);
     },
 };
 
