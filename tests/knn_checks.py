@@ -118,6 +118,20 @@ def check_extremes(ops, dim, device="cpu", rows=60):
         assert_same_bits(got, search(ops, "simt", features, 5, metric, device))
 
 
+def check_signed_zeros(ops, dim, metric, device="cpu", first=16):
+    """Products of late rows round to zeros of both signs, and beat those with the first rows."""
+    features = torch.zeros(5 * first, dim)
+    features[:first, 0] = -1
+    features[first:, 0] = 1e-23
+    features[first:, -1] = 1e-23 * (-1.0) ** torch.arange(4 * first)
+    expected = search(ops, "simt", features, 9, metric, device)
+    signs = expected[1][first:].signbit()
+    # Where zeros are added up to a multiple of 16 terms, all signs are plus.
+    assert signs.any() == (dim % 16 == 0)
+    assert not signs.all()
+    assert_same_bits(search(ops, "mma", features, 9, metric, device), expected)
+
+
 def check_ascending(ops, metric, device="cpu", rows=160):
     """Rows on an arc: in one order every row met improves the list, in the other none does."""
     angles = torch.linspace(0, 1, rows, dtype=torch.float64).square()

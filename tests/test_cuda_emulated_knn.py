@@ -60,6 +60,13 @@ def test_products_that_underflow_or_nearly_overflow(dim, emulation):
     checks.check_extremes(torch.ops.fcl_emulated, dim)
 
 
+@pytest.mark.parametrize("dim", [16, 20, 32, 48])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_signs_of_zeros(metric, dim, emulation):
+    emulation.emulation_reverse(int(metric == "l2"))
+    checks.check_signed_zeros(torch.ops.fcl_emulated, dim, metric)
+
+
 @pytest.mark.parametrize("metric", checks.METRICS)
 def test_ever_better_and_ever_worse_candidates(metric, emulation):
     emulation.emulation_reverse(checks.METRICS.index(metric) % 2)

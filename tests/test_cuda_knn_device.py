@@ -43,6 +43,12 @@ def test_products_that_underflow_or_nearly_overflow(dim):
     checks.check_extremes(ops, dim, "cuda", rows=1500)
 
 
+@pytest.mark.parametrize("dim", [16, 20, 32, 48])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_signs_of_zeros(metric, dim):
+    checks.check_signed_zeros(ops, dim, metric, "cuda", first=256)
+
+
 @pytest.mark.parametrize("metric", checks.METRICS)
 def test_ever_better_and_ever_worse_candidates(metric):
     checks.check_ascending(ops, metric, "cuda", rows=2900)
