@@ -57,6 +57,7 @@ def steps(out: Path) -> dict[str, tuple[list[str], int]]:
         "device": ([*pytest, "tests/test_cuda_device.py"], 120),
         "paths": ([*pytest, "tests/test_cuda_readout_device.py"], 240),
         "walk": ([*pytest, "tests/test_cuda_walk_device.py"], 120),
+        "neighbours": ([*pytest, "tests/test_cuda_knn_device.py"], 120),
         "operators": ([*pytest, *tests, "-m", "needs_cuda"], 240),
         "measure": ([python, "bench/gpu_measure.py", "--json", str(out / "gpu.json")], 150),
         "memcheck": ([*sanitizer, "memcheck", *pytest, SANITIZED], 90),

@@ -61,14 +61,14 @@ class _Graph:
 
 
 def _on_path(
-    path: str, walk: Callable[[], Tensor], cache: str | None = None
+    path: str, work: Callable[[], Tensor], cache: str | None = None
 ) -> Callable[[], Tensor]:
     def run() -> Tensor:
         os.environ["FCL_CUDA_PATH"] = path
         if cache is not None:
             os.environ["FCL_CUDA_CACHE_BYTES"] = cache
         try:
-            return walk()
+            return work()
         finally:
             del os.environ["FCL_CUDA_PATH"]
             os.environ.pop("FCL_CUDA_CACHE_BYTES", None)
@@ -210,29 +210,51 @@ def _faiss(features: Tensor, k: int) -> Callable[[], Tensor] | None:
     return search
 
 
+def _clustered_rows(rows: int, dim: int, device: str) -> Tensor:
+    """Unit rows in groups of a hundred, cosines within them about 0.9: what embeddings are like."""
+    noise = 1 / 3 * unit_rows(rows, dim, torch.float32, device, 5)
+    centres = unit_rows(max(rows // 100, 1), dim, torch.float32, device, 6)
+    return F.normalize(centres[torch.arange(rows, device=device) % len(centres)] + noise, dim=1)
+
+
+def _neighbour_works(features: Tensor, k: int, device: str) -> dict[str, Callable[[], Tensor]]:
+    """Ours, by path, and what else finds all neighbours exactly: similarities."""
+
+    def ours() -> Tensor:
+        return fcl_ext.knn_graph(features, k)[1]
+
+    def torch_topk() -> Tensor:
+        best = []
+        for begin in range(0, len(features), 4096):
+            block = features[begin : begin + 4096] @ features.T
+            block[torch.arange(len(block)), torch.arange(begin, begin + len(block))] = -2
+            best.append(block.topk(k).values)
+        return torch.cat(best)
+
+    works = {"torch_topk": torch_topk}
+    faiss_search = _faiss(features, k)
+    if faiss_search is not None:
+        works["faiss"] = faiss_search
+    if device != "cuda":
+        return {"ours": ours, **works}
+    paths = ["simt"] + ["mma"] * (torch.cuda.get_device_capability() >= (8, 0))
+    return {**{f"ours {path}": _on_path(path, ours) for path in paths}, **works}
+
+
 def neighbours(shapes: str, device: str, clock: Clock) -> Iterator[Row]:
-    """Exact nearest neighbours among the rows themselves."""
+    """Exact nearest neighbours among the rows themselves, random ones and such in clusters."""
     for rows, dim, k in NEIGHBOURS[shapes]:
-        features = unit_rows(rows, dim, torch.float32, device, 4)
-
-        def ours(features: Tensor = features, k: int = k) -> Tensor:
-            return fcl_ext.knn_graph(features, k)[1]
-
-        def torch_topk(features: Tensor = features, k: int = k) -> Tensor:
-            best = []
-            for begin in range(0, len(features), 4096):
-                block = features[begin : begin + 4096] @ features.T
-                block[torch.arange(len(block)), torch.arange(begin, begin + len(block))] = -2
-                best.append(block.topk(k).values)
-            return torch.cat(best)
-
-        functions = {"ours": ours, "torch_topk": torch_topk}
-        faiss_search = _faiss(features, k)
-        if faiss_search is not None:
-            functions["faiss"] = faiss_search
-        expected = torch_topk()
-        for function in functions.values():
-            assert_close(function(), expected, 1e-4)
-        for name, (ms, mb) in clock.run_all(functions).items():
-            rate = 2 * rows * rows * dim / ms / 1e9
-            yield Row("knn_graph", f"{rows}x{dim}, k={k}", "float32", name, ms, mb, rate, "TFLOP/s")
+        for kind in ("random", "clusters"):
+            features = (
+                unit_rows(rows, dim, torch.float32, device, 4)
+                if kind == "random"
+                else _clustered_rows(rows, dim, device)
+            )
+            works = _neighbour_works(features, k, device)
+            expected = works["torch_topk"]()
+            for work in works.values():
+                assert_close(work(), expected, 1e-4)
+            shape = f"{rows}x{dim}, k={k}, {kind}"
+            for name, (ms, mb) in clock.run_all(works).items():
+                rate = 2 * rows * rows * dim / ms / 1e9
+                yield Row("knn_graph", shape, "float32", name, ms, mb, rate, "TFLOP/s")

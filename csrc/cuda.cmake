@@ -36,8 +36,10 @@ add_library(
     ops/cuda/edge_dot.cu
     ops/cuda/edge_dot_cuda.cpp
     ops/cuda/inverse_norms.cu
+    ops/cuda/knn_filter.cu
     ops/cuda/knn_graph.cu
     ops/cuda/knn_graph_cuda.cpp
+    ops/cuda/knn_path.cpp
     ops/cuda/random_walk.cu
     ops/cuda/random_walk_cuda.cpp
     ops/cuda/random_walk_union_cuda.cpp

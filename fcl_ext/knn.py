@@ -32,7 +32,9 @@ def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tens
         ``2 x.y - (|x|^2 + |y|^2)``, so its absolute error is about 1e-7 of the squared norms (not
         of the distance): centre features that lie far from the origin. On the CPU every pair is
         computed once (N·N·D operations, see docs/knn.md). Memory there: one packed copy of the
-        features, and up to 2k candidates of 8 bytes a row (16 for float64).
+        features, and up to 2k candidates of 8 bytes a row (16 for float64). On CUDA there are two
+        sets of kernels that give the same bits: ``simt``, and ``mma``, where tensor cores filter
+        what is then summed in float32, off until verified on a GPU (``FCL_CUDA_PATH=mma``).
 
     Example:
         >>> import torch

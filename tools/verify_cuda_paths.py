@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verify a path of the CUDA kernels on this machine's GPU, and record that it was.
 
-Runs the GPU tests of the path (``tests/test_cuda_*_device.py``, and those of the operators with
-``FCL_CUDA_PATH`` set). If they pass, ``fcl_ext/cuda_verified.json`` names the path for the
-operators given, and from the next import on it is taken unasked.
+Runs the GPU tests of the operators (``tests/test_cuda_*_device.py`` and their own, with
+``FCL_CUDA_PATH`` set to the path). If they pass, ``fcl_ext/cuda_verified.json`` names the path for
+the operators given, and from the next import on it is taken unasked.
 
 Usage: ``python tools/verify_cuda_paths.py mma softmax_readout softmax_readout_backward``, or
-``gather random_walk``, or ``union random_walk_union``.
+``gather random_walk``, or ``union random_walk_union``, or ``mma knn_graph``.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "fcl_ext" / "cuda_verified.json"
 READOUT = ("test_cuda_readout_device", "test_softmax_readout", "test_compat_losses")
 WALK = ("test_cuda_walk_device", "test_random_walk", "test_random_walk_bf16")
-#: Test files of each path.
+KNN = ("test_cuda_knn_device", "test_knn_graph")
+#: Test files of each operator that has paths.
 TESTS = {
-    "simt": (*READOUT, *WALK),
-    "mma": READOUT,
-    "sm90": READOUT,
-    "gather": WALK,
-    "union": WALK,
+    "softmax_readout": READOUT,
+    "softmax_readout_backward": READOUT,
+    "random_walk": WALK,
+    "random_walk_union": WALK,
+    "knn_graph": KNN,
 }
+PATHS = ("simt", "mma", "sm90", "gather", "union")
 
 
-def run_tests(path: str) -> int:
+def run_tests(path: str, operators: list[str]) -> int:
     """Pytest's exit status."""
-    others = " or ".join(other for other in TESTS if other != path)
-    files = [str(ROOT / "tests" / f"{name}.py") for name in TESTS[path]]
+    others = " or ".join(other for other in PATHS if other != path)
+    # Each file once, in the order of the table.
+    names = dict.fromkeys(name for operator in operators for name in TESTS[operator])
+    files = [str(ROOT / "tests" / f"{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-m", "needs_cuda", "-k", f"not ({others})", *files]
     environment = {**os.environ, "FCL_CUDA_PATH": path}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
@@ -50,13 +54,13 @@ def run_tests(path: str) -> int:
 def main() -> int:
     """The tests' exit status; the record is written if it is 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", choices=TESTS)
-    parser.add_argument("operators", nargs="+", help="as in torch.ops.fcl")
+    parser.add_argument("path", choices=PATHS)
+    parser.add_argument("operators", nargs="+", choices=TESTS, help="as in torch.ops.fcl")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("verify_cuda_paths: this machine has no GPU", file=sys.stderr)
         return 2
-    status = run_tests(options.path)
+    status = run_tests(options.path, options.operators)
     if status != 0:
         return status
     device, today = torch.cuda.get_device_name(), datetime.date.today().isoformat()

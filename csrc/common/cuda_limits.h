@@ -28,4 +28,12 @@ inline constexpr int64_t kFewestStored = 512;
 inline constexpr int64_t kSm90WeightBytes = 24 << 20;
 inline constexpr int64_t kSm90CachedBytes = 32 << 20;
 
+// knn_graph's filter: columns that every row meets without it, so that its list has an end to
+// compare with (at least so many, and so many for each neighbour); survivors that a warp's queue
+// holds, and how many make a batch of sums worth while.
+inline constexpr int64_t kKnnFirst = 256;
+inline constexpr int64_t kKnnFirstPerNeighbour = 16;
+inline constexpr int kKnnQueue = 256;
+inline constexpr int kKnnBatch = 96;
+
 }  // namespace fcl::cuda

@@ -44,6 +44,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 void run_clusters(dim3 grid, int threads, size_t shared_bytes, int size,
                   const std::function<void()>& thread);
 bool reversed();
+extern long atomics;
 // Ends the launch.
 void fail(const char* what);
 // The dynamic shared memory: `bytes` at an offset that is a multiple of them.
@@ -142,6 +143,14 @@ T __shfl_up_sync(unsigned, T value, int delta) {
 inline unsigned __ballot_sync(unsigned, bool value) { return fcl_emulation::ballot(value); }
 inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
+
+// Fibers do not interrupt each other. Calls are counted.
+inline int atomicAdd(int* at, int value) {
+  ++fcl_emulation::atomics;
+  const int before = *at;
+  *at += value;
+  return before;
+}
 
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 

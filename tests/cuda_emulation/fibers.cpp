@@ -29,6 +29,7 @@ namespace fcl_emulation {
 
 int major = 8;
 long launches = 0;
+long atomics = 0;
 
 namespace {
 
@@ -346,6 +347,8 @@ __attribute__((visibility("default"))) void emulation_reverse(int on) {
 }
 // Kernels launched so far (without those in clusters).
 __attribute__((visibility("default"))) long emulation_launches() { return fcl_emulation::launches; }
+// Atomic additions so far.
+__attribute__((visibility("default"))) long emulation_atomics() { return fcl_emulation::atomics; }
 // Major compute capability of the device.
 __attribute__((visibility("default"))) void emulation_capability(int major) {
   fcl_emulation::major = major;

@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "common/cuda_path.h"
+#include "ops/cuda/knn_path.h"
 #include "ops/cuda/readout_path.h"
 #include "ops/cuda/walk_path.h"
 
@@ -59,5 +60,6 @@ void refuse_path(const char* op, const char* path, const CudaDevice& device) {
 
 bool fcl_cuda_set_verified(const char* op, const char* path, bool is_verified) {
   using namespace fcl::ops::cuda;
-  return set_readout_verified(op, path, is_verified) || set_walk_verified(op, path, is_verified);
+  return set_readout_verified(op, path, is_verified) || set_walk_verified(op, path, is_verified) ||
+         set_knn_verified(op, path, is_verified);
 }

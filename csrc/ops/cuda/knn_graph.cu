@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// knn_graph on CUDA. A block owns 64 rows and meets all others, a tile of products at a time. The
-// k best of a row live sorted in the output itself, so any k works; a warp owns the list. After the
-// first tiles hardly a product beats the k-th best, and the rest costs one comparison. Similarities
-// are one sum in a fixed order, and ties go to the lower index: the result is unique.
+// The path `simt` of knn_graph on CUDA. A block owns 64 rows and meets all others, a tile of
+// products at a time. A warp owns the list of a row. After the first tiles hardly a product beats
+// the k-th best, and the rest costs one comparison. Similarities are one sum in a fixed order, and
+// ties go to the lower index: the result is unique.
+#include <type_traits>
+
 #include "common/cuda_launch.cuh"
+#include "common/cuda_scratch.h"
 #include "common/cuda_tile.cuh"
-#include "ops/cuda/knn_graph_kernels.h"
+#include "ops/cuda/knn_list.cuh"
+#include "ops/cuda/knn_path.h"
 
 namespace fcl::ops::cuda {
 namespace {
@@ -20,15 +24,14 @@ constexpr int kRowsPerWarp = kTileRows / kWarps;
 // The norm is taken relative to the largest entry, in double, so neither tiny nor huge rows lose
 // it.
 template <typename S>
-__global__ void __launch_bounds__(kPrepareThreads)
-    prepare_kernel(KnnProblem p, typename Accumulate<S>::type* rows,
-                   typename Accumulate<S>::type* squares) {
+__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(KnnProblem p, KnnRows rows) {
   using T = typename Accumulate<S>::type;
   const int64_t row = global_thread() / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (row >= p.num_rows) return;
   const S* from = static_cast<const S*>(p.features) + row * p.dim;
-  T* to = rows + row * p.dim;
+  T* to = static_cast<T*>(rows.data) + row * rows.stride;
+  for (int64_t d = p.dim + lane; d < rows.stride; d += kWarp) to[d] = 0;
   double largest = 0;
   for (int64_t d = lane; d < p.dim; d += kWarp) {
     const double x = fabs(static_cast<double>(load_value<T>(from + d)));
@@ -64,47 +67,14 @@ __global__ void __launch_bounds__(kPrepareThreads)
     sum = multiply_add(x, x, sum);
   }
   assert(sum * T(8) < infinity<T>() && "knn_graph: squared norms of the features overflow");
-  squares[row] = sum;
-}
-
-// Puts (similarity, index) in its place in a sorted list of k, the last entry falls off; equal ones
-// stay ahead. Returns the new k-th best. The whole warp calls it.
-template <typename T>
-__device__ __forceinline__ T insert(T* similarities, int32_t* indices, int64_t k, T similarity,
-                                    int32_t index) {
-  const int lane = threadIdx.x % kWarp;
-  T bound = similarity;
-  const int64_t last = (k - 1) / kWarp * kWarp;
-  for (int64_t begin = last; begin >= 0; begin -= kWarp) {
-    const int64_t at = begin + lane;
-    const bool inside = at < k;
-    const T mine = inside ? similarities[at] : -infinity<T>();
-    const int32_t my_index = inside ? indices[at] : INT32_MAX;
-    T before = __shfl_up_sync(kAllLanes, mine, 1);
-    int32_t before_index = __shfl_up_sync(kAllLanes, my_index, 1);
-    if (lane == 0 && begin > 0) {
-      before = similarities[begin - 1];
-      before_index = indices[begin - 1];
-    }
-    const bool keeps = mine >= similarity;
-    const bool is_place = at == 0 || before >= similarity;
-    const T now = keeps ? mine : is_place ? similarity : before;
-    if (inside && !keeps) {
-      similarities[at] = now;
-      indices[at] = is_place ? index : before_index;
-    }
-    if (begin == last) bound = __shfl_sync(kAllLanes, now, static_cast<int>((k - 1) % kWarp));
-    // Entries further ahead are larger still.
-    if (__ballot_sync(kAllLanes, inside && keeps) != 0) break;
-  }
-  __syncwarp();  // the next call reads what other lanes wrote
-  return bound;
+  static_cast<T*>(rows.squares)[row] = sum;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
-    search_kernel(KnnProblem p, const T* rows, const T* squares, int32_t* indices,
-                  T* similarities) {
+    search_kernel(KnnProblem p, KnnRows from, int64_t columns, int32_t* indices, T* similarities) {
+  const T* rows = static_cast<const T*>(from.data);
+  const T* squares = static_cast<const T*>(from.squares);
   __shared__ TileShared<T> shared;
   __shared__ T bound[kTileRows];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileRows;
@@ -119,12 +89,12 @@ __global__ void __launch_bounds__(kTileThreads)
     if (lane == 0) bound[i] = -infinity<T>();
   }
   const bool is_l2 = p.metric == KnnMetric::kSquaredL2;
-  for (int64_t other = 0; other < p.num_rows; other += kTileColumns<T>) {
+  for (int64_t other = 0; other < columns; other += kTileColumns<T>) {
     const int others =
-        static_cast<int>(min(p.num_rows - other, static_cast<int64_t>(kTileColumns<T>)));
+        static_cast<int>(min(columns - other, static_cast<int64_t>(kTileColumns<T>)));
     T products[kThreadRows][kThreadColumns<T>];
-    tile_product<T>(shared, rows + first * p.dim, count, rows + other * p.dim, others, p.dim,
-                    products);
+    tile_product<T>(shared, rows + first * from.stride, count, rows + other * from.stride, others,
+                    from.stride, products);
     // Similarities of the tile before were last read ahead of a barrier inside tile_product.
 #pragma unroll
     for (int j = 0; j < kThreadColumns<T>; ++j) {
@@ -135,8 +105,7 @@ __global__ void __launch_bounds__(kTileThreads)
         T similarity = products[i][j];
         const bool counts = r < count && column < others && first + r != other + column;
         if (is_l2 && counts) {
-          similarity = T(2) * similarity - (squares[first + r] + squares[other + column]);
-          similarity = similarity > 0 ? T(0) : similarity;
+          similarity = l2_similarity(similarity, squares[first + r], squares[other + column]);
         }
         shared.weights[column][r] = counts ? similarity : -infinity<T>();
       }
@@ -163,31 +132,49 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-template <typename T>
-size_t scratch_bytes(const KnnProblem& p) {
-  return sizeof(T) * static_cast<size_t>(p.num_rows * (p.dim + 1));
+// Rows as they come: nothing here needs them aligned.
+KnnRows take_rows(const KnnProblem& p, fcl::cuda::ScratchArrays& scratch) {
+  const int64_t bytes = p.dtype == Dtype::kFloat64 ? 8 : 4;
+  void* data = scratch.take_bytes(p.num_rows * p.dim * bytes);
+  return {data, scratch.take_bytes(p.num_rows * bytes), p.dim};
 }
 
 }  // namespace
 
-int64_t knn_graph_scratch(const KnnProblem& p) {
-  return static_cast<int64_t>(p.dtype == Dtype::kFloat64 ? scratch_bytes<double>(p)
-                                                         : scratch_bytes<float>(p));
-}
-
-void launch_knn_graph(const KnnProblem& p, void* scratch, int32_t* indices, void* similarities,
-                      cudaStream_t stream) {
+void launch_knn_rows(const KnnProblem& p, const KnnRows& rows, cudaStream_t stream) {
   dispatch_dtype(p.dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = typename Accumulate<S>::type;
-    const char* op = "knn_graph";
-    T* rows = static_cast<T*>(scratch);
-    T* squares = rows + p.num_rows * p.dim;
-    launch(op, prepare_kernel<S>, {divide_up(p.num_rows, kPrepareThreads / kWarp)}, kPrepareThreads,
-           stream, p, rows, squares);
-    launch(op, search_kernel<T>, {divide_up(p.num_rows, kTileRows)}, kTileThreads, stream, p, rows,
-           squares, indices, static_cast<T*>(similarities));
+    launch("knn_graph", prepare_kernel<typename decltype(tag)::type>,
+           {divide_up(p.num_rows, kPrepareThreads / kWarp)}, kPrepareThreads, stream, p, rows);
   });
 }
+
+void launch_knn_columns(const KnnProblem& p, const KnnRows& rows, int64_t columns, int32_t* indices,
+                        void* similarities, cudaStream_t stream) {
+  const auto run = [&](auto* out) {
+    using T = std::remove_pointer_t<decltype(out)>;
+    launch("knn_graph", search_kernel<T>, {divide_up(p.num_rows, kTileRows)}, kTileThreads, stream,
+           p, rows, columns, indices, out);
+  };
+  if (p.dtype == Dtype::kFloat64) return run(static_cast<double*>(similarities));
+  run(static_cast<float*>(similarities));
+}
+
+const KnnPath kKnnSimt = {
+    "simt",
+    [](const CudaDevice&) { return true; },
+    [](const KnnProblem&) { return true; },
+    [](const KnnProblem& p) {
+      fcl::cuda::ScratchArrays scratch(nullptr);
+      take_rows(p, scratch);
+      return scratch.bytes();
+    },
+    [](const KnnProblem& p, void* memory, int32_t* indices, void* similarities, const CudaDevice&,
+       cudaStream_t stream) {
+      fcl::cuda::ScratchArrays scratch(memory);
+      const KnnRows rows = take_rows(p, scratch);
+      launch_knn_rows(p, rows, stream);
+      launch_knn_columns(p, rows, p.num_rows, indices, similarities, stream);
+    },
+};
 
 }  // namespace fcl::ops::cuda

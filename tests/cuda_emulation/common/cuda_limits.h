@@ -15,5 +15,9 @@ inline constexpr int64_t kWeightBytes = 256 << 10;
 inline constexpr int64_t kFewestStored = 256;
 inline constexpr int64_t kSm90WeightBytes = 256 << 10;
 inline constexpr int64_t kSm90CachedBytes = 700 << 10;
+inline constexpr int64_t kKnnFirst = 16;
+inline constexpr int64_t kKnnFirstPerNeighbour = 1;
+inline constexpr int kKnnQueue = 80;
+inline constexpr int kKnnBatch = 40;
 
 }  // namespace fcl::cuda
