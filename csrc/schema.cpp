@@ -12,7 +12,7 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "float scale, bool need_mean, bool normalize=False, Tensor? packed=None, "
       "Tensor? squared_norms=None) -> (Tensor logsumexp, Tensor mean)");
   // Frozen prototypes as the CPU kernels of softmax_readout and compat_loss multiply them
-  // (ops/cpu/pack_prototypes.h), so that no pass has to pack them; same results. float32 and
+  // (ops/pack_prototypes.h), so that no pass has to pack them; same results. float32 and
   // float64.
   m.def(
       "pack_prototypes(Tensor prototypes, bool normalize) "

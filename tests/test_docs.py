@@ -17,7 +17,7 @@ import fclearn
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # Done once per graph, on the host; or, on CUDA, by torch's own kernels (fcl_ext/_registrations).
-CPU_ONLY = {"class_walk", "graph_prepare", "knn_search", "walk_windows"}
+CPU_ONLY = {"class_walk", "graph_prepare", "knn_search", "pack_prototypes", "walk_windows"}
 
 # Modules that cannot be imported without another library.
 ENGINES = {"fclearn.integrations.metric_learning": "pytorch_metric_learning"}

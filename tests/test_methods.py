@@ -236,7 +236,7 @@ def test_settings_arrive(name):
     terms = build_method(name, _everything(), DIM, **numbers)
     assert terms[0].module.scale == 24.0
     assert terms[0].module.label_smoothing == 0.1
-    weights = sorted(v for k, v in numbers.items() if k.endswith("weight"))
+    weights = sorted(v for k, v in numbers.items() if k.endswith("weight") and v)
     assert sorted(term.weight for term in terms if term.name == "compat") == weights
     for term in terms:
         if term.name == "compat" and hasattr(term.module, "scale"):
@@ -261,10 +261,12 @@ def test_means():
     torch.testing.assert_close(_compat(build_method("ni-fcl-mean", assets, DIM)).prototypes, means)
 
 
-def test_ni_fcl_asks_for_what_old_features_say_of_each_other():
+def test_ni_fcl_can_ask_for_what_old_features_say_of_each_other():
     assets = _everything()
     features = torch.nn.functional.normalize(assets.features, dim=1)
-    *_, term = build_method("ni-fcl", assets, DIM)
+    assert len(build_method("ni-fcl", assets, DIM)) == 4
+    *_, term = build_method("ni-fcl", assets, DIM, neighbour_weight=0.5)
+    assert term.weight == 0.5
     embeddings = torch.randn(len(features), DIM, generator=torch.Generator().manual_seed(0))
     part = torch.nn.functional.normalize(embeddings[:, : features.shape[1]], dim=1)
     old = torch.log_softmax(20.0 * features @ features.T, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shape inference of pack_prototypes; who reads the result: csrc/ops/cpu/pack_prototypes.h."""
+"""Shape inference of pack_prototypes; who reads the result: csrc/ops/pack_prototypes.h."""
 
 from __future__ import annotations
 

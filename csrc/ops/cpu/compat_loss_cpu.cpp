@@ -16,8 +16,8 @@
 #include "common/text.h"
 #include "ops/compat_loss.h"
 #include "ops/compat_row.h"
-#include "ops/cpu/pack_prototypes.h"
 #include "ops/cpu/softmax_readout_driver.h"
+#include "ops/pack_prototypes.h"
 
 namespace fcl::ops::cpu {
 namespace {

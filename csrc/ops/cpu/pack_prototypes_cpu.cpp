@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// pack_prototypes on the CPU. Layout and who reads it: ops/cpu/pack_prototypes.h.
+// pack_prototypes on the CPU. Layout and who reads it: ops/pack_prototypes.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
 #include "common/large_pages.h"
-#include "ops/cpu/pack_prototypes.h"
 #include "ops/cpu/softmax_readout_driver.h"
+#include "ops/pack_prototypes.h"
 
 namespace fcl::ops::cpu {
 namespace {

@@ -7,8 +7,8 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/cpu/pack_prototypes.h"
 #include "ops/cpu/softmax_readout_driver.h"
+#include "ops/pack_prototypes.h"
 #include "ops/softmax_readout.h"
 
 namespace fcl::ops::cpu {

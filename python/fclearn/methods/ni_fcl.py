@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """NI-FCL at instance level: every old feature is a row of the pseudo classifier.
 
-Four terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
+Three terms beside the new classifier. (1) Instance rows: the softmax over *all* cached old features
 should put its mass on those of the image's class, summed inside the logarithm, so that each image
 may choose which of them it resembles. (2) A cosine head learned on the old features, which says
 where the classes' boundaries were. (3) The image's own old feature, by squared distance: classes
-never trained on have no rows and no boundary, only what the old model makes of an image. (4) What
-the old feature says of all others: its softmax over all old features, at twice the scale, is the
-target of the embedding's. Squared distance asks for every direction alike; this asks for the
-neighbours, which is what a search sees.
+never trained on have no rows and no boundary, only what the old model makes of an image.
+
+With ``neighbour_weight``, a fourth: what the old feature says of all others. Its softmax over all
+old features, at twice the scale, is the target of the embedding's. Squared distance asks for every
+direction alike; this asks for the neighbours, which is what a search sees.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def instance_terms(
     """The method with other positives than the rows of one's class."""
     scale = float(settings["scale"])
     head = PseudoClassifier.fit(assets.features, assets.labels)
-    return [
+    terms = [
         new_classifier(assets, dim, settings),
         LossTerm(
             "compat",
@@ -51,14 +52,13 @@ def instance_terms(
             PseudoClassifierLoss(head.prototypes, scale=scale),
         ),
         LossTerm("compat", float(settings["own_weight"]), L2CompatLoss(assets.features)),
-        LossTerm(
-            "compat",
-            float(settings["neighbour_weight"]),
-            DistillCompatLoss(
-                assets.features, assets.features, scale=scale, teacher_scale=2 * scale
-            ),
-        ),
     ]
+    if settings["neighbour_weight"]:
+        neighbours = DistillCompatLoss(
+            assets.features, assets.features, scale=scale, teacher_scale=2 * scale
+        )
+        terms.append(LossTerm("compat", float(settings["neighbour_weight"]), neighbours))
+    return terms
 
 
 SPEC = MethodSpec(
@@ -72,7 +72,7 @@ SPEC = MethodSpec(
         "instance_weight": 1.0,
         "head_weight": 1.0,
         "own_weight": 3.0,
-        "neighbour_weight": 1.0,
+        "neighbour_weight": 0.0,
     },
     build=instance_terms,
 )

@@ -10,10 +10,10 @@
 #include "common/checks.h"
 #include "ops/cpu/softmax_readout_kernels.h"
 
-namespace fcl::ops::cpu {
+namespace fcl::ops {
 
 inline int64_t packed_width(int64_t dim) {
-  return (dim + kPackedPadding - 1) / kPackedPadding * kPackedPadding;
+  return (dim + cpu::kPackedPadding - 1) / cpu::kPackedPadding * cpu::kPackedPadding;
 }
 
 inline Dtype check_pack_prototypes(const char* op, const Tensor& prototypes) {
@@ -47,4 +47,4 @@ inline void check_packed(const char* op, const std::optional<Tensor>& packed,
   check_shape(op, "squared_norms", *squared_norms, "[C]", {classes});
 }
 
-}  // namespace fcl::ops::cpu
+}  // namespace fcl::ops
