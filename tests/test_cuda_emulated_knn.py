@@ -126,6 +126,23 @@ def test_only_what_can_matter_is_summed(gap, metric, emulation):
         assert pushed > 150 * 4
 
 
+def test_ends_of_lists_rise_as_columns_are_met(ops, emulation):
+    """Zero rows but for ten that are alike, and five in the first tile that they are more like."""
+    alike = torch.tensor([0, 1, 2, 3, 4, 40, 41, 150, 151, 152])
+    hubs = torch.arange(20, 25)
+    features = torch.zeros(200, 16)
+    features[alike, 0], features[hubs, 0] = 0.58**0.5, 0.6 / 0.58**0.5
+    for place, row in enumerate(torch.cat([alike, hubs])):
+        features[row, place + 1] = (1 - features[row, 0] ** 2) ** 0.5
+    before = emulation.emulation_atomics()
+    checks.search(ops, "mma", features, 4, "ip")
+    pushed = emulation.emulation_atomics() - before
+    # Lists of five alike rows or four are full. In the first tile they let in the hubs and two more
+    # rows alike (no row itself). Behind it only the second block, where too few came to sum them,
+    # lets in the rows of its own.
+    assert pushed == (10 * 7 - 2 + 5 * 6) + 3 * 2
+
+
 def test_bad_features_are_device_assertions(ops):
     features = torch.ones(40, 3)
     features[30, 1] = torch.nan
