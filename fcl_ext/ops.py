@@ -39,7 +39,7 @@ def softmax_readout(
 
 
 def pack_prototypes(prototypes: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """``(C, D) -> packed (C, D rounded up to 32), squared_norms (C,)``, for this process only."""
+    """``(C, D) -> packed (C * D rounded up to 32,), squared_norms (C,)``, for this process only."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.pack_prototypes.default(prototypes, normalize)
     return out
 

@@ -98,7 +98,7 @@ def _calls():
             (x, w, lse, lse, row_crow, wide, values, crow, y, 2.0),
             [(7, 4)],
         ),
-        "pack_prototypes": ((w, True), [(7, 32), (7,)]),
+        "pack_prototypes": ((w, True), [(7 * 32,), (7,)]),
         "random_walk": ((*graph, 0.5, 3), [(5, 4)]),
         "random_walk_backward": ((*graph, x, 0.5, 3, True, True), [(5, 4), (9,)]),
         "random_walk_resume": ((*graph, x, 0.5, 3, 1), [(5, 4)]),

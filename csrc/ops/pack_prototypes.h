@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // pack_prototypes: frozen prototypes in the layout the CPU kernels multiply from, made once instead
 // of once a pass, at unit length if they count so. The layout is the processor's own
-// (ReadoutProblem::packed): nothing to be stored or read elsewhere. Its shape is not: room for C
+// (ReadoutProblem::packed): nothing to be stored or read elsewhere. Its size is not: room for C
 // rows of D numbers, D rounded up to the widest panel of any processor.
 #pragma once
 
@@ -41,8 +41,8 @@ inline void check_packed(const char* op, const std::optional<Tensor>& packed,
     FCL_REQUIRE(tensor.is_contiguous(), "fcl::", op, ": expected ", name, " to be contiguous");
   };
   check("packed", *packed);
-  check_shape(op, "packed", *packed, "[C, D rounded up to 32]",
-              {classes, packed_width(prototypes.size(1))});
+  check_shape(op, "packed", *packed, "[C * D rounded up to 32]",
+              {classes * packed_width(prototypes.size(1))});
   check("squared_norms", *squared_norms);
   check_shape(op, "squared_norms", *squared_norms, "[C]", {classes});
 }

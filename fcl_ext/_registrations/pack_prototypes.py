@@ -21,4 +21,4 @@ def _fake(prototypes: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     check_shape(op, "prototypes", prototypes, "[C, D]", (None, None))
     num_classes, dim = prototypes.shape
     width = (dim + _PADDING - 1) // _PADDING * _PADDING
-    return prototypes.new_empty((num_classes, width)), prototypes.new_empty((num_classes,))
+    return prototypes.new_empty((num_classes * width,)), prototypes.new_empty((num_classes,))
