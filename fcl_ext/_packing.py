@@ -36,9 +36,9 @@ def set_packing_cache(max_bytes: int) -> None:
     On a CPU, each call of :func:`compat_loss`, :func:`compat_kl`, :func:`compat_supcon` or
     :func:`softmax_readout` packs the prototypes anew. With memory for a second copy of them it is
     done once; results are the same. That takes some 10 % off batches below 32 rows; for larger
-    ones it is worth next to nothing, and can cost time where memory is short. Prototypes that
-    require a gradient, have another dtype than float32 or float64, are on another device, or do
-    not fit beside those already kept, are packed as ever.
+    ones it is worth next to nothing. Prototypes that require a gradient, have another dtype than
+    float32 or float64, are on another device, or do not fit beside those already kept, are packed
+    as ever.
 
     What is kept belongs to a tensor object and to torch's count of its versions: operations in
     place, optimizers' included, are noticed, and its memory is released when the tensor goes away.
