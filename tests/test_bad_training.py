@@ -16,6 +16,8 @@ from fclearn.datasets import VectorDataset
 from fclearn.features import FeatureStore
 from fclearn.methods import METHODS, Assets, build_method
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES, PER_CLASS = 4, 6
 SMALL = ["data.size=16", "data.grey=true", "train.batch_size=8", "encoder.dim=8", "device=cpu"]
 LABELS = {
@@ -28,15 +30,6 @@ LABELS = {
 EMPTY = {"a class without images", "more classes than images"}
 # They look at each image's own old feature, or at nothing old.
 WITHOUT_CLASS_ROWS = {"independent", "l2", "aml", "hot-refresh"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assets(labels):

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from fclearn.cli import main
 from fclearn.datasets import ImageDataset
@@ -17,21 +16,14 @@ from fclearn.experiments.chain import ChainConfig, run_chain
 from fclearn.features import FeatureStore, as_tensor
 from fclearn.training import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = ChainConfig(
     classes=(3, 5, 8),
     encoders=("tiny-cnn", "tiny-cnn", "tiny-cnn"),
     dims=(6, 8, 8),
     train=TrainConfig(epochs=1, batch_size=8),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

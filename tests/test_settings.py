@@ -27,6 +27,8 @@ from fclearn.experiments.text_models import TEXT_MODELS, TextModel
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.training import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_CLASSES, PER_CLASS = 12, 10
 CONFIG = BenchConfig(
     num_old_classes=3,
@@ -37,15 +39,6 @@ CONFIG = BenchConfig(
     new_dim=12,
     train=TrainConfig(epochs=1, batch_size=16),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from fclearn._files import replacing
@@ -30,6 +32,22 @@ def with_facts(data: Mapping[str, object], facts: Mapping[str, object] | None) -
     strict = _strict(merged, "facts")
     assert isinstance(strict, dict)  # a dict stays one
     return strict
+
+
+@contextmanager
+def damage_said(what: str) -> Iterator[None]:
+    """Turn what the writer of a page stumbles over in damaged numbers into one error.
+
+    Args:
+        what: What is wrong then, file first.
+
+    Raises:
+        ValueError: It, and what it stumbled over.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -7,10 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
-
 from fclearn.evaluation import ChainReport, metric_title
-from fclearn.report._files import dump, with_facts, write_files
+from fclearn.report._files import damage_said, dump, with_facts, write_files
 from fclearn.report._numbers import Row, Table, bounds, cell, number, row, text_cell
 from fclearn.report._run_figures import chain_figure
 from fclearn.report._sections import Block, Section, figures, notes, render_sections, table, verdict
@@ -83,12 +81,8 @@ def rebuild_chain(folder: Path, data: Mapping[str, Json]) -> None:
     Raises:
         ValueError: Not that of a chain.
     """
-    try:
+    with damage_said(f"{folder}: report.json is not that of a chain"):
         _write(folder, data)
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
-        raise ValueError(
-            f"{folder}: report.json is not that of a chain: {type(error).__name__}: {error}"
-        ) from error
 
 
 def chain_section(data: Mapping[str, Json], title: str) -> Section:

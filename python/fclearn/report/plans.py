@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-
 from fclearn.backfill import BackfillCurve
 from fclearn.backfill.figure import curve_panel
 from fclearn.evaluation import metric_title
-from fclearn.report._files import write_files
+from fclearn.report._files import damage_said, write_files
 from fclearn.report._numbers import Row, Table, cell, number, row, text_cell
 from fclearn.report._sections import Section, figures, notes, render_sections, table, text, verdict
 from fclearn.report._template import Json
@@ -37,7 +35,7 @@ def write_plan_page(folder: Path, data: Mapping[str, Json]) -> None:
         OSError: The folder cannot be written.
         ValueError: Not the content of a plan's file.
     """
-    try:
+    with damage_said(f"{folder / PLAN_FILE}: not the numbers of a plan by this release"):
         page = render_sections(
             [plan_section(data, "What a partial backfill brings")],
             {"title": "Plan of a partial backfill", **data},
@@ -45,11 +43,6 @@ def write_plan_page(folder: Path, data: Mapping[str, Json]) -> None:
             hidden=_HIDDEN,
             numbers_file=PLAN_FILE,
         )
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
-        raise ValueError(
-            f"{folder / PLAN_FILE}: not the numbers of a plan by this release: "
-            f"{type(error).__name__}: {error}"
-        ) from error
     write_files(folder, {"report.html": page})
 
 

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
-
 from fclearn.evaluation import metric_title
-from fclearn.report._files import dump, with_facts, write_files
+from fclearn.report._files import damage_said, dump, with_facts, write_files
 from fclearn.report._numbers import Table, cell, number, row, text_cell
 from fclearn.report._run_figures import ways_figure
 from fclearn.report._sections import Section, figures, notes, render_sections, table, verdict
@@ -80,12 +78,8 @@ def rebuild_probe(folder: Path, data: Mapping[str, Json]) -> None:
     Raises:
         ValueError: Not that of a probe.
     """
-    try:
+    with damage_said(f"{folder}: report.json is not that of a probe"):
         _write(folder, data)
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
-        raise ValueError(
-            f"{folder}: report.json is not that of a probe: {type(error).__name__}: {error}"
-        ) from error
 
 
 def probe_section(data: Mapping[str, Json], title: str) -> Section:

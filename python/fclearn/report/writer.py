@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from fclearn.evaluation import CompatibilityReport
 from fclearn.report._figures import curve_figure, examples_figure, gain_figure
-from fclearn.report._files import dump, load, with_facts, write_files
+from fclearn.report._files import damage_said, dump, load, with_facts, write_files
 from fclearn.report._page import render
 from fclearn.report._pictures import StoredExample, as_data_uri, checked, store
 from fclearn.report.examples import RetrievalExample
@@ -108,14 +106,9 @@ def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
     stored: object = []
     if (folder / _EXAMPLES_FILE).is_file():
         stored = load(folder / _EXAMPLES_FILE)
-    try:
+    with damage_said(f"{folder}: report.json or {_EXAMPLES_FILE} is not that of a report"):
         examples = checked(stored)
         _write(folder, data, examples)
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
-        raise ValueError(
-            f"{folder}: report.json or {_EXAMPLES_FILE} is not that of a report: "
-            f"{type(error).__name__}: {error}"
-        ) from error
     return data
 
 
