@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from opened_stores import COUNT, opened_pull, opened_push
 
 from fclearn.stores import Journal, open_store, rollback
-from served import features, same, serve, vectors
+from served import features, numbered, same, serve, vectors
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,6 +134,27 @@ def test_a_damaged_qdrant_database(tmp_path):
     (tmp_path / "qdrant" / "collection" / "old" / "storage.sqlite").write_bytes(b"no database" * 99)
     with pytest.raises(ValueError, match="refusing to open"):
         opened_pull(url, tmp_path / "out")
+
+
+def test_a_qdrant_folder_left_in_the_middle_of_a_transaction(tmp_path):
+    served = serve("qdrant", tmp_path, None)
+    url = served.fill(vectors(COUNT))
+    folder = tmp_path / "qdrant" / "collection" / "old"
+    before = (folder / "storage.sqlite").read_bytes()
+    left = tmp_path / "left"
+    with sqlite3.connect(folder / "storage.sqlite") as connection:
+        connection.execute("PRAGMA cache_size = 1")  # so that pages are written before the commit
+        connection.execute("UPDATE points SET point = zeroblob(length(point))")
+        shutil.copytree(folder, left)  # as a process killed at this instant leaves it
+        connection.rollback()
+    connection.close()
+    assert (left / "storage.sqlite-journal").exists()
+    assert (left / "storage.sqlite").read_bytes() != before
+    shutil.rmtree(folder)
+    left.rename(folder)
+    out = tmp_path / "out"
+    opened_pull(url, out)
+    assert same(served.dump(), numbered(vectors(COUNT)))
 
 
 def test_a_hostile_journal_runs_nothing(tmp_path):

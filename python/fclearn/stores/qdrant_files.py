@@ -53,7 +53,9 @@ def check_folder(folder: Path) -> None:
     """
     for path in sorted((folder / "collection").rglob("storage.sqlite")):
         try:
-            connection = sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)
+            # Not mode=ro: a writer killed in a transaction leaves a journal that has to be rolled
+            # back before anyone reads, and what is read here must be what the client will read.
+            connection = sqlite3.connect(f"file:{path.resolve()}?mode=rw", uri=True)
             try:
                 for (value,) in connection.execute("SELECT point FROM points"):
                     _PointReader(io.BytesIO(value)).load()
