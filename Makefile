@@ -30,8 +30,10 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 demo: install
 	$(BIN)/fcl demo
 
+# Each file's tests stay in one process, which computes their fixtures once.
+WORKERS ?= 2
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 # What contributors run; CI runs the same.
 $(VENV)/.dev: $(VENV)/.installed
