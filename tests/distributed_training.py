@@ -47,7 +47,10 @@ def assets() -> Assets:
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(CLASSES, OLD_DIM, generator=generator)
     noise = torch.randn(IMAGES, OLD_DIM, generator=generator)
-    return Assets(labels, old_features=centres[labels] + 0.5 * noise)
+    old_model = nn.Sequential(nn.Flatten(), nn.Linear(256, OLD_DIM))
+    with torch.no_grad():
+        old_model[1].weight.copy_(torch.randn(OLD_DIM, 256, generator=generator))
+    return Assets(labels, old_features=centres[labels] + 0.5 * noise, old_model=old_model)
 
 
 class Encoder(nn.Module):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from fclearn.cache_check import check_cache
 from fclearn.cli import main
@@ -44,6 +45,7 @@ def assets(labels):
         old_classifier=rows(1),
         old_classes=torch.tensor([0]),
         independent_features=rows(len(labels)),
+        old_model=nn.Sequential(nn.Flatten(), nn.Linear(4, 6)),
     )
 
 
@@ -53,7 +55,8 @@ def loss_of(name, labels):
     for term in terms:
         getattr(term.module, "on_epoch", lambda *_: None)(1, 2)
     rows = torch.arange(len(labels))
-    loss = sum(t.weight * t.module(embeddings, torch.tensor(labels), rows) for t in terms)
+    images = torch.rand(len(labels), 1, 2, 2)
+    loss = sum(term.value(embeddings, torch.tensor(labels), rows, images) for term in terms)
     loss.backward()
     return loss, embeddings.grad
 
@@ -191,6 +194,15 @@ def test_a_model_and_a_cache_that_disagree(work, refused, tmp_path):
     assert "old_features" in line
     line = refused(f"old_features={work / 'old-s'}", f"old_model={tmp_path / 'nowhere'}")
     assert "expected a model written by fcl train" in line
+
+
+def test_an_old_model_is_asked_about_images_it_can_see(work, refused):
+    given = [f"old_features={work / 'old-s'}", "--method", "ni-fcl-views"]
+    assert main([*command(work, "views"), *given, f"old_model={work / 'old'}"]) == 0
+    line = refused(*given)
+    assert "old_model: method 'ni-fcl-views' needs the old model itself" in line
+    line = refused(*given, f"old_model={work / 'old'}", "data.size=24")
+    assert "it sees images of shape (1, 16, 16), the new model is trained on (1, 24, 24)" in line
 
 
 class TestCheckCache:

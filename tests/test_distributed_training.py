@@ -52,6 +52,7 @@ def _assert_same(one, two):
 
 OTHERS = {
     "lce": {"method": "lce"},  # a classifier that two terms share
+    "ni-fcl-views": {"method": "ni-fcl-views"},  # a term that sees the images
     "hot-refresh": {"method": "hot-refresh"},  # negatives of the whole batch
     "accumulated": {"method": "ni-fcl-mean", "accumulate": "3"},
     "bfloat16": {"method": "ni-fcl-mean", "precision": "bfloat16"},

@@ -107,7 +107,7 @@ class TrainRunConfig:
         train: Hyper-parameters.
         old_features: Feature store with the old model's features of the images; None without.
         old_model: Model folder of the old model, where it is at hand: its stored features are then
-            checked on a sample; None without.
+            checked on a sample, and methods that ask it about augmented images can; None without.
         independent_features: Feature store with those of the new architecture trained without
             compatibility; None without.
         old_classifier: ``.npy`` file with rows of the old model's classifier, shape ``(K, D_old)``,

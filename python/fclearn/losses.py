@@ -55,12 +55,38 @@ class LossTerm:
         module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too, and
             it may be an `EpochHook`. One that compares, picks among or remembers the images of a
             batch says so by an attribute ``whole_batch = True``: several processes then give it
-            the images of all of them, where others get those of their own process.
+            the images of all of them, where others get those of their own process. One that looks
+            at the images themselves says so by ``sees_images = True``: it is called with them, as
+            the encoder got them, as a fourth argument.
+
+    Raises:
+        ValueError: A module that says both.
     """
 
     name: str
     weight: float
     module: nn.Module
+
+    def __post_init__(self) -> None:
+        module = self.module
+        if getattr(module, "sees_images", False) and getattr(module, "whole_batch", False):
+            raise ValueError(
+                f"module: {type(module).__name__} sees images and wants the whole batch; images of "
+                "other processes cannot be had"
+            )
+
+    def value(self, embeddings: Tensor, labels: Tensor, rows: Tensor, images: Tensor) -> Tensor:
+        """The weighted value for a batch, a scalar.
+
+        Args:
+            embeddings: Shape ``(B, D)``, not normalised.
+            labels: Shape ``(B,)``, int64.
+            rows: Numbers of the images in the training set, shape ``(B,)``, int64.
+            images: What the embeddings were made of, shape ``(B, C, H, W)``.
+        """
+        more = [images] if getattr(self.module, "sees_images", False) else []
+        value: Tensor = self.weight * self.module(embeddings, labels, rows, *more)
+        return value
 
 
 @runtime_checkable

@@ -273,9 +273,7 @@ class Trainer:
     def _values(self, images: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Embeddings, and each term's weighted value."""
         embeddings = self._embed(images)
-        return embeddings, [
-            term.weight * term.module(embeddings, labels, rows) for term in self.losses
-        ]
+        return embeddings, [term.value(embeddings, labels, rows, images) for term in self.losses]
 
     def _clip(self) -> Tensor:
         """Clip the gradients, and return their norm before."""

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fclearn.cache_check import check_cache
 from fclearn.cli.alignment import check_labels, rows_of_ids
 from fclearn.cli.console import say
 from fclearn.cli.images import load_images
-from fclearn.cli.model_folder import load_model
+from fclearn.cli.model_folder import ModelCard, load_model
 from fclearn.config import TrainRunConfig
 from fclearn.datasets import ImageDataset
 from fclearn.features import FeatureStore, as_tensor
-from fclearn.methods import Assets, MethodSpec, Need
+from fclearn.methods import Assets, MethodSpec, Need, get_method
 
 _SHOWN = 3
 _HOW_TO_GIVE = {
@@ -27,6 +27,7 @@ _HOW_TO_GIVE = {
         "independent_features",
         "give a store, as in independent_features=runs/independent/train",
     ),
+    Need.OLD_MODEL: ("old_model", "give the folder of fcl train, as in old_model=runs/old"),
     Need.OLD_CLASSIFIER: (
         "old_classifier",
         "give its rows and their class names, as in old_classifier=rows.npy old_classes=names.txt",
@@ -73,11 +74,17 @@ def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
     """
     rows, classes = _old_classifier(config, data)
     old_features = _features(config.old_features, data)
+    old_model = None
     if config.old_model is not None and old_features is not None:
-        _check_old_model(config, config.old_model, old_features)
+        encoder, card = load_model(config.old_model)
+        _check_old_model(config, encoder, card, old_features)
+        if Need.OLD_MODEL in get_method(config.method.name).needs:
+            _check_same_images(config.old_model, card, data)
+            old_model = encoder
     return Assets(
         torch.from_numpy(data.labels),
         old_features=old_features,
+        old_model=old_model,
         old_classifier=rows,
         old_classes=classes,
         independent_features=_features(config.independent_features, data),
@@ -107,9 +114,22 @@ def _check_classes(store: FeatureStore, data: ImageDataset) -> None:
         )
 
 
-def _check_old_model(config: TrainRunConfig, folder: str, features: Tensor) -> None:
+def _check_same_images(folder: str, card: ModelCard, data: ImageDataset) -> None:
+    """Refuse an old model that cannot be shown what the new one is trained on."""
+    image = data.tensor(np.array([0]))[0]
+    wanted, found = (card.channels, card.size, card.size), tuple(image.shape)
+    if wanted != found:
+        raise ValueError(
+            f"old_model {folder}: it sees images of shape {wanted}, the new model is trained on "
+            f"{found}; it can only be asked about augmented images of the same size and colours"
+        )
+
+
+def _check_old_model(
+    config: TrainRunConfig, encoder: nn.Module, card: ModelCard, features: Tensor
+) -> None:
     """Refuse stored features that the old model would not make again."""
-    encoder, card = load_model(folder)
+    folder = config.old_model
     store = FeatureStore.open(config.old_features or "")
     card.fingerprint.check_same(store.fingerprint, f"old_model {folder} and old_features")
     files = config.data.kind in {"folder", "manifest"}

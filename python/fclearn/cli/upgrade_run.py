@@ -132,6 +132,8 @@ def _given(config: UpgradeRunConfig, method: str) -> dict[str, str]:
     given = {}
     if Need.FEATURE_CACHE in needs:
         given["old_features"] = str(_store(config, "old", config.data.train))
+    if Need.OLD_MODEL in needs:
+        given["old_model"] = str(_folder(config, "models", "old"))
     if Need.INDEPENDENT_FEATURES in needs:
         given["independent_features"] = str(_store(config, "independent", config.data.train))
     if Need.OLD_CLASSIFIER in needs:

@@ -54,7 +54,7 @@ class Objective(nn.Module):
         values: dict[int, Tensor] = {}
         for number, term in self.terms.items():
             if not getattr(term.module, "whole_batch", False):
-                values[number] = term.weight * term.module(embeddings, labels, rows)
+                values[number] = term.value(embeddings, labels, rows, images)
                 continue
             if whole is None:
                 whole = (

@@ -135,9 +135,7 @@ class DistributedTrainer(Trainer):
     def _values(self, images: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
         embeddings, whole = self._parallel(images, labels, rows)
         return embeddings, [
-            whole[number]
-            if number in whole
-            else term.weight * term.module(embeddings, labels, rows)
+            whole[number] if number in whole else term.value(embeddings, labels, rows, images)
             for number, term in enumerate(self.losses)
         ]
 

@@ -109,7 +109,12 @@ def bench_methods(
     for seed in seeds:
         here = replace(config, train=replace(config.train, seed=seed))
         comparison = _Comparison.prepare(
-            here, images, Path(work or folder / "work") / f"seed{seed}", progress, old
+            here,
+            images,
+            Path(work or folder / "work") / f"seed{seed}",
+            progress,
+            old,
+            keep_old_model=any(Need.OLD_MODEL in spec.needs for spec in specs),
         )
         for spec in specs:
             path = record_path(folder, spec.name, seed)
@@ -149,6 +154,7 @@ class _Comparison:
         work: Path,
         progress: bool,
         old: FeatureStore | None = None,
+        keep_old_model: bool = False,
     ) -> _Comparison:
         data = make_setting(images, config)
         fingerprint = data_fingerprint(data)
@@ -159,6 +165,7 @@ class _Comparison:
             "comparison",
             facts={"images": fingerprint},
             keep_classifier=True,
+            keep_old_model=keep_old_model,
             frozen=old,
             progress=progress,
         )
@@ -229,6 +236,7 @@ class _Comparison:
         return Assets(
             old.labels,
             old_features=old.old_features if Need.FEATURE_CACHE in spec.needs else None,
+            old_model=self.stages.old_model() if Need.OLD_MODEL in spec.needs else None,
             old_classifier=rows,
             old_classes=classes,
             independent_features=(

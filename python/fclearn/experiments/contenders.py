@@ -15,6 +15,7 @@ from fclearn.wording import nearest
 #: Every method, those that decide most first: a run that is cut short has them.
 _ORDER = (
     *("ni-fcl", "independent", "bct", "ni-fcl-mean", "ni-fcl-walk", "ni-fcl-instance-walk", "l2"),
+    "ni-fcl-views",
     *("lwf", "lce", "nccl", "hot-refresh", "uni-bct", "adv-bct", "mix-bct", "bt2", "aml"),
 )
 _PREFIX = "map-"
@@ -99,6 +100,8 @@ def lacking(spec: Contender, config: BenchConfig) -> str:
         >>> lacking(get_contender("bct"), DEFAULTS["wordnet"])
         "the old classifier, which 'minilm-l3' does not have"
     """
+    if Need.OLD_MODEL in spec.needs and config.old_is_frozen:
+        return f"the old model at hand in training; only features of {config.old_encoder!r} are"
     if Need.OLD_CLASSIFIER in spec.needs:
         if config.old_is_frozen:
             return f"the old classifier, which {config.old_encoder!r} does not have"

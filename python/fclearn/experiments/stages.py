@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from fclearn._files import replacing
 from fclearn.datasets import LabelledSet
@@ -34,6 +35,7 @@ class Stages:
         name: What the run is called, in fingerprints and messages.
         facts: What else the features depend on; features of other facts are refused.
         keep_classifier: Keep the rows of the old model's classifier, for methods that need them.
+        keep_old_model: Keep the old model itself, for methods that ask it about augmented images.
         frozen: Features of an old model that others have trained, found by id; None: one is
             trained here.
         progress: Show progress on stderr, if that is a terminal.
@@ -45,6 +47,7 @@ class Stages:
     name: str
     facts: Mapping[str, object] = field(default_factory=dict)
     keep_classifier: bool = False
+    keep_old_model: bool = False
     frozen: FeatureStore | None = None
     progress: bool = True
 
@@ -67,6 +70,8 @@ class Stages:
         wanted = [self._store_path("old-train"), self._store_path("old-test")]
         if self.keep_classifier:
             wanted.append(self._classifier_path)
+        if self.keep_old_model:
+            wanted.append(self._old_model_path)
         if not all(path.exists() for path in wanted):
             encoder, losses = self._train(
                 "old",
@@ -79,9 +84,13 @@ class Stages:
             )
             if self.keep_classifier:
                 self._save_classifier(losses)
+            if self.keep_old_model:
+                with replacing(self._old_model_path) as temporary:
+                    state = {key: value.contiguous() for key, value in encoder.state_dict().items()}
+                    save_file(state, temporary)
             self._embed(encoder, self.data.new, "old-train", dim)
             self._embed(encoder, self.data.test, "old-test", dim)
-        # From here on nobody can ask the old model anything.
+        # From here on nobody can ask the old model anything, unless it was to be kept.
         (self.output / "old" / "checkpoint.pt").unlink(missing_ok=True)
         return self._open("old-train", dim), self._open("old-test", dim)
 
@@ -93,6 +102,17 @@ class Stages:
         """
         rows: NDArray[np.float32] = np.load(self._classifier_path, allow_pickle=False)
         return rows
+
+    def old_model(self) -> torch.nn.Module:
+        """The old model.
+
+        Raises:
+            FileNotFoundError: It was not kept, or is not trained yet.
+        """
+        channels = self.data.old.channels
+        encoder = build_encoder(self.config.old_encoder, dim=self.config.old_dim, channels=channels)
+        encoder.load_state_dict(load_file(self._old_model_path))
+        return encoder
 
     def assets(self, old_train: FeatureStore) -> Assets:
         """What is left of the old model: its features of the training images.
@@ -169,6 +189,10 @@ class Stages:
     @property
     def _classifier_path(self) -> Path:
         return self.output / "old" / "classifier.npy"
+
+    @property
+    def _old_model_path(self) -> Path:
+        return self.output / "old" / "encoder.safetensors"
 
     def _save_classifier(self, losses: list[LossTerm]) -> None:
         rows = [t.module.prototypes for t in losses if isinstance(t.module, CosineClassifierLoss)]

@@ -19,6 +19,7 @@ from fclearn.methods import (
     ni_fcl,
     ni_fcl_instance_walk,
     ni_fcl_mean,
+    ni_fcl_views,
     ni_fcl_walk,
     uni_bct,
 )
@@ -31,6 +32,7 @@ METHODS: dict[str, MethodSpec] = {
         independent,
         ni_fcl,
         ni_fcl_instance_walk,
+        ni_fcl_views,
         ni_fcl_mean,
         ni_fcl_walk,
         bct,

@@ -10,7 +10,7 @@ from enum import Enum
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fclearn.losses import CosineClassifierLoss, LossTerm
 
@@ -23,6 +23,7 @@ class Need(Enum):
 
     LABELS = "labels of the training images (labels)"
     FEATURE_CACHE = "the old model's features of the training images (old_features)"
+    OLD_MODEL = "the old model itself, to ask about augmented images (old_model)"
     OLD_CLASSIFIER = "the old classifier (old_classifier)"
     INDEPENDENT_FEATURES = "the independent new model's features of them (independent_features)"
 
@@ -34,6 +35,7 @@ class Assets:
     Attributes:
         labels: Shape ``(N,)``, int64, 0 .. C - 1.
         old_features: The old model's features of the same images, shape ``(N, D_old)``.
+        old_model: The old model, from images to features; asked, never trained.
         old_classifier: Rows of the old model's classifier for some of the classes, shape
             ``(K, D_old)``, and
         old_classes: which classes these are, shape ``(K,)``, int64.
@@ -47,6 +49,7 @@ class Assets:
 
     labels: Tensor
     old_features: Tensor | None = None
+    old_model: nn.Module | None = None
     old_classifier: Tensor | None = None
     old_classes: Tensor | None = None
     independent_features: Tensor | None = None
@@ -102,6 +105,8 @@ class Assets:
             return self.old_features is not None
         if need is Need.INDEPENDENT_FEATURES:
             return self.independent_features is not None
+        if need is Need.OLD_MODEL:
+            return self.old_model is not None
         if need is Need.OLD_CLASSIFIER:
             return self.old_classifier is not None
         return True

@@ -51,8 +51,10 @@ def instance_terms(
             float(settings["head_weight"]),
             PseudoClassifierLoss(head.prototypes, scale=scale),
         ),
-        LossTerm("compat", float(settings["own_weight"]), L2CompatLoss(assets.features)),
     ]
+    if settings["own_weight"]:
+        own = L2CompatLoss(assets.features)
+        terms.append(LossTerm("compat", float(settings["own_weight"]), own))
     if settings["neighbour_weight"]:
         neighbours = DistillCompatLoss(
             assets.features, assets.features, scale=scale, teacher_scale=2 * scale

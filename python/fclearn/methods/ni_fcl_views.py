@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NI-FCL where the frozen old model can still be asked: about the very views that are trained on.
+
+As ``ni-fcl``, but the third term, the squared distance to the image's own old feature, compares the
+embedding of a shifted, rotated or cropped view with the old feature of that same view, where the
+cache has the old feature of the image as it is. No view is pulled to a target that was made of
+another picture, and every epoch shows the new model targets it has not seen. It costs one pass of
+the old model per batch; nothing flows back through it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fclearn.losses import LossTerm, compatible_part
+from fclearn.methods import ni_fcl
+from fclearn.methods.base import Assets, MethodSpec, Need, Settings
+
+
+class OldViewLoss(nn.Module):
+    """Squared distance between unit embedding and unit old feature of the same view.
+
+    Args:
+        old_model: From images ``(B, C, H, W)`` to features ``(B, D_old)``. A copy is kept, frozen
+            and in evaluation mode, on the device of the images; it is no part of the state.
+
+    Shapes: called with embeddings ``(B, D)``, labels ``(B,)``, rows ``(B,)`` and the images that
+    the embeddings were made of.
+
+    Example:
+        >>> term = OldViewLoss(nn.Flatten())
+        >>> images = torch.rand(2, 1, 2, 2)
+        >>> float(term(3 * images.flatten(1), torch.zeros(2), torch.arange(2), images)) < 1e-9
+        True
+    """
+
+    sees_images = True
+    old_weights: Tensor
+
+    def __init__(self, old_model: nn.Module) -> None:
+        super().__init__()
+        frozen = copy.deepcopy(old_model).eval().requires_grad_(False)
+        # In a tuple, so that it is no submodule: neither put into training mode nor saved.
+        self._frozen = (frozen,)
+        # Tells one old model from another when a training is resumed.
+        norms = [value.double().norm() for value in frozen.state_dict().values()]
+        self.register_buffer("old_weights", torch.tensor(norms), persistent=False)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,  # noqa: ARG002
+        rows: Tensor,  # noqa: ARG002
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss of the batch.
+
+        Raises:
+            ValueError: No images: a training loop that does not hand them on.
+        """
+        if images is None:
+            raise ValueError(
+                "images: the old model is asked about the views of the batch; got None"
+            )
+        old = self._frozen[0].to(images.device)
+        with torch.no_grad():
+            target = F.normalize(old(images).float(), dim=1)
+        part = F.normalize(compatible_part(embeddings, target.shape[1]), dim=1)
+        return (part - target).square().sum(1).mean()
+
+
+def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
+    assert assets.old_model is not None
+    terms = ni_fcl.instance_terms(assets, dim, {**settings, "own_weight": 0.0})
+    views = LossTerm("compat", float(settings["own_weight"]), OldViewLoss(assets.old_model))
+    return [*terms, views]
+
+
+SPEC = MethodSpec(
+    name="ni-fcl-views",
+    title="NI-FCL, instance level + learned head, old features of augmented views",
+    source=ni_fcl.SPEC.source,
+    needs=(*ni_fcl.SPEC.needs, Need.OLD_MODEL),
+    defaults=ni_fcl.SPEC.defaults,
+    build=_build,
+)
