@@ -89,9 +89,10 @@ class Positives:
         elif name == "map":
             hits = np.arange(1, ranks.shape[1] + 1)
             gains = np.where(hits <= counts[:, None], hits / ranks, 0.0)
-            values = gains.sum(axis=1) / np.maximum(counts, 1)
+            values = np.asarray(gains.sum(axis=1) / np.maximum(counts, 1))
         else:
-            values = (ranks[:, :1] <= int(name.removeprefix("cmc@"))).any(axis=1).astype(np.float64)
+            found = ranks[:, :1] <= int(name.removeprefix("cmc@"))
+            values = np.asarray(found.any(axis=1), dtype=np.float64)
         return np.asarray(np.where(counts > 0, values, np.nan))
 
     def _discounted_gain(self, rank: Ints, k: int) -> Floats:
