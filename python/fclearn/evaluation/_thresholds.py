@@ -44,7 +44,7 @@ ScorePass: TypeAlias = Callable[[], Iterator[ScoredPairs]]
 _LEVELS = (12, 10, 10)
 # Rows of a table that are summed up at once.
 _ROWS = 128
-_SIGN = np.uint32(2**31)
+_SIGN = np.int32(-(2**31))
 
 
 @dataclass(frozen=True)
@@ -186,15 +186,24 @@ def _add(
     """
     if not len(bins):
         return
-    # Few columns occur in any block, so the product below is narrow.
+    # Few pairs are counted one by one, many by a product, narrow as few columns occur in a block.
     occurs = np.zeros(table.shape[2], dtype=bool)
     occurs[bins] = True
     columns = np.flatnonzero(occurs)
     first, last = int(query.min()), int(query.max())
     size = last - first + 1
+    times = weights[:, first : last + 1]
+    if len(rows) * len(bins) <= size * len(columns):
+        cell = (np.arange(len(rows))[:, None] * 2 + genuine) * table.shape[2] + bins
+        added = np.bincount(
+            cell.reshape(-1),
+            weights=times[:, query - first].reshape(-1),
+            minlength=2 * len(rows) * table.shape[2],
+        )
+        table[:, rows] += added.reshape(len(rows), 2, -1).swapaxes(0, 1)
+        return
     cell = (genuine * size + (query - first)) * len(columns) + (np.cumsum(occurs) - 1)[bins]
     counted = np.bincount(cell, minlength=2 * size * len(columns)).reshape(2, size, -1)
-    times = weights[:, first : last + 1]
     # float32 is twice as fast, and exact for whole numbers up to 2**24.
     exact = np.float32 if len(bins) * int(times.max()) <= 2**24 else np.float64
     product = times.astype(exact) @ counted.astype(exact)
@@ -226,10 +235,15 @@ def _refused(table: Floats, beyond: Floats, most: Ints) -> tuple[Ints, Floats]:
 
 def _ordered(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
     """Bits that sort as the numbers do; -0 is 0."""
-    bits = (scores + np.float32(0)).view(np.uint32)
-    return np.asarray(np.where(bits & _SIGN, ~bits, bits | _SIGN), dtype=np.uint32)
+    bits = (scores + np.float32(0)).view(np.int32)
+    # All ones below zero, else the sign alone.
+    flip = (bits >> 31) | _SIGN
+    flip ^= bits
+    order: NDArray[np.uint32] = flip.view(np.uint32)
+    return order
 
 
 def _score_of(order: Ints) -> NDArray[np.float32]:
-    bits = order.astype(np.uint32)
-    return np.where(bits & _SIGN, bits ^ _SIGN, ~bits).astype(np.uint32).view(np.float32)
+    bits = order.astype(np.uint32).view(np.int32)
+    scores: NDArray[np.float32] = (bits ^ (~(bits >> 31) | _SIGN)).view(np.float32)
+    return scores
