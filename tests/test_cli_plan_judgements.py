@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_cli_plan import DIM, refused
 
 from fclearn.backfill import backfill_order
 from fclearn.cli import main
+from fclearn.clusters import kmeans_labels
 from fclearn.evaluation import Qrels, evaluate_retrieval
 from fclearn.features import FeatureStore, Fingerprint
 
@@ -191,10 +193,26 @@ def test_labels_only_serve_orders(plan, stores):
     assert found["ways"] == plan("--json").found["ways"]
 
 
+def test_clusters_take_the_place_of_labels_in_orders(plan, stores):
+    pytest.importorskip("faiss")
+    result = plan("--order", "uncertainty", "--clusters", "12", "--seed", "4", "--json")
+    rows = features()["old"].astype(np.float32)
+    labels = kmeans_labels(rows, 12, seed=4)
+    order = backfill_order("uncertainty", rows, labels=labels, seed=4)
+    with (stores / "plan" / "plan.csv").open(newline="") as file:
+        written = [row["id"] for row in csv.DictReader(file)]
+    assert written == [ITEMS[row] for row in order.rows]
+    assert set(result.found["curve"]["orders"]) == {"uncertainty", "random"}
+    assert refused(plan("--order", "margin", "--clusters", "1"), "clusters: expected 2 to 140")
+    both = plan("--clusters", "5", "--labels", stores / "labels.csv")
+    assert refused(both, "--clusters: expected no --labels beside --qrels")
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         (["--order", "margin"], ["order 'margin' needs labels, --labels or a column 'label'",
+                                 "or --clusters in their place",
                                  "random, predicted-error, centrality, traffic"]),
         (["--compare", "uncertainty"], ["order 'uncertainty' needs labels"]),
         (["--use-groups"], ["--use-groups needs a column 'group'"]),

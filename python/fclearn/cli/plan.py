@@ -28,6 +28,10 @@ def plan(
         Path | None,
         typer.Option(metavar="CSV", help="Columns id, label; else the old store's labels."),
     ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help="For orders: this many clusters of old features in place of labels."),
+    ] = None,
     order: Annotated[str, typer.Option(help="What to embed anew first.")] = "margin",
     compare: Annotated[str, typer.Option(help="Other orders to measure, by commas.")] = "",
     budget: Annotated[float, typer.Option(help="Share of the gallery to embed anew.")] = 0.2,
@@ -85,7 +89,7 @@ def plan(
     other stores are matched to the old one by id.
 
     What is right is said by labels, or by --qrels, lines "query-id 0 item-id grade" of the real
-    queries: then only the orders uncertainty, margin and class-mean need labels.
+    queries: then only the orders uncertainty, margin and class-mean need labels, or --clusters.
 
     Writes plan.csv (ids, the most urgent first), curve.json, curve.png, report.html, and the
     calibrations of scores. With --done the plan resumes: the same ranks, without those rows.
@@ -100,7 +104,7 @@ def plan(
       fcl plan --old-features g/old --new-features sample/new --order traffic --traffic hits \\
         --budget 0.05 --done done.txt --out plan --gate "area_gain>0"
       fcl plan --old-features docs/old --new-features docs/new --old-query q/old \\
-        --new-query q/new --qrels judgements.txt --order centrality --out plan
+        --new-query q/new --qrels judgements.txt --clusters 300 --order uncertainty --out plan
     """
     from fclearn.cli.eval_show import say_skipped
     from fclearn.cli.gates import Gate, finish
@@ -118,6 +122,7 @@ def plan(
         compare=[name.strip() for name in compare.split(",") if name.strip()],
         budget=budget,
         labels=labels,
+        clusters=clusters,
         done=done,
         traffic=traffic,
         forward_map=forward_map,

@@ -14,6 +14,7 @@ from fclearn.adapters import ForwardMap
 from fclearn.backfill import ORDERS, BackfillOrder, backfill_order
 from fclearn.backfill.files import read_labels
 from fclearn.backfill.orders import check_traffic
+from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, check_rows
 
 Labels = NDArray[np.generic]
@@ -30,6 +31,7 @@ class PlanOptions:
     compare: Sequence[str]
     budget: float
     labels: Path | None = None
+    clusters: int | None = None
     done: Path | None = None
     traffic: str | None = None
     forward_map: Path | None = None
@@ -70,6 +72,11 @@ class PlanOptions:
             raise ValueError("--old-query and --new-query: expected both or neither")
         if self.qrels is not None and self.old_query is None:
             raise ValueError("--qrels: expected --old-query and --new-query, which it judges for")
+        if self.clusters is not None and self.qrels is not None and self.labels is not None:
+            raise ValueError(
+                "--clusters: expected no --labels beside --qrels, as orders know classes by one or "
+                "the other"
+            )
         if self.qrels is None and self.exclude_self:
             raise ValueError(
                 "--exclude-self: expected --qrels; with labels, rows with the query's id are "
@@ -107,10 +114,12 @@ def load_orders(
     Args:
         options: Which orders, and where their traffic or forward map is.
         old: The gallery.
-        labels: Of its rows; None: unknown.
+        labels: Of its rows, unless clusters take their place; None: unknown.
 
     Raises:
-        ValueError: A column or an option that an order needs; as `backfill_order`.
+        ValueError: A column or an option that an order needs; as `backfill_order` and
+            `kmeans_labels`.
+        ModuleNotFoundError: Clusters are asked for, and faiss is missing.
     """
     traffic = None
     if options.traffic is not None:
@@ -123,19 +132,21 @@ def load_orders(
         traffic = check_traffic(old.manifest[options.traffic], len(old), name)
     forward = None if options.forward_map is None else ForwardMap.load(options.forward_map)
     names = dict.fromkeys([options.order, *options.compare])
+    asks_classes = [name for name in names if name in ORDERS and "labels" in ORDERS[name].needs]
+    if options.clusters is not None and asks_classes:
+        labels = kmeans_labels(old, options.clusters, seed=options.seed)
     for name, given, flag in (
         ("traffic", traffic, "--traffic COLUMN"),
         ("predicted-error", forward, "--forward-map FILE"),
     ):
         if name in names and given is None:
             raise ValueError(f"order {name!r} needs {flag}")
-    for name in names:
-        if labels is None and name in ORDERS and "labels" in ORDERS[name].needs:
-            others = ", ".join(one for one in ORDERS if "labels" not in ORDERS[one].needs)
-            raise ValueError(
-                f"order {name!r} needs labels, --labels or a column 'label' in the manifest of "
-                f"{old.path}; without them there are {others}"
-            )
+    if labels is None and asks_classes:
+        others = ", ".join(one for one in ORDERS if "labels" not in ORDERS[one].needs)
+        raise ValueError(
+            f"order {asks_classes[0]!r} needs labels, --labels or a column 'label' in the manifest "
+            f"of {old.path}, or --clusters in their place; without them there are {others}"
+        )
     return {
         name: backfill_order(
             name, old, labels=labels, traffic=traffic, forward_map=forward, seed=options.seed
