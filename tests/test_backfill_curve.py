@@ -50,7 +50,7 @@ def _evaluate(data, gallery, query="new_query"):
         gallery_ids=data["gallery_ids"],
         query_groups=data["query_groups"],
         gallery_groups=data["gallery_groups"],
-        metrics=("map", "cmc@1", "cmc@5"),
+        metrics=("map", "cmc@1", "cmc@5", "ndcg@4"),
         return_per_query=True,
     )
 
@@ -61,7 +61,7 @@ def test_every_point_is_an_evaluation_of_the_mixed_gallery(data):
         MigrationSample.build(**data),
         orders,
         fractions=FRACTIONS,
-        metrics=("map", "cmc@1", "cmc@5"),
+        metrics=("map", "cmc@1", "cmc@5", "ndcg@4"),
         num_bootstrap=10,
     )
     for name, order in orders.items():
@@ -70,7 +70,7 @@ def test_every_point_is_an_evaluation_of_the_mixed_gallery(data):
             moved = order[: round(share * ROWS)]
             mixed[moved] = data["new_gallery"][moved]
             expected = _evaluate(data, mixed)
-            for metric in ("map", "cmc@1", "cmc@5"):
+            for metric in ("map", "cmc@1", "cmc@5", "ndcg@4"):
                 found = curve.orders[name][metric].values[at]
                 assert found == pytest.approx(expected[metric], abs=1e-12)
             assert (curve.num_queries, curve.num_skipped) == (
@@ -234,7 +234,7 @@ def test_refused_curves(data):
         ("every one of the 90 gallery rows once", {"orders": {"x": np.zeros(ROWS, int)}}),
         ("the name 'random' is taken", {"orders": {"random": rows}}),
         (r"fractions: expected numbers in \[0, 1\], got 1.5", {"fractions": [1.5]}),
-        ("metrics: expected 'map' or 'cmc@k', got 'mrr'", {"metrics": ["mrr"]}),
+        ("metrics: expected 'map', 'cmc@k' or 'ndcg@k', got 'mrr'", {"metrics": ["mrr"]}),
         ("metrics: expected at least one", {"metrics": []}),
         ("serving: expected 'mixed' or 'merged', got 'both'", {"serving": "both"}),
         ("expected num_random >= 2", {"num_random": 1}),

@@ -155,6 +155,29 @@ def test_ends_are_those_of_evaluate_retrieval():
     assert ONE_CALIBRATED not in table.ways
 
 
+def test_graded_positives_are_those_of_evaluate_retrieval():
+    data = _noisy(seed=4)
+    rng = np.random.default_rng(2)
+    bare = {key: value for key, value in data.items() if not key.endswith("labels")}
+    right = {
+        "positives": [rng.permutation(ROWS)[: rng.integers(0, 9)].tolist() for _ in range(ROWS)]
+    }
+    right["grades"] = [rng.integers(1, 4, len(rows)).tolist() for rows in right["positives"]]
+    metrics = ("ndcg@3", "ndcg", "map", "cmc@2")
+    sample = MigrationSample.build(**bare, **right)
+    table = compare_serving(sample, np.arange(ROWS), {}, metrics=metrics, num_bootstrap=10)
+    ids = {key: value for key, value in data.items() if key.endswith("ids")}
+    for side in ("old", "new"):
+        expected = evaluate_retrieval(
+            data[f"{side}_query"], data[f"{side}_gallery"], exclude_self=True, metrics=metrics,
+            **ids, **right,
+        )  # fmt: skip
+        assert table.ways[f"{side}/{side}"].metrics == pytest.approx(expected.means, abs=1e-12)
+    flat = MigrationSample.build(**bare, positives=right["positives"])
+    plain = compare_serving(flat, np.arange(ROWS), {}, metrics=metrics, num_bootstrap=10)
+    assert plain.ways["new/new"].metrics["ndcg@3"] != table.ways["new/new"].metrics["ndcg@3"]
+
+
 def test_what_a_sample_lacks_is_left_out_or_refused():
     alone = MigrationSample.build(**_noisy(old_query=None))
     assert set(compare_serving(alone, [0], {}, num_bootstrap=10).ways) == {
@@ -177,7 +200,7 @@ def test_what_a_sample_lacks_is_left_out_or_refused():
         ({"migrated": [ROWS]}, r"migrated: expected rows in \[0, 160\), got 160 to 160"),
         ({"migrated": [0.5]}, "migrated: expected row numbers"),
         ({"shortlist": 0}, "shortlist: expected at least 1"),
-        ({"metrics": ["map@5"]}, "metrics: expected 'map' or 'cmc@k', got 'map@5'"),
+        ({"metrics": ["map@5"]}, "metrics: expected 'map', 'cmc@k' or 'ndcg@k', got 'map@5'"),
     ],
 )
 def test_refused_tables(change, message):

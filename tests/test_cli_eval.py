@@ -194,19 +194,21 @@ def test_decisions_by_a_threshold(fcl, stores, tmp_path):
     code, result, error = fcl(
         "eval", "--query", query, "--gallery", stores["v1"], "--exclude-self", "--verify",
         "0.1,1e-4", "--identify", "0.2", "--json", "--gate", "tar@0.1>0", "--gate", "tpir@0.2>2",
+        "--num-bootstrap", 50, "--seed", 3,
     )  # fmt: skip
     assert code == 1
     assert [gate["passed"] for gate in result["gates"]] == [True, False]
     given = {
         "query_labels": labels, "gallery_labels": gallery.labels, "exclude_self": True,
-        "query_ids": gallery.ids, "gallery_ids": gallery.ids,
+        "query_ids": gallery.ids, "gallery_ids": gallery.ids, "num_bootstrap": 50, "seed": 3,
     }  # fmt: skip
     pairs = evaluate_verification(gallery, gallery, false_accept_rates=[0.1, 1e-4], **given)
     assert result["verification"] == json.loads(json.dumps(pairs.to_dict()))
     found = evaluate_identification(gallery, gallery, false_positive_rates=[0.2], **given)
     assert result["identification"] == json.loads(json.dumps(found.to_dict()))
     assert result["identification"]["num_unmated"] == 9
-    assert "at FAR 0.0001" in error
+    low, high = (100 * bound for bound in pairs.points[1].interval)
+    assert f"[{low:.2f}, {high:.2f}] at FAR 0.0001" in error
     assert "too few impostors to tell such a rate" in error
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fclearn.evaluation import (
+    _pair_scores,
+    _thresholds,
     chain_report,
     evaluate_identification,
     evaluate_retrieval,
@@ -18,6 +20,7 @@ from fclearn.evaluation import (
     worst_slices,
 )
 from fclearn.evaluation import identification as identification_module
+from fclearn.evaluation._bootstrap import times_drawn
 
 
 def models(noise, num_rows, dim=10, seed=0, classes=8):
@@ -61,6 +64,99 @@ def test_verification_by_definition(metric):
             point.false_rate, abs=2e-4
         )
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def tar_of(scores, genuine, times, rate):
+    """TAR of queries repeated as a resample has them, from its definition."""
+    rows = np.repeat(np.arange(len(scores)), times)
+    scores, genuine = scores[rows], genuine[rows]
+    impostors = np.sort(scores[~genuine])[::-1]
+    return (scores[genuine] > impostors[int(rate * len(impostors))]).mean()
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "few share labels"])
+def test_verification_intervals_by_definition(kind, monkeypatch):
+    """Resamples written out, with the same draws; across blocks of rows and of resamples."""
+    monkeypatch.setattr(_pair_scores, "_BATCH", 13)
+    monkeypatch.setattr(_pair_scores, "_GALLERY_BATCH", 17)
+    monkeypatch.setattr(_thresholds, "_ROWS", 7)
+    query, labels = models(1.5, 70)
+    gallery, gallery_labels = models(1.5, 90, seed=1)
+    if kind == "ties":
+        query, gallery = np.sign(query), np.sign(gallery)  # inner products: few whole numbers
+    if kind == "few share labels":
+        labels = np.where(np.arange(70) < 60, labels + 100, labels)
+    metric = "ip" if kind == "ties" else "cosine"
+    scores = scores_of(query, gallery, metric).astype(np.float32)
+    genuine = labels[:, None] == gallery_labels
+    times = times_drawn(genuine.any(axis=1), 40, seed=3)
+    if kind == "few share labels":
+        assert (times[:, :60].sum(axis=1) == 60).all()
+    result = evaluate_verification(
+        query, gallery, query_labels=labels, gallery_labels=gallery_labels,
+        false_accept_rates=RATES, metric=metric, num_bootstrap=40, confidence=0.8, seed=3,
+    )  # fmt: skip
+    assert result.confidence == 0.8
+    for rate, point in zip(RATES, result.points, strict=True):
+        wanted = [tar_of(scores, genuine, drawn, rate) for drawn in times]
+        np.testing.assert_allclose(point.interval, np.percentile(wanted, [10, 90]), rtol=1e-12)
+
+
+def test_identification_intervals_by_definition():
+    query, labels = models(1.2, 80)
+    gallery, gallery_labels = models(1.2, 90, seed=1)
+    gallery, gallery_labels = gallery[gallery_labels < 5], gallery_labels[gallery_labels < 5]
+    scores = scores_of(query, gallery)
+    best, right = scores.max(1), gallery_labels[scores.argmax(1)] == labels
+    mated = labels < 5
+    rates = (0.001, 0.1, 0.4)
+    result = evaluate_identification(
+        query, gallery, query_labels=labels, gallery_labels=gallery_labels,
+        false_positive_rates=rates, num_bootstrap=60, confidence=0.9, seed=5,
+    )  # fmt: skip
+    times = times_drawn(mated, 60, seed=5)
+    for rate, point in zip(rates, result.points, strict=True):
+        wanted = []
+        for drawn in times:
+            rows = np.repeat(np.arange(80), drawn)
+            known, strangers = rows[mated[rows]], np.sort(best[rows[~mated[rows]]])[::-1]
+            assert (len(known), len(strangers)) == (mated.sum(), (~mated).sum())
+            limit = strangers[int(rate * len(strangers))]
+            wanted.append((right & (best > limit))[known].mean())
+        np.testing.assert_allclose(point.interval, np.percentile(wanted, [5, 95]), rtol=1e-12)
+
+
+def decided(num_queries, seed, num_bootstrap=100):
+    """Verification and identification of fresh queries against one gallery."""
+    rng = np.random.default_rng(seed)
+    gallery, gallery_labels = models(1.2, 100, seed=1)
+    known = gallery_labels < 5
+    labels = rng.integers(0, 8, num_queries)
+    centres = np.random.default_rng(99).standard_normal((8, 10))
+    query = (centres[labels] + 1.2 * rng.standard_normal((num_queries, 10))).astype(np.float32)
+    given = {
+        "query_labels": labels, "gallery_labels": gallery_labels[known],
+        "num_bootstrap": num_bootstrap,
+    }  # fmt: skip
+    pairs = evaluate_verification(query, gallery[known], false_accept_rates=[0.05], **given)
+    found = evaluate_identification(query, gallery[known], false_positive_rates=[0.2], **given)
+    return pairs.points[0], found.points[0]
+
+
+def test_intervals_of_decisions_hold_the_truth_and_narrow():
+    """Over fresh queries: most intervals hold what very many queries have."""
+    truth = [point.true_rate for point in decided(20000, seed=1, num_bootstrap=1)]
+    few, many = ([decided(size, seed) for seed in range(2, 22)] for size in (40, 640))
+    for at, rate in enumerate(truth):
+        widths = []
+        for runs in (few, many):
+            points = [run[at] for run in runs]
+            assert all(p.interval[0] <= p.true_rate <= p.interval[1] for p in points)
+            # Of 20 intervals at 95 %, fewer than 16 hold it three times in a thousand.
+            assert sum(p.interval[0] <= rate <= p.interval[1] for p in points) >= 16
+            widths.append(np.mean([p.interval[1] - p.interval[0] for p in points]))
+        # Sixteen times the queries: a quarter of the width.
+        assert 3 < widths[0] / widths[1] < 5.5
 
 
 def test_tied_impostors_are_let_in_together_or_not_at_all():
@@ -174,6 +270,12 @@ def test_thresholds_that_let_in_all_or_none(threshold, rate):
          "expected pairs of one label and pairs of two, got 4 and 0"),
         (lambda r: evaluate_verification(r, r[:0], query_labels=[0, 0], gallery_labels=[]),
          "gallery: expected at least one row"),
+        (lambda r: evaluate_verification(r, r, query_labels=[0, 1], gallery_labels=[0, 1],
+                                         num_bootstrap=0),
+         "num_bootstrap: expected at least 1, got 0"),
+        (lambda r: evaluate_identification(r, r, query_labels=[0, 1], gallery_labels=[0, 1],
+                                           confidence=95),
+         r"confidence: expected a number in \(0, 1\), got 95"),
         (lambda r: evaluate_identification(r, r, query_labels=[0, 1], gallery_labels=[0, 1]),
          "expected queries with and without their label in the gallery, got 2 and 0"),
         (lambda r: evaluate_identification(r, r[:0], query_labels=[0, 1], gallery_labels=[]),

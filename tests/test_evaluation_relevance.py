@@ -114,6 +114,9 @@ def test_positives_and_junk_by_row(rows):
     junk = [rng.choice(200, 30, replace=False).tolist() for _ in query]
     grades = [dict.fromkeys(each, 1.0) for each in right]
     check(query, gallery, grades, positives=right)
+    worth = [rng.integers(1, 4, len(each)).astype(float).tolist() for each in right]
+    graded = [dict(zip(*pair, strict=True)) for pair in zip(right, worth, strict=True)]
+    check(query, gallery, graded, positives=right, grades=worth)
     result = evaluate_retrieval(
         query, gallery, positives=right, junk=junk, metrics=ALL, metric="ip", return_per_query=True
     )
@@ -311,6 +314,20 @@ BAD = [
     ({"positives": [[0]] * 2}, "positives: expected a list of gallery rows for each of the 3"),
     ({"positives": [[0], [4], []]}, r"positives: expected rows in \[0, 4\), got 4 to 4"),
     ({"positives": [[0], [], [-1]]}, r"positives: expected rows in \[0, 4\), got -1"),
+    ({"grades": [[1]] * 3, "query_labels": [0] * 3}, "grades: expected positives, which they are"),
+    ({"positives": [[0]] * 3, "grades": [[1]] * 2}, "grades: expected a list for each of the 3"),
+    (
+        {"positives": [[0], [1, 2], []], "grades": [[1], [1], []]},
+        r"grades: expected one for each of the 2 positives of query 1, got shape \[1\]",
+    ),
+    (
+        {"positives": [[0, 0], [], []], "grades": [[1, 2], [], []]},
+        "positives: expected each row once, got repeats for query 0",
+    ),
+    (
+        {"positives": [[0], [1], []], "grades": [[1], [0], []]},
+        r"grades: expected numbers above 0, got \[0\] for query 1",
+    ),
     ({"positives": [[], [], []]}, "none of the 3 queries has a positive"),
     ({"qrels": Qrels({"a": {"x": 1}})}, "qrels: expected query_ids and gallery_ids"),
     (

@@ -61,6 +61,16 @@ def average_precision(ranking, right):
     return float(sum((nth + 1) / rank for nth, rank in enumerate(hits)) / len(right))
 
 
+def ndcg(ranking, grades, k=10):
+    """By trec_eval's definition: gains are grades."""
+    gains = [grades.get(row, 0) for row in ranking[:k]]
+    ideal = sorted(grades.values(), reverse=True)[:k]
+    at_one, at_best = (
+        sum(gain / np.log2(nth + 2) for nth, gain in enumerate(part)) for part in (gains, ideal)
+    )
+    return at_one / at_best
+
+
 def by_score(scores):
     return np.argsort(-scores, kind="stable")
 
@@ -83,6 +93,7 @@ def test_every_number_is_that_of_its_definition():
     result = probe(
         old=old, new=new, queries=queries, judgements=Judgements(qrels, QUERY_IDS, ITEM_IDS),
         adapters=["procrustes"], budget=budget, shortlist=shortlist, num_bootstrap=50,
+        metrics=["cmc@1", "ndcg@10"],
     )  # fmt: skip
     items, split = split_of(old, new, queries, qrels)
     gallery, fit = np.flatnonzero(~split.is_fit), split.is_fit
@@ -125,9 +136,38 @@ def test_every_number_is_that_of_its_definition():
         assert ways[name].metrics["map"] == pytest.approx(np.mean(values), abs=1e-6), name
         first = np.mean([ranking[0] in rows for ranking, rows in pairs])
         assert ways[name].metrics["cmc@1"] == pytest.approx(first), name
+        graded = [
+            ndcg(ranking, {at: qrels.grades[q][ITEM_IDS[gallery[at]]] for at in rows})
+            for q, (ranking, rows) in zip(QUERY_IDS, pairs, strict=True)
+        ]
+        assert ways[name].metrics["ndcg@10"] == pytest.approx(np.mean(graded), abs=1e-6), name
+        low, high = ways[name].intervals["ndcg@10"]
+        assert low <= np.mean(graded) <= high
     assert result.verdict == "map"
     assert result.judgements is not None
     assert set(vars(result.judgements).values()) == {0}
+
+
+def test_the_ceiling_of_graded_rows_is_one_of_the_halves_by_definition():
+    """Of three right rows one is stood at and two are sought; their grades come with them."""
+    old, _, old_query, _ = models(1.0, 0.4)
+    positives = [[3 * at + 2, 3 * at, 3 * at + 1] for at in range(10)]
+    grades_of = [{3 * at + 2: 5.0, 3 * at: 1.0, 3 * at + 1: 2.0} for at in range(10)]
+    gain, measured = judged_oracle_gain(
+        old, positives, np.arange(ITEMS), query=old_query[:10], query_ids=np.full(10, -1),
+        grades=[[table[row] for row in rows] for rows, table in
+                zip(positives, grades_of, strict=True)], metrics=("ndcg@2",),
+    )  # fmt: skip
+    assert measured == 10
+    for at, table in enumerate(grades_of):
+        outcomes = []
+        for stood in positives[at]:
+            left = np.setdiff1d(np.arange(ITEMS), [stood])
+            sought = {row: grade for row, grade in table.items() if row != stood}
+            both = cosines(torch.stack([old[stood], old_query[at]]), old[left])
+            mean, own = (ndcg(left[by_score(scores)], sought, k=2) for scores in both)
+            outcomes.append(mean - own)
+        assert any(abs(gain["ndcg@2"][at] - one) < 1e-6 for one in outcomes)
 
 
 def test_the_ceiling_is_one_of_the_halves_by_definition():
@@ -316,6 +356,7 @@ def command_of(stores, *more):
 def test_command(stores, capsys):
     out = stores / "run"
     gate = ["--gate", "update_gain>=0.2", "--gate", "rank-merge.map>0"]
+    gate += ["--gate", "procrustes.ndcg@10>old/old.ndcg@10"]
     assert main([*command_of(stores), *gate, "--report", str(out)]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
@@ -327,13 +368,19 @@ def test_command(stores, capsys):
         new=F.normalize(models(1.0, 0.4)[1], dim=1),
         queries=ProbeQueries(*(F.normalize(rows, dim=1) for rows in models(1.0, 0.4)[2:])),
         judgements=Judgements(Qrels(grades()), QUERY_IDS, ITEM_IDS),
-        adapters=["procrustes"], num_bootstrap=50,
+        adapters=["procrustes"], num_bootstrap=50, metrics=["map", "cmc@1", "ndcg@10"],
     )  # fmt: skip
+    assert list(direct.ways[0].metrics) == ["map", "cmc@1", "ndcg@10"]
+    table = printed.err[: printed.err.index("compat-head: 15 clusters")].splitlines()
+    assert max(map(len, table)) <= 80
+    low, high = (100 * bound for bound in direct.ways[1].gain_intervals["ndcg@10"])
+    assert f"[{low:+.1f},{high:+.1f}]" in printed.err
     mine = {(way["name"], way["direction"]): way["metrics"] for way in result["ways"]}
     for way in direct.ways:
         assert mine[way.name, way.direction] == pytest.approx(way.metrics)
     page = (out / "report.html").read_text()
     assert "two-stage-rerank" in page
+    assert "NDCG@10, gain" in page
     assert "--qrels" in page
     assert "15 clusters of old features" in page
     assert Page(page).all("img")
@@ -404,6 +451,7 @@ def test_command_refuses_options_that_do_not_go_together(stores, capsys):
     for more, message in (
         (["--qrels", f"{stores}/qrels.txt"], "--qrels: expected --old-query and --new-query"),
         (["--exclude-self"], "--exclude-self: expected --qrels"),
+        (["--gate", "old/old.ndcg@10>0"], "old/old.ndcg@10 needs --qrels"),
         ([], "or judgements of real queries: --qrels with --old-query and --new-query"),
     ):
         assert main([*items, *more]) == 2

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-_LOWEST = np.iinfo(np.int64).min
+_LOWEST, _ALL_RANKS = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 def order_keys(scores: NDArray[np.float32], left_out: NDArray[np.bool_]) -> Ints:
@@ -45,42 +45,63 @@ class Positives:
     Attributes:
         column: Shape ``(n, P)``, int64; 0 where padded.
         is_real: Which are no padding, bool ``(n, P)``.
+        grade: How right they are, 0 where padded, float64 ``(n, P)``.
     """
 
     column: Ints
     is_real: NDArray[np.bool_]
+    grade: Floats
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_]) -> Positives:
-        """Columns where a mask ``(n, G)`` is true."""
+    def of(cls, mask: NDArray[np.bool_], grades: Floats | None = None) -> Positives:
+        """Columns where a mask is true.
+
+        Args:
+            mask: Shape ``(n, G)``.
+            grades: Of all columns, shape ``(n, G)``, above 0 where the mask is; None: all are 1.
+        """
         counts = mask.sum(axis=1)
         is_real = np.arange(int(counts.max(initial=0))) < counts[:, None]
         column = np.zeros(is_real.shape, dtype=np.int64)
         column[is_real] = np.nonzero(mask)[1]
-        return cls(column, is_real)
+        grade = is_real.astype(np.float64)
+        if grades is not None:
+            grade[is_real] = grades[mask]
+        return cls(column, is_real, grade)
 
     def metric(self, name: str, rank: Ints) -> Floats:
-        r"""Average precision or CMC@k of each query from the ranks of its positives.
+        r"""Average precision, CMC@k or nDCG@k of each query from the ranks of its positives.
 
         ``map``: :math:`\frac1R \sum_j j / r_j` over the sorted ranks; ``cmc@k``: 1 if the smallest
-        is at most k.
+        is at most k; ``ndcg@k``: :math:`\sum_{r_j \le k} g_j / \log_2(1 + r_j)` over its maximum.
 
         Args:
-            name: ``"map"`` or ``"cmc@k"``.
+            name: ``"map"``, ``"cmc@k"``, ``"ndcg"`` or ``"ndcg@k"``.
             rank: From 1, shape ``(n, P)``.
 
         Returns:
             Shape ``(n,)``, float64, NaN for queries without a positive.
         """
-        ranks = np.sort(np.where(self.is_real, rank, np.iinfo(np.int64).max), axis=1)
         counts = self.is_real.sum(axis=1)
-        if name == "map":
+        ranks = np.sort(np.where(self.is_real, rank, _ALL_RANKS), axis=1)
+        if name.startswith("ndcg"):
+            values = self._discounted_gain(rank, int(name.partition("@")[2] or _ALL_RANKS))
+        elif name == "map":
             hits = np.arange(1, ranks.shape[1] + 1)
             gains = np.where(hits <= counts[:, None], hits / ranks, 0.0)
-            values = gains.sum(axis=1) / np.maximum(counts, 1)
+            values = np.asarray(gains.sum(axis=1) / np.maximum(counts, 1))
         else:
-            values = (ranks[:, :1] <= int(name.removeprefix("cmc@"))).any(axis=1).astype(np.float64)
+            found = ranks[:, :1] <= int(name.removeprefix("cmc@"))
+            values = np.asarray(found.any(axis=1), dtype=np.float64)
         return np.asarray(np.where(counts > 0, values, np.nan))
+
+    def _discounted_gain(self, rank: Ints, k: int) -> Floats:
+        """Normalised discounted gain at k, 0 for queries without a positive, shape ``(n,)``."""
+        # Padding may have any rank; its grade is 0.
+        gains = (rank <= k) * self.grade / np.log2(1.0 + np.where(self.is_real, rank, 1))
+        best = -np.sort(-self.grade, axis=1)[:, :k]
+        ideal = (best / np.log2(np.arange(2.0, best.shape[1] + 2.0))).sum(axis=1)
+        return np.asarray(gains.sum(axis=1) / np.where(ideal > 0, ideal, 1.0))
 
 
 def ranks_of(keys: Ints, positives: Positives) -> Ints:

@@ -125,7 +125,7 @@ def backfill_curve(
         serving: `MIXED`, for compatible spaces, or `MERGED`.
         calibration: From the scores of old rows to the scale of new/new; None: as they are.
         fractions: In [0, 1]; 0 and 1 are added. Each stands for ``round(f * G)`` rows.
-        metrics: ``map`` and ``cmc@k``.
+        metrics: ``map``, ``cmc@k`` and ``ndcg@k``.
         num_random: Random orders beside them, at least 2.
         num_bootstrap: Resamples behind the intervals.
         confidence: Of the intervals, in (0, 1).
@@ -228,7 +228,7 @@ def _measure(
         if calibration is not None:
             old = calibration.transform(old).astype(np.float32)
         left_out = sample.left_out(part)
-        positives = Positives.of(sample.positives(part))
+        positives = Positives.of(sample.positives(part), sample.grades(part))
         ranks = MovingRanks(
             order_keys(old, left_out), order_keys(sample.new_scores(part), left_out), positives
         )

@@ -58,6 +58,7 @@ class MigrationSample:
         query_labels: PerRow | None = None,
         gallery_labels: PerRow | None = None,
         positives: Sequence[Sequence[int]] | None = None,
+        grades: Sequence[Sequence[float]] | None = None,
         old_query: FeatureSource | None = None,
         query_ids: PerRow | None = None,
         gallery_ids: PerRow | None = None,
@@ -73,6 +74,7 @@ class MigrationSample:
             query_labels: Shape ``(Q,)``, integers or strings.
             gallery_labels: Shape ``(G,)``; rows of the query's label are its positives.
             positives: Instead of labels: right gallery rows of each query.
+            grades: Of the positives, in the same order, above 0; None: all are 1.
             old_query: The same queries by the old model, shape ``(Q, D_old)``.
             query_ids: With
             gallery_ids: A gallery row with the query's id is left out.
@@ -129,7 +131,7 @@ class MigrationSample:
             old_gallery=rows["old_gallery"],
             new_gallery=rows["new_gallery"],
             relevance=build_relevance(
-                (query_labels, gallery_labels), None, positives, (None, None), sizes
+                (query_labels, gallery_labels), None, positives, (None, None), sizes, grades
             ),
             hidden=tuple(hidden),
         )
@@ -207,6 +209,16 @@ class MigrationSample:
         for row, query in enumerate(range(self.num_queries)[part]):
             mask[row, self.relevance.positives(query)[0]] = True
         return np.asarray(mask & ~self.left_out(part))
+
+    def grades(self, part: slice) -> NDArray[np.float64] | None:
+        """How right each row is for a query, 0 where it is not, ``(n, G)``; None: all are 1."""
+        if not self.relevance.graded:
+            return None
+        table = np.zeros((len(self.new_query[part]), self.num_gallery))
+        for row, query in enumerate(range(self.num_queries)[part]):
+            rows, grades = self.relevance.positives(query)
+            table[row, rows] = 1.0 if grades is None else grades
+        return table
 
 
 def sample_rows(size: int, count: int, seed: int) -> Ints:

@@ -96,7 +96,7 @@ def compare_serving(
         calibrations: As `fit_calibration` makes them, by serving, ``"mixed"`` or ``"merged"``;
             what would need a missing one is left out.
         shortlist: Rows reranked.
-        metrics: ``map`` and ``cmc@k``.
+        metrics: ``map``, ``cmc@k`` and ``ndcg@k``.
         num_bootstrap: Resamples behind the intervals.
         confidence: Of the intervals, in (0, 1).
         seed: Of the resamples.
@@ -183,7 +183,7 @@ def served_values(
     is_new = _mask(migrated, sample.num_gallery)
     found: dict[str, list[Floats]] = {}
     for part in sample.blocks():
-        positives = Positives.of(sample.positives(part))
+        positives = Positives.of(sample.positives(part), sample.grades(part))
         for name, way in _ways(sample, part, is_new, calibrations, shortlist, positives).items():
             if only is None or name in only:
                 ranks = way()

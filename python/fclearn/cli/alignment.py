@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a feature store in the order of other ids."""
+"""Rows of a feature store: in the order of other ids, or some of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
 
 _SHOWN = 3
@@ -35,6 +36,36 @@ def rows_of_ids(store: FeatureStore, ids: Sequence[str], whose: str) -> NDArray[
             f"{_some(missing)}"
         )
     return np.array([row_of[name] for name in ids], dtype=np.int64)
+
+
+def chosen_rows(
+    ids: Sequence[str], limit: int, seed: int, qrels: Qrels | None = None
+) -> NDArray[np.int64]:
+    """Rows to measure on: at random, but with judgements those that are judged come first.
+
+    Args:
+        ids: Of all rows.
+        limit: Most rows.
+        seed: Of the choice.
+        qrels: Judgements, if any.
+
+    Returns:
+        Row numbers, ascending, int64.
+
+    Example:
+        >>> judged = Qrels({"q": {"c": 1}})
+        >>> int(chosen_rows(["a", "b", "c"], 1, 0, judged)[0])
+        2
+    """
+    size = len(ids)
+    if size <= limit:
+        return np.arange(size)
+    order = np.random.default_rng(seed).permutation(size)
+    if qrels is not None:
+        judged = {name for items in qrels.grades.values() for name in items}
+        is_judged = np.array([name in judged for name in ids])
+        order = order[np.argsort(~is_judged[order], kind="stable")]
+    return np.sort(order[:limit])
 
 
 def check_labels(

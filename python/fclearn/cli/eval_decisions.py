@@ -54,6 +54,9 @@ def decide(
     ranking: RankingOptions,
     verify: Sequence[float],
     identify: Sequence[float],
+    *,
+    num_bootstrap: int,
+    seed: int,
 ) -> tuple[dict[str, object], dict[str, float]]:
     """Measure and say them; for JSON, and by the names for gates.
 
@@ -63,6 +66,8 @@ def decide(
         ranking: As `ranking_of`, without groups.
         verify: Rates of false accepts.
         identify: Rates of strangers that get a name.
+        num_bootstrap: Resamples behind the intervals.
+        seed: Of the resamples.
 
     Raises:
         ValueError: Several labels for a row, groups; as `evaluate_verification` and
@@ -84,6 +89,8 @@ def decide(
         "query_ids": query.ids,
         "gallery_ids": gallery.ids,
         "metric": ranking.get("metric", "cosine"),
+        "num_bootstrap": num_bootstrap,
+        "seed": seed,
     }
     if verify:
         pairs = evaluate_verification(query, gallery, false_accept_rates=verify, **options)  # type: ignore[arg-type]
@@ -134,8 +141,9 @@ def read_junk(path: Path, query: FeatureStore, gallery: FeatureStore) -> list[li
 def _said(rate: str, of: str, points: Sequence[OperatingPoint]) -> dict[str, float]:
     for point in points:
         few = "" if point.is_resolved else "; too few impostors to tell such a rate"
+        low, high = point.interval or (point.true_rate, point.true_rate)
         say(
-            f"{rate} {100 * point.true_rate:.2f}% at {of} {point.wanted:g} (threshold "
-            f"{point.threshold:.4f}{few})"
+            f"{rate} {100 * point.true_rate:.2f}% [{100 * low:.2f}, {100 * high:.2f}] at {of} "
+            f"{point.wanted:g} (threshold {point.threshold:.4f}{few})"
         )
     return {f"{rate.lower()}@{point.wanted:g}": point.true_rate for point in points}

@@ -81,7 +81,15 @@ def run_single(options: Single, show: Show) -> None:
         low, high = bounds[name]
         say(f"{metric_title(name)} {100 * value:.2f}% [{100 * low:.2f}, {100 * high:.2f}]")
     say_skipped(result.num_skipped, result.num_missing)
-    decisions, rates = decide(store, rows, ranking, options.verify, options.identify)
+    decisions, rates = decide(
+        store,
+        rows,
+        ranking,
+        options.verify,
+        options.identify,
+        num_bootstrap=show.num_bootstrap,
+        seed=show.seed,
+    )
     slices = worst_of(store, result.per_query[options.metrics[0]], None, show)
     intervals = {name: list(pair) for name, pair in bounds.items()}
     content = {**result.to_dict(), "intervals": intervals, **decisions, **slices}

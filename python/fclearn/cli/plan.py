@@ -4,16 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag, command_of, say
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from fclearn.cli.plan_run import Plan
+from fclearn.cli.console import JsonFlag, command_of, draw, say
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
@@ -33,6 +28,10 @@ def plan(
         Path | None,
         typer.Option(metavar="CSV", help="Columns id, label; else the old store's labels."),
     ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help="For orders: this many clusters of old features in place of labels."),
+    ] = None,
     order: Annotated[str, typer.Option(help="What to embed anew first.")] = "margin",
     compare: Annotated[str, typer.Option(help="Other orders to measure, by commas.")] = "",
     budget: Annotated[float, typer.Option(help="Share of the gallery to embed anew.")] = 0.2,
@@ -47,6 +46,16 @@ def plan(
     ] = None,
     old_query: _MaybeStore = None,
     new_query: _MaybeStore = None,
+    qrels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TREC judgements of these queries, in place of labels."),
+    ] = None,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self", help="With --qrels: leave out gallery rows with the query's id."
+        ),
+    ] = False,
     use_groups: Annotated[
         bool,
         typer.Option("--use-groups", help="Leave out gallery rows of the query's own group."),
@@ -55,7 +64,9 @@ def plan(
         float | None, typer.Option(help="In use on old/old cosines; where does it move to?")
     ] = None,
     shortlist: Annotated[int, typer.Option(help="Rows that two-stage reranking looks at.")] = 100,
-    gallery_limit: Annotated[int, typer.Option(help="Most gallery rows measured on.")] = 20_000,
+    gallery_limit: Annotated[
+        int, typer.Option(help="Most gallery rows measured on; judged ones come first.")
+    ] = 20_000,
     query_limit: Annotated[int, typer.Option(help="Most queries measured with.")] = 2_000,
     num_random: Annotated[int, typer.Option(help="Random orders beside it.")] = 5,
     gate: Annotated[
@@ -77,68 +88,68 @@ def plan(
     Without --old-query and --new-query every measured row is a query, itself left out. Rows of the
     other stores are matched to the old one by id.
 
+    What is right is said by labels, or by --qrels, lines "query-id 0 item-id grade" of the real
+    queries: then only the orders uncertainty, margin and class-mean need labels, or --clusters.
+
     Writes plan.csv (ids, the most urgent first), curve.json, curve.png, report.html, and the
     calibrations of scores. With --done the plan resumes: the same ranks, without those rows.
 
-    Gates: map and cmc@1 (of the curve, at the budget), area_gain (over random order),
-    share_of_ideal, gain_share, and old/old, new/old, new/new followed by .map or .cmc@1.
+    Gates: map and cmc@1 (of the curve, at the budget), area_gain (over random order, of map),
+    share_of_ideal, gain_share, and old/old, new/old, new/new followed by .map or .cmc@1; with
+    --qrels also ndcg@10, of their grades.
 
     \b
     Examples:
       fcl plan --old-features g/old --new-features g/new --order uncertainty --out plan
       fcl plan --old-features g/old --new-features sample/new --order traffic --traffic hits \\
         --budget 0.05 --done done.txt --out plan --gate "area_gain>0"
+      fcl plan --old-features docs/old --new-features docs/new --old-query q/old \\
+        --new-query q/new --qrels judgements.txt --clusters 300 --order uncertainty --out plan
     """
-    from rich.console import Console
-
     from fclearn.cli.eval_show import say_skipped
     from fclearn.cli.gates import Gate, finish
     from fclearn.cli.plan_inputs import PlanOptions
     from fclearn.cli.plan_run import make_plan
+    from fclearn.cli.plan_show import gate_names, numbers_of, tables
 
-    gates = [Gate.parse(text, dict.fromkeys(_GATES, "")) for text in gate or []]
-    if not 0 < budget <= 1:
-        raise ValueError(f"--budget: expected a share of the gallery in (0, 1], got {budget}")
-    for name, value, least in (
-        ("--gallery-limit", gallery_limit, 1),
-        ("--query-limit", query_limit, 1),
-        ("--shortlist", shortlist, 1),
-        ("--num-random", num_random, 2),
-        ("--num-bootstrap", num_bootstrap, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
-    if (old_query is None) != (new_query is None):
-        raise ValueError("--old-query and --new-query: expected both or neither")
-    result = make_plan(
-        PlanOptions(
-            old=old_features,
-            new=new_features,
-            out=out,
-            order=order,
-            compare=[name.strip() for name in compare.split(",") if name.strip()],
-            budget=budget,
-            labels=labels,
-            done=done,
-            traffic=traffic,
-            forward_map=forward_map,
-            old_query=old_query,
-            new_query=new_query,
-            use_groups=use_groups,
-            threshold=threshold,
-            shortlist=shortlist,
-            gallery_limit=gallery_limit,
-            query_limit=query_limit,
-            num_random=num_random,
-            num_bootstrap=num_bootstrap,
-            seed=seed,
-            command=command_of(context),
-        )
+    known = gate_names(has_grades=qrels is not None)
+    gates = [Gate.parse(text, known) for text in gate or []]
+    options = PlanOptions(
+        old=old_features,
+        new=new_features,
+        out=out,
+        order=order,
+        compare=[name.strip() for name in compare.split(",") if name.strip()],
+        budget=budget,
+        labels=labels,
+        clusters=clusters,
+        done=done,
+        traffic=traffic,
+        forward_map=forward_map,
+        old_query=old_query,
+        new_query=new_query,
+        qrels=qrels,
+        exclude_self=exclude_self,
+        use_groups=use_groups,
+        threshold=threshold,
+        shortlist=shortlist,
+        gallery_limit=gallery_limit,
+        query_limit=query_limit,
+        num_random=num_random,
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+        command=command_of(context),
     )
-    console = Console(stderr=True)
-    for table in (_ways_table(result, budget), _orders_table(result)):
-        console.print(table)
+    options.check()
+    result = make_plan(options)
+    for table in tables(result, budget):
+        draw(table)
     say_skipped(result.curve.num_skipped)
+    if result.num_missing:
+        say(
+            f"{result.num_missing:,} relevant rows are not among the rows measured on; they count "
+            "nowhere"
+        )
     say(result.verdict.text)
     for kind, found in result.thresholds.items():
         say(
@@ -152,84 +163,5 @@ def plan(
         f"in the budget, {counts['done']:,} done"
     )
     say(f"report: {out / 'report.html'}")
-    finish(result.to_dict(), gates, _numbers(result, order, budget), json=json)
-
-
-_METRICS = ("map", "cmc@1")
-_SHOWN = (0, 0.05, 0.1, 0.2, 0.5, 1)
-_SIDES = ("old/old", "new/old", "new/new")
-_GATES = (
-    *_METRICS,
-    "area_gain",
-    "share_of_ideal",
-    "gain_share",
-    *(f"{side}.{metric}" for side in _SIDES for metric in _METRICS),
-)
-
-
-def _numbers(result: Plan, order: str, budget: float) -> dict[str, float | None]:
-    curve, ways = result.curve, result.table.ways
-    at = curve.fractions.index(round(budget * curve.num_gallery) / curve.num_gallery)
-    found = curve.orders[order]
-    return {
-        **{metric: found[metric].values[at] for metric in _METRICS},
-        "area_gain": found["map"].gain,
-        "share_of_ideal": found["map"].share_of_ideal,
-        "gain_share": result.verdict.gain_share,
-        **{
-            f"{side}.{metric}": ways[side].metrics[metric] if side in ways else None
-            for side in _SIDES
-            for metric in _METRICS
-        },
-    }
-
-
-def _ways_table(result: Plan, budget: float) -> Table:
-    from rich.table import Table
-
-    from fclearn.evaluation import metric_title
-
-    table = Table(
-        title=f"Serving with {100 * budget:g} % embedded anew, metrics in %",
-        caption=f"{result.curve.num_queries:,} queries, {result.curve.num_gallery:,} gallery rows; "
-        f"95 % intervals of the difference to {result.table.baseline}",
-    )
-    table.add_column("way", no_wrap=True)
-    for metric in _METRICS:
-        table.add_column(metric_title(metric), justify="right", no_wrap=True)
-    for name, way in result.table.ways.items():
-        cells = [
-            f"{100 * way.metrics[m]:.1f} [dim]\\[{100 * way.gain_intervals[m][0]:+.1f}, "
-            f"{100 * way.gain_intervals[m][1]:+.1f}][/dim]"
-            for m in _METRICS
-        ]
-        table.add_row(name, *cells, style="bold" if name == result.table.best else None)
-    return table
-
-
-def _orders_table(result: Plan) -> Table:
-    from rich.table import Table
-
-    curve = result.curve
-    calibrated = ", calibrated" if curve.is_calibrated else ""
-    table = Table(
-        title=f"Orders, mAP in %, {curve.serving}{calibrated}",
-        caption=f"random: {curve.num_random} seeds; 95 % intervals of the area's difference to it",
-    )
-    table.add_column("order", no_wrap=True)
-    shares = curve.fractions
-    shown = sorted(
-        {min(range(len(shares)), key=lambda at: abs(shares[at] - goal)) for goal in _SHOWN}
-    )
-    for at in shown:
-        table.add_column(f"{100 * shares[at]:.3g} %", justify="right", no_wrap=True)
-    table.add_column("area", justify="right", no_wrap=True)
-    for name, curves in curve.orders.items():
-        found = curves["map"]
-        low, high = found.gain_interval
-        table.add_row(
-            name,
-            *(f"{100 * found.values[at]:.1f}" for at in shown),
-            f"{100 * found.area:.1f} [dim]\\[{100 * low:+.1f}, {100 * high:+.1f}][/dim]",
-        )
-    return table
+    numbers = {**dict.fromkeys(known), **numbers_of(result, order, budget)}
+    finish(result.to_dict(), gates, numbers, json=json)

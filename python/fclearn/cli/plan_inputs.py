@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fcl plan` reads: stores, labels, traffic, and the sample it measures on."""
+"""What `fcl plan` is told, and what it orders by: the gallery, labels, traffic, forward maps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.adapters import ForwardMap
-from fclearn.backfill import BackfillOrder, MigrationSample, backfill_order
+from fclearn.backfill import ORDERS, BackfillOrder, backfill_order
 from fclearn.backfill.files import read_labels
 from fclearn.backfill.orders import check_traffic
-from fclearn.backfill.sample import sample_rows
-from fclearn.cli.alignment import rows_of_ids
+from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, check_rows
 
-Ints = NDArray[np.int64]
 Labels = NDArray[np.generic]
 
 
@@ -33,11 +31,14 @@ class PlanOptions:
     compare: Sequence[str]
     budget: float
     labels: Path | None = None
+    clusters: int | None = None
     done: Path | None = None
     traffic: str | None = None
     forward_map: Path | None = None
     old_query: Path | None = None
     new_query: Path | None = None
+    qrels: Path | None = None
+    exclude_self: bool = False
     use_groups: bool = False
     threshold: float | None = None
     shortlist: int = 100
@@ -47,6 +48,40 @@ class PlanOptions:
     num_bootstrap: int = 1000
     seed: int = 0
     command: str = ""
+
+    def check(self) -> None:
+        """Refuse options that are out of range, or that do not go together.
+
+        Raises:
+            ValueError: Such options.
+        """
+        if not 0 < self.budget <= 1:
+            raise ValueError(
+                f"--budget: expected a share of the gallery in (0, 1], got {self.budget}"
+            )
+        for name, value, least in (
+            ("--gallery-limit", self.gallery_limit, 1),
+            ("--query-limit", self.query_limit, 1),
+            ("--shortlist", self.shortlist, 1),
+            ("--num-random", self.num_random, 2),
+            ("--num-bootstrap", self.num_bootstrap, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if (self.old_query is None) != (self.new_query is None):
+            raise ValueError("--old-query and --new-query: expected both or neither")
+        if self.qrels is not None and self.old_query is None:
+            raise ValueError("--qrels: expected --old-query and --new-query, which it judges for")
+        if self.clusters is not None and self.qrels is not None and self.labels is not None:
+            raise ValueError(
+                "--clusters: expected no --labels beside --qrels, as orders know classes by one or "
+                "the other"
+            )
+        if self.qrels is None and self.exclude_self:
+            raise ValueError(
+                "--exclude-self: expected --qrels; with labels, rows with the query's id are "
+                "always left out"
+            )
 
 
 def open_store(path: Path) -> FeatureStore:
@@ -72,17 +107,19 @@ def open_store(path: Path) -> FeatureStore:
 
 
 def load_orders(
-    options: PlanOptions, old: FeatureStore, labels: Labels
+    options: PlanOptions, old: FeatureStore, labels: Labels | None
 ) -> dict[str, BackfillOrder]:
     """Order the whole gallery in every way asked for, by name.
 
     Args:
         options: Which orders, and where their traffic or forward map is.
         old: The gallery.
-        labels: Of its rows.
+        labels: Of its rows, unless clusters take their place; None: unknown.
 
     Raises:
-        ValueError: A column or an option that an order needs; as `backfill_order`.
+        ValueError: A column or an option that an order needs; as `backfill_order` and
+            `kmeans_labels`.
+        ModuleNotFoundError: Clusters are asked for, and faiss is missing.
     """
     traffic = None
     if options.traffic is not None:
@@ -95,85 +132,27 @@ def load_orders(
         traffic = check_traffic(old.manifest[options.traffic], len(old), name)
     forward = None if options.forward_map is None else ForwardMap.load(options.forward_map)
     names = dict.fromkeys([options.order, *options.compare])
+    asks_classes = [name for name in names if name in ORDERS and "labels" in ORDERS[name].needs]
+    if options.clusters is not None and asks_classes:
+        labels = kmeans_labels(old, options.clusters, seed=options.seed)
     for name, given, flag in (
         ("traffic", traffic, "--traffic COLUMN"),
         ("predicted-error", forward, "--forward-map FILE"),
     ):
         if name in names and given is None:
             raise ValueError(f"order {name!r} needs {flag}")
+    if labels is None and asks_classes:
+        others = ", ".join(one for one in ORDERS if "labels" not in ORDERS[one].needs)
+        raise ValueError(
+            f"order {asks_classes[0]!r} needs labels, --labels or a column 'label' in the manifest "
+            f"of {old.path}, or --clusters in their place; without them there are {others}"
+        )
     return {
         name: backfill_order(
             name, old, labels=labels, traffic=traffic, forward_map=forward, seed=options.seed
         )
         for name in names
     }
-
-
-def load_sample(
-    options: PlanOptions,
-    old: FeatureStore,
-    new: FeatureStore,
-    labels: Labels,
-    old_rows: Ints,
-    new_rows: Ints,
-) -> MigrationSample:
-    """Queries and gallery; without query stores rows of the gallery ask, themselves left out.
-
-    Args:
-        options: Query stores, limits, groups.
-        old: Old features of the gallery.
-        new: New features of some of it.
-        labels: Of the rows of ``old``.
-        old_rows: Gallery rows to measure on, and
-        new_rows: where in ``new`` they are.
-
-    Raises:
-        ValueError: Stores that do not agree; as `MigrationSample.build`.
-    """
-    gallery_old, gallery_new = (
-        np.asarray(old.features[old_rows]),
-        np.asarray(new.features[new_rows]),
-    )
-    gallery_labels, gallery_ids = labels[old_rows], [old.ids[row] for row in old_rows]
-    gallery_groups = _groups(old, options)
-    groups = None if gallery_groups is None else gallery_groups[old_rows]
-    if options.old_query is None or options.new_query is None:
-        at = sample_rows(len(old_rows), options.query_limit, options.seed + 1)
-        return MigrationSample.build(
-            old_query=gallery_old[at],
-            new_query=gallery_new[at],
-            old_gallery=gallery_old,
-            new_gallery=gallery_new,
-            query_labels=gallery_labels[at],
-            gallery_labels=gallery_labels,
-            query_ids=[gallery_ids[row] for row in at],
-            gallery_ids=gallery_ids,
-            query_groups=None if groups is None else groups[at],
-            gallery_groups=groups,
-        )
-    old_query, new_query = (
-        FeatureStore.open(options.old_query),
-        FeatureStore.open(options.new_query),
-    )
-    old_query.fingerprint.check_same(old.fingerprint, "--old-query and --old-features")
-    new_query.fingerprint.check_same(new.fingerprint, "--new-query and --new-features")
-    rows = sample_rows(len(old_query), options.query_limit, options.seed + 1)
-    ids = [old_query.ids[row] for row in rows]
-    query_groups = _groups(old_query, options)
-    return MigrationSample.build(
-        old_query=np.asarray(old_query.features[rows]),
-        new_query=np.asarray(
-            new_query.features[rows_of_ids(new_query, ids, str(options.old_query))]
-        ),
-        old_gallery=gallery_old,
-        new_gallery=gallery_new,
-        query_labels=load_labels(old_query, options.labels)[rows],
-        gallery_labels=gallery_labels,
-        query_ids=ids,
-        gallery_ids=gallery_ids,
-        query_groups=None if query_groups is None else query_groups[rows],
-        gallery_groups=groups,
-    )
 
 
 def load_labels(store: FeatureStore, path: Path | None) -> Labels:
@@ -187,11 +166,3 @@ def load_labels(store: FeatureStore, path: Path | None) -> Labels:
     if store.labels is None:
         raise ValueError(f"{store.path}: expected a column 'label' in the manifest, or --labels")
     return store.labels
-
-
-def _groups(store: FeatureStore, options: PlanOptions) -> NDArray[np.int64] | None:
-    if not options.use_groups:
-        return None
-    if store.groups is None:
-        raise ValueError(f"{store.path}: --use-groups needs a column 'group' in the manifest")
-    return store.groups

@@ -27,20 +27,17 @@ from fclearn.backfill import (
 from fclearn.backfill.curve import DEFAULT_FRACTIONS
 from fclearn.backfill.figure import draw_curve
 from fclearn.backfill.files import read_done, write_plan
-from fclearn.backfill.sample import CROSS, NEW, OLD, sample_rows
+from fclearn.backfill.sample import CROSS, NEW, OLD
 from fclearn.backfill.serving import CURVES
 from fclearn.backfill.verdict import PlanVerdict, judge_plan
-from fclearn.cli.alignment import rows_of_ids
-from fclearn.cli.plan_inputs import (
-    PlanOptions,
-    load_labels,
-    load_orders,
-    load_sample,
-    open_store,
-)
+from fclearn.cli.plan_inputs import PlanOptions, load_labels, load_orders, open_store
+from fclearn.cli.plan_sample import load_sample
 from fclearn.report import rebuild
 
 Ints = NDArray[np.int64]
+METRICS = ("map", "cmc@1")
+#: With judgements, which may be graded.
+JUDGED_METRICS = (*METRICS, "ndcg@10")
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class Plan:
     budget: float
     command: str
     thresholds: dict[str, TransferredThreshold] = field(default_factory=dict)
+    num_missing: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Everything, ready for strict JSON."""
@@ -64,6 +62,7 @@ class Plan:
             "budget": self.budget,
             "verdict": asdict(self.verdict),
             "counts": self.counts,
+            "num_missing": self.num_missing,
             "baseline": self.table.baseline,
             "ways": {name: dict(vars(way)) for name, way in self.table.ways.items()},
             "curve": self.curve.to_dict(),
@@ -83,13 +82,14 @@ def make_plan(options: PlanOptions) -> Plan:
     """
     old, new = open_store(options.old), open_store(options.new)
     done = set() if options.done is None else read_done(options.done, old.ids)
-    labels = load_labels(old, options.labels)
+    # Judgements say what is right; then only orders need labels, and not all of them do.
+    needs_labels = options.qrels is None or options.labels is not None or old.labels is not None
+    labels = load_labels(old, options.labels) if needs_labels else None
+    measured = load_sample(options, old, new, labels)
     orders = load_orders(options, old, labels)
-    both = rows_of_ids(old, new.ids, str(options.new))
-    chosen = sample_rows(len(both), options.gallery_limit, options.seed)
-    sample = load_sample(options, old, new, labels, both[chosen], chosen)
+    sample, metrics = measured.sample, metrics_of(options)
     calibrations = _calibrations(sample, options.seed)
-    on_sample = {name: _restricted(order.rows, both[chosen]) for name, order in orders.items()}
+    on_sample = {name: _restricted(order.rows, measured.rows) for name, order in orders.items()}
     affordable = round(options.budget * sample.num_gallery)
     if affordable == 0:
         raise ValueError(
@@ -100,6 +100,7 @@ def make_plan(options: PlanOptions) -> Plan:
         on_sample[options.order][:affordable],
         calibrations,
         shortlist=options.shortlist,
+        metrics=metrics,
         num_bootstrap=options.num_bootstrap,
         seed=options.seed,
     )
@@ -122,6 +123,7 @@ def make_plan(options: PlanOptions) -> Plan:
         options.budget,
         options.command,
         _thresholds(options, sample),
+        measured.num_missing,
     )
     for serving, calibration in calibrations.items():
         calibration.save(options.out / f"calibration-{serving}.safetensors")
@@ -130,6 +132,11 @@ def make_plan(options: PlanOptions) -> Plan:
         temporary.write_text(json.dumps(plan.to_dict(), indent=2), encoding="utf-8")
     rebuild(options.out)
     return plan
+
+
+def metrics_of(options: PlanOptions) -> tuple[str, ...]:
+    """What is measured."""
+    return METRICS if options.qrels is None else JUDGED_METRICS
 
 
 def _calibrations(sample: MigrationSample, seed: int) -> dict[str, ScoreCalibration]:
@@ -154,6 +161,7 @@ def _curve(
         serving=serving,
         calibration=calibrations[serving] if is_calibrated else None,
         fractions=[*DEFAULT_FRACTIONS, options.budget],
+        metrics=metrics_of(options),
         num_random=options.num_random,
         num_bootstrap=options.num_bootstrap,
         seed=options.seed,

@@ -82,8 +82,9 @@ def probe(
     queries: what they judge is not fitted on, and clusters take the place of classes.
 
     Gates: WAY.METRIC with way old/old, new/new, oracle/old, rank-merge, rank-merge-calibrated,
-    two-stage-rerank, or an adapter (new queries on the old gallery), metric map or cmc@1; and
-    update_gain, the best adapter's share of what re-indexing would bring.
+    two-stage-rerank, or an adapter (new queries on the old gallery), metric map or cmc@1, with
+    --qrels also ndcg@10, of their grades; and update_gain, the best adapter's share of what
+    re-indexing would bring. The verdict is on map.
 
     \b
     Examples:
@@ -94,7 +95,7 @@ def probe(
     """
     from fclearn.cli.gates import Gate, finish
     from fclearn.cli.probe_inputs import ProbeStores, read_inputs
-    from fclearn.cli.probe_show import METRICS, notes_of, numbers_of, show
+    from fclearn.cli.probe_show import JUDGED_METRICS, METRICS, notes_of, numbers_of, show
     from fclearn.probe import probe as run
 
     stores = ProbeStores(
@@ -110,10 +111,15 @@ def probe(
     )
     stores.check()
     names = [name.strip() for name in adapters.split(",") if name.strip()]
-    known = dict.fromkeys([f"{way}.{m}" for way in (*_WAYS, *names) for m in METRICS], "")
+    metrics = METRICS if qrels is None else JUDGED_METRICS
+    known = {
+        f"{way}.{metric}": "" if metric in metrics else "--qrels"
+        for way in (*_WAYS, *names)
+        for metric in JUDGED_METRICS
+    }
     known["update_gain"] = ""
     if budget == 0:
-        known |= dict.fromkeys((f"{way}.{m}" for way in _HALVES for m in METRICS), "--budget")
+        known |= dict.fromkeys((f"{way}.{m}" for way in _HALVES for m in metrics), "--budget")
     gates = [Gate.parse(text, known) for text in gate or []]
     result = run(
         **read_inputs(stores),
@@ -122,7 +128,7 @@ def probe(
         clusters=clusters,
         budget=budget,
         shortlist=shortlist,
-        metrics=METRICS,
+        metrics=metrics,
         query_limit=query_limit,
         num_bootstrap=num_bootstrap,
         seed=seed,

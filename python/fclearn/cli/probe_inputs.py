@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.cli.alignment import rows_of_ids
+from fclearn.cli.alignment import chosen_rows, rows_of_ids
 from fclearn.cli.eval_rules import groups_of
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
@@ -89,7 +89,7 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
         new.fingerprint.check_same(asked[1].fingerprint, "--new and --new-query")
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
     labels = None if qrels is not None else _labels([old] if asked is None else [old, asked[0]])
-    rows = _chosen(old, qrels, options)
+    rows = chosen_rows(old.ids, options.limit, options.seed, qrels)
     ids = [old.ids[row] for row in rows]
     # Ids of judgements are of two kinds, queries and documents: equal ones mean nothing.
     has_own = options.use_groups or options.exclude_self or (asked is not None and qrels is None)
@@ -132,19 +132,6 @@ def _labels(stores: Sequence[FeatureStore]) -> list[NDArray[np.generic]]:
             )
         found.append(store.labels)
     return found
-
-
-def _chosen(store: FeatureStore, qrels: Qrels | None, options: ProbeStores) -> NDArray[np.int64]:
-    """Rows taken: at random, but with judgements those that are judged come first."""
-    size = len(store)
-    if size <= options.limit:
-        return np.arange(size)
-    order = np.random.default_rng(options.seed).permutation(size)
-    if qrels is not None:
-        judged = {name for items in qrels.grades.values() for name in items}
-        is_judged = np.array([name in judged for name in store.ids])
-        order = order[np.argsort(~is_judged[order], kind="stable")]
-    return np.sort(order[: options.limit])
 
 
 def _own(store: FeatureStore, *, use_groups: bool) -> NDArray[np.generic]:

@@ -10,6 +10,8 @@ from fclearn.evaluation import metric_title
 from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeResult
 
 METRICS = ("map", "cmc@1")
+#: With judgements, which may be graded.
+JUDGED_METRICS = (*METRICS, "ndcg@10")
 #: What moves, above the ways of a table.
 _HEADINGS = {
     "": "",
@@ -81,10 +83,13 @@ def _table(result: ProbeResult) -> Table:
         f"{result.num_fit:,} pairs to fit on, {100 * result.confidence:g} % intervals of the "
         "difference to old/old; cost: share of the gallery embedded anew, models that see a query",
     )
-    # 80 columns wide, so that no terminal cuts a number.
+    metrics = list(result.ways[0].metrics)
+    # 80 columns wide, so that no terminal cuts a number: three metrics need a line for intervals.
+    is_wide = len(metrics) > 2
+    table.show_edge, table.pad_edge = not is_wide, not is_wide
     table.add_column("way")
     table.add_column("cost", no_wrap=True)
-    for metric in METRICS:
+    for metric in metrics:
         table.add_column(metric_title(metric), justify="right", no_wrap=True)
     direction = ""
     for way in sorted(result.ways, key=lambda way: list(_HEADINGS).index(way.direction)):
@@ -92,10 +97,11 @@ def _table(result: ProbeResult) -> Table:
             direction = way.direction
             table.add_section()
             table.add_row(f"[italic]{_HEADINGS[direction]}[/italic]")
+        apart = "\n" if is_wide else " "
         cells = [
-            f"{100 * way.metrics[m]:.1f} [dim]\\[{_points(way.gain_intervals[m][0])},"
+            f"{100 * way.metrics[m]:.1f}{apart}[dim]\\[{_points(way.gain_intervals[m][0])},"
             f"{_points(way.gain_intervals[m][1])}][/dim]"
-            for m in METRICS
+            for m in metrics
         ]
         cost = f"{100 * way.embedded:.0f}% {way.queries_by}" if way.queries_by else ""
         style = "bold" if way.name == result.best and way.direction == NEW_TO_OLD else None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fclearn.evaluation._metrics import METRIC_NAMES
-from fclearn.evaluation._thresholds import OperatingPoint
+from fclearn.evaluation._points import OperatingPoint
 from fclearn.evaluation._verdict import Verdict, metric_title
 from fclearn.evaluation.ceiling import oracle_gain
 from fclearn.evaluation.chain import ChainReport, chain_report
@@ -19,12 +19,8 @@ from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from fclearn.evaluation.slices import Slice, worst_slices
 from fclearn.evaluation.table import render_table
-from fclearn.evaluation.verification import (
-    ThresholdTransfer,
-    VerificationResult,
-    evaluate_verification,
-    transfer_threshold,
-)
+from fclearn.evaluation.transfer import ThresholdTransfer, transfer_threshold
+from fclearn.evaluation.verification import VerificationResult, evaluate_verification
 
 __all__ = [
     "METRIC_NAMES",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,15 +35,49 @@ def bootstrap_means(
     """
     rng = np.random.default_rng(seed)
     num_rows = len(values)
+    return np.concatenate(
+        [times @ values / num_rows for times in _times_drawn(num_rows, num_bootstrap, rng)]
+    )
+
+
+def times_drawn(is_first: NDArray[np.bool_], num_bootstrap: int, seed: int) -> NDArray[np.uint8]:
+    """How often each resample has each row, where rows are two samples that are drawn apart.
+
+    Args:
+        is_first: Whether a row is of the first sample, shape ``(Q,)``; either may be empty.
+        num_bootstrap: Number of resamples; each has as many rows of either sample as there are.
+        seed: Of the draws; equal seeds give equal results.
+
+    Returns:
+        Shape ``(num_bootstrap, Q)``. A byte holds them: of n rows drawn n times, one comes up k
+        times with a probability below 1 / k!.
+
+    Example:
+        >>> import numpy as np
+        >>> times_drawn(np.array([True, False, False, True]), 3, seed=0)[:, [0, 3]].sum(axis=1)
+        array([2, 2, 2], dtype=uint64)
+    """
+    rng = np.random.default_rng(seed)
+    times = np.empty((num_bootstrap, len(is_first)), dtype=np.uint8)
+    for rows in (np.flatnonzero(is_first), np.flatnonzero(~is_first)):
+        start = 0
+        for part in _times_drawn(len(rows), num_bootstrap, rng) if len(rows) else ():
+            times[start : start + len(part), rows] = part
+            start += len(part)
+    return times
+
+
+def _times_drawn(
+    num_rows: int, num_bootstrap: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """How often each row is in each of a chunk of resamples, shape ``(size, num_rows)``."""
     step = max(1, _CHUNK_ELEMENTS // num_rows)
-    means = []
     for start in range(0, num_bootstrap, step):
         size = min(step, num_bootstrap - start)
         draws = rng.integers(0, num_rows, (size, num_rows))
         draws += np.arange(size)[:, None] * num_rows
         times = np.bincount(draws.reshape(-1), minlength=size * num_rows)
-        means.append(times.reshape(size, num_rows) @ values / num_rows)
-    return np.concatenate(means)
+        yield times.reshape(size, num_rows)
 
 
 def interval(samples: NDArray[np.float64], confidence: float) -> Interval:

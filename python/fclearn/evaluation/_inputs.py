@@ -27,6 +27,7 @@ def build_relevance(
     positives: Sequence[Sequence[int]] | None,
     ids: tuple[PerRow | None, PerRow | None],
     sizes: tuple[int, int],
+    grades: Sequence[Sequence[float]] | None = None,
 ) -> Relevance:
     """The one form of relevance that was given.
 
@@ -36,16 +37,20 @@ def build_relevance(
         positives: Right gallery rows of each query.
         ids: Of query and gallery, for the judgements.
         sizes: Rows of query and gallery.
+        grades: Of the positives.
 
     Raises:
         TypeError: As `join_keys`.
-        ValueError: None or several of the forms; as `join_keys` and `Qrels.relevance`.
+        ValueError: None or several of the forms; as `join_keys` and `Qrels.relevance`; grades of
+            something else than the positives.
     """
     has_labels = labels[0] is not None or labels[1] is not None
     if has_labels + (qrels is not None) + (positives is not None) != 1:
         raise ValueError(
             "query_labels and gallery_labels, qrels or positives: expected exactly one of the three"
         )
+    if grades is not None and positives is None:
+        raise ValueError("grades: expected positives, which they are of")
     if qrels is not None:
         if ids[0] is None or ids[1] is None:
             raise ValueError("qrels: expected query_ids and gallery_ids, which it speaks of")
@@ -55,7 +60,8 @@ def build_relevance(
     if positives is not None:
         pairs = junk_lists(positives, sizes, "positives")
         counts = np.bincount(pairs.query, minlength=sizes[0])
-        return Judged(np.concatenate([[0], np.cumsum(counts)]), pairs.row, np.ones(len(pairs.row)))
+        worth = np.ones(len(pairs.row)) if grades is None else _by_row(grades, positives, counts)
+        return Judged(np.concatenate([[0], np.cumsum(counts)]), pairs.row, worth)
     if labels[0] is None or labels[1] is None:
         raise ValueError("query_labels and gallery_labels: expected both")
     several = [_is_several(labels[0]), _is_several(labels[1])]
@@ -67,6 +73,36 @@ def build_relevance(
             "on both"
         )
     return _shared(labels[0], labels[1], sizes)
+
+
+def _by_row(
+    grades: Sequence[Sequence[float]], positives: Sequence[Sequence[int]], counts: Ints
+) -> NDArray[np.float64]:
+    """Grades of all positives, query by query and in each by row.
+
+    Args:
+        grades: As given.
+        positives: As given.
+        counts: Different rows of each query.
+    """
+    if len(grades) != len(positives):
+        raise ValueError(
+            f"grades: expected a list for each of the {len(positives)} queries, got {len(grades)}"
+        )
+    lists = [np.empty(0)]
+    for query, (one, rows) in enumerate(zip(grades, positives, strict=True)):
+        values = np.asarray(one, dtype=np.float64)
+        if len(rows) != counts[query]:
+            raise ValueError(f"positives: expected each row once, got repeats for query {query}")
+        if values.shape != (len(rows),):
+            raise ValueError(
+                f"grades: expected one for each of the {len(rows)} positives of query {query}, got "
+                f"shape {list(values.shape)}"
+            )
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(f"grades: expected numbers above 0, got {one} for query {query}")
+        lists.append(values[np.argsort(np.asarray(rows))])
+    return np.concatenate(lists)
 
 
 def _is_several(labels: Labels) -> bool:

@@ -100,3 +100,13 @@ def split(queries: Ints, counts: Ints) -> Iterator[Ints]:
         stop = max(start + 1, int(np.searchsorted(ends, before + _MAX_PAIRS, side="right")))
         yield queries[start:stop]
         start = stop
+
+
+def have_positives(relevance: Relevance, excluded: tuple[Exclusion, ...]) -> NDArray[np.bool_]:
+    """Whether each query has a positive that is not hidden from it, shape ``(Q,)``."""
+    found = relevance.counts > sum(exclusion.most_hidden() for exclusion in excluded)
+    # The others may have lost all of theirs.
+    doubtful = np.flatnonzero(~found & (relevance.counts > 0))
+    for chunk in split(doubtful, relevance.counts[doubtful]):
+        found[chunk] = list_pairs(relevance, chunk).without(excluded, chunk).counts > 0
+    return found

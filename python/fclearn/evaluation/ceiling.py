@@ -90,6 +90,7 @@ def judged_oracle_gain(
     *,
     query: Tensor,
     query_ids: NDArray[np.generic],
+    grades: Sequence[Sequence[float]] | None = None,
     metrics: Sequence[str] = ("map", "cmc@1"),
     seed: int = 0,
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
@@ -105,6 +106,7 @@ def judged_oracle_gain(
         ids: Shape ``(G,)``; rows with a query's id are not in its gallery.
         query: Shape ``(Q, D)``.
         query_ids: Shape ``(Q,)``.
+        grades: Of the positives; None: all are 1. A query stands at the plain mean all the same.
         metrics: As `evaluate_retrieval`.
         seed: Of the halves.
 
@@ -124,11 +126,14 @@ def judged_oracle_gain(
     unit = torch.nn.functional.normalize(features, dim=1)
     stood: list[list[int]] = []
     sought: list[list[int]] = []
-    for right, own in zip(positives, query_ids, strict=True):
+    worth: list[list[float]] = []
+    for at, (right, own) in enumerate(zip(positives, query_ids, strict=True)):
         rows = np.asarray(right, dtype=np.int64)
-        drawn = rng.permutation(rows[ids[rows] != own]).tolist()
-        stood.append(drawn[: len(drawn) // 2])
-        sought.append(drawn[len(drawn) // 2 :])
+        drawn = rng.permutation(np.flatnonzero(ids[rows] != own))
+        first, rest = np.split(drawn, [len(drawn) // 2])
+        stood.append(rows[first].tolist())
+        sought.append(rows[rest].tolist())
+        worth.append(np.ones(len(rest)).tolist() if grades is None else _taken(grades[at], rest))
     gain = {name: np.zeros(len(positives)) for name in metrics}
     usable = np.flatnonzero([len(rows) > 0 for rows in stood])
     if len(usable) == 0:
@@ -142,6 +147,7 @@ def judged_oracle_gain(
             rows,
             features,
             positives=[sought[at] for at in usable],
+            grades=[worth[at] for at in usable],
             junk=[stood[at] for at in usable],
             exclude_self=True,
             query_ids=query_ids[usable],
@@ -154,3 +160,7 @@ def judged_oracle_gain(
     for name in metrics:
         gain[name][usable] = best[name] - old[name]
     return gain, len(usable)
+
+
+def _taken(values: Sequence[float], places: NDArray[np.int64]) -> list[float]:
+    return [float(values[place]) for place in places]

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn.evaluation._bootstrap import check_bootstrap, interval, times_drawn
 from fclearn.evaluation._keys import Exclusion, Ints, PerRow, exclusions, join_keys
-from fclearn.evaluation._pairs import list_pairs, split
+from fclearn.evaluation._pairs import have_positives
+from fclearn.evaluation._points import OperatingPoint, check_rates
 from fclearn.evaluation._relevance import SameLabel
 from fclearn.evaluation._rows import Rows, RowSource, Scorer
-from fclearn.evaluation._thresholds import OperatingPoint, check_rates, just_above
+from fclearn.evaluation._thresholds import just_above
 
 _BATCH, _GALLERY_BATCH = 256, 16384
 
@@ -26,11 +28,13 @@ class IdentificationResult:
         points: One for each rate asked for: ``true_rate`` is TPIR at FPIR = ``wanted``.
         num_mated: Queries whose label is in the gallery.
         num_unmated: Queries whose label is not: strangers.
+        confidence: Of the points' intervals.
     """
 
     points: tuple[OperatingPoint, ...]
     num_mated: int
     num_unmated: int
+    confidence: float
 
     def to_dict(self) -> dict[str, object]:
         """All fields, as JSON values."""
@@ -48,6 +52,9 @@ def evaluate_identification(
     query_ids: PerRow | None = None,
     gallery_ids: PerRow | None = None,
     metric: str = "cosine",
+    num_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> IdentificationResult:
     """TPIR@FPIR of open-set 1:N identification, at rank 1.
 
@@ -65,6 +72,9 @@ def evaluate_identification(
         query_ids: As in `evaluate_retrieval`.
         gallery_ids: As there.
         metric: ``"cosine"``, ``"ip"`` or ``"l2"``.
+        num_bootstrap: Resamples behind the intervals, shared by the rates.
+        confidence: Of the percentile intervals, in (0, 1).
+        seed: Of the resamples.
 
     Returns:
         A point for each rate, in the order asked for. Of equal scores, the lower gallery row is the
@@ -72,7 +82,14 @@ def evaluate_identification(
 
     Raises:
         TypeError: As `evaluate_retrieval`.
-        ValueError: As `evaluate_retrieval`; a rate outside (0, 1); no strangers, or only such.
+        ValueError: As `evaluate_retrieval`; a rate outside (0, 1); no strangers, or only such;
+            num_bootstrap or confidence out of range.
+
+    Note:
+        A resample draws the queries with a counterpart and the strangers apart, as many of either
+        as there are, and finds its own threshold: an interval says how TPIR at this FPIR could have
+        come out with other queries and other strangers, against the same gallery. It needs a byte
+        for each query and resample.
 
     References:
         Maze et al., *IARPA Janus Benchmark-C: Face Dataset and Protocol*, ICB 2018.
@@ -88,6 +105,7 @@ def evaluate_identification(
         (1.0, 1)
     """
     check_rates(false_positive_rates, "false_positive_rates")
+    check_bootstrap(num_bootstrap, confidence)
     rows = Rows(query, "query"), Rows(gallery, "gallery")
     sizes = rows[0].num_rows, rows[1].num_rows
     for name, size in zip(("query", "gallery"), sizes, strict=True):
@@ -97,7 +115,7 @@ def evaluate_identification(
     excluded = exclusions(
         exclude_self, (query_ids, gallery_ids), (None, None), sizes, same=query is gallery
     )
-    mated = _counterparts(SameLabel(labels), excluded, sizes[0]) > 0
+    mated = have_positives(SameLabel(labels), excluded)
     if mated.all() or not mated.any():
         raise ValueError(
             "query_labels: expected queries with and without their label in the gallery, got "
@@ -106,31 +124,54 @@ def evaluate_identification(
     scorer = Scorer(*rows, metric)
     score, row = _best_hits(scorer, excluded, sizes)
     right = (row >= 0) & (labels.query == labels.gallery[row])
-    strangers = np.sort(score[~mated])[::-1]
+    times = times_drawn(mated, num_bootstrap, seed)
+    known = _best_first(score[mated], times[:, mated], right[mated])
+    strangers = _best_first(score[~mated], times[:, ~mated])
     points = []
     for rate in false_positive_rates:
-        threshold = just_above(strangers[int(rate * len(strangers))])
+        limit = strangers.score[int(rate * len(strangers.score))]
         points.append(
             OperatingPoint(
                 wanted=float(rate),
-                threshold=threshold * scorer.unit,
-                false_rate=float((strangers >= threshold).mean()),
-                true_rate=float((right & (score >= threshold))[mated].mean()),
-                is_resolved=rate * len(strangers) >= 1,
+                threshold=float(just_above(limit)) * scorer.unit,
+                false_rate=float((strangers.score > limit).mean()),
+                true_rate=float((right & (score > limit))[mated].mean()),
+                is_resolved=rate * len(strangers.score) >= 1,
+                interval=interval(_resampled(known, strangers, rate), confidence),
             )
         )
-    return IdentificationResult(tuple(points), int(mated.sum()), int((~mated).sum()))
+    return IdentificationResult(tuple(points), int(mated.sum()), int((~mated).sum()), confidence)
 
 
-def _counterparts(relevance: SameLabel, excluded: tuple[Exclusion, ...], num_queries: int) -> Ints:
-    """Visible gallery rows of each query's label, shape ``(Q,)``."""
-    if not excluded:
-        return relevance.counts
-    counts = np.empty(num_queries, dtype=np.int64)
-    queries = np.arange(num_queries)
-    for chunk in split(queries, relevance.counts):
-        counts[chunk] = list_pairs(relevance, chunk).without(excluded, chunk).counts
-    return counts
+@dataclass(frozen=True)
+class _Drawn:
+    """Queries of one kind, best score first, and how often resamples have them.
+
+    Attributes:
+        score: Shape ``(n,)``, descending.
+        times: Shape ``(B, n)``; 0 for queries that do not count.
+    """
+
+    score: NDArray[np.float32]
+    times: NDArray[np.uint8]
+
+
+def _best_first(
+    score: NDArray[np.float32], times: NDArray[np.uint8], counts: NDArray[np.bool_] | bool = True
+) -> _Drawn:
+    order = np.argsort(-score, kind="stable")
+    return _Drawn(score[order], (times * counts)[:, order])
+
+
+def _resampled(known: _Drawn, strangers: _Drawn, rate: float) -> NDArray[np.float64]:
+    """TPIR of each resample, at the threshold that is right for its own strangers, ``(B,)``."""
+    allowed = int(rate * len(strangers.score))
+    rates = np.empty(len(known.times))
+    for at, (times, others) in enumerate(zip(known.times, strangers.times, strict=True)):
+        limit = strangers.score[np.argmax(np.cumsum(others, dtype=np.int64) > allowed)]
+        passing = np.searchsorted(-known.score, -limit, side="left")
+        rates[at] = times[:passing].sum(dtype=np.int64)
+    return rates / len(known.score)
 
 
 def _best_hits(

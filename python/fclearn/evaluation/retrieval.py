@@ -94,6 +94,7 @@ def evaluate_retrieval(
     gallery_labels: Labels | None = None,
     qrels: Qrels | str | os.PathLike[str] | None = None,
     positives: Sequence[Sequence[int]] | None = None,
+    grades: Sequence[Sequence[float]] | None = None,
     junk: Sequence[Sequence[int]] | None = None,
     exclude_self: bool = False,
     query_ids: PerRow | None = None,
@@ -127,6 +128,7 @@ def evaluate_retrieval(
             that are not in the gallery count as never found (as trec_eval has it); queries without
             a relevant one are skipped.
         positives: Instead of labels: right gallery rows of each query.
+        grades: Of the positives, in the same order, above 0; None: all are 1.
         junk: Gallery rows to take out of each query's ranking: neither right nor wrong. See
             `revisited_protocol` for Oxford and Paris.
         exclude_self: Ignore the gallery rows that have the query's id.
@@ -152,7 +154,8 @@ def evaluate_retrieval(
         TypeError: Features that are not floating, labels that are neither integers nor strings.
         ValueError: Shapes that disagree, a query narrower than the gallery, NaN or infinite values,
             rows of norm zero with the cosine, an empty gallery, no query with a positive, an
-            unknown metric, a metric of all ranks with an index, ids that repeat with qrels.
+            unknown metric, a metric of all ranks with an index, ids that repeat with qrels,
+            grades that are not those of the positives.
 
     Note:
         Memory, beyond files that are mapped: at most 1.5 GB, whatever the sizes of query and
@@ -191,7 +194,7 @@ def evaluate_retrieval(
         if size == 0:
             raise ValueError(f"{name}: expected at least one row, got shape [0, …]")
     relevance = build_relevance(
-        (query_labels, gallery_labels), qrels, positives, (query_ids, gallery_ids), sizes
+        (query_labels, gallery_labels), qrels, positives, (query_ids, gallery_ids), sizes, grades
     )
     excluded = exclusions(
         exclude_self,

@@ -18,11 +18,12 @@ from fclearn.probe.ways import JudgementCounts
 
 
 class Right(TypedDict, total=False):
-    """What is right, as arguments of `evaluate_retrieval`: labels of both sides, or positives."""
+    """What is right, as arguments of `evaluate_retrieval`: labels, or positives and grades."""
 
     query_labels: NDArray[np.int64]
     gallery_labels: NDArray[np.int64]
     positives: Sequence[Sequence[int]]
+    grades: Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)

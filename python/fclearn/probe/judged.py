@@ -74,10 +74,14 @@ def split_by_judgement(
     place = np.full(len(items), -1)
     place[gallery] = np.arange(len(gallery))
     query_ids, gallery_ids = left_out_keys(items, queries, chosen, gallery)
+    right = [relevance.positives(int(at)) for at in chosen]
     held = Held(
         query={side: values[chosen] for side, values in asked.items()},
         gallery={side: values[gallery] for side, values in items.sides.items()},
-        right={"positives": [place[relevance.positives(int(at))[0]].tolist() for at in chosen]},
+        right={
+            "positives": [place[rows].tolist() for rows, _ in right],
+            "grades": [grades.tolist() for _, grades in right],
+        },
         query_ids=query_ids,
         gallery_ids=gallery_ids,
     )

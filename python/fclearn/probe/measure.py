@@ -87,6 +87,7 @@ class Measure:
                 held.gallery_ids,
                 query=held.query["old"],
                 query_ids=held.query_ids,
+                grades=held.right["grades"],
                 metrics=self.names,
                 seed=seed,
             )

@@ -15,7 +15,7 @@ from fclearn.report._sections import Section, figures, notes, render_sections, t
 from fclearn.report._template import Json
 
 PLAN_FILE = "curve.json"
-_HIDDEN = frozenset({"verdict", "counts", "baseline", "ways", "curve", "thresholds"})
+_HIDDEN = frozenset({"verdict", "counts", "num_missing", "baseline", "ways", "curve", "thresholds"})
 _SHOWN = (0, 0.05, 0.1, 0.2, 0.5, 1)
 _HEADLINES = {
     "backfill": ("compatible", "The budget is worth spending"),
@@ -60,6 +60,7 @@ def plan_section(data: Mapping[str, Json], title: str) -> Section:
         f"{counts['gallery']:,} rows in the gallery, {counts['done']:,} embedded anew already, "
         f"{counts['left_in_budget']:,} of the {counts['left']:,} others in the budget.",
         *_skipped(curve),
+        *_missing(data.get("num_missing", 0)),
         *_thresholds(data),
     ]
     return {
@@ -147,6 +148,12 @@ def _skipped(curve: BackfillCurve) -> Sequence[str]:
     if not curve.num_skipped:
         return []
     return [f"{curve.num_skipped:,} queries have nothing right in the gallery; they count nowhere."]
+
+
+def _missing(count: int) -> Sequence[str]:
+    if not count:
+        return []
+    return [f"{count:,} relevant rows are not among the rows measured on; they count nowhere."]
 
 
 def _alt(curve: BackfillCurve, metric: str) -> str:
