@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fclearn import KnnGraph
 from fclearn._launch import under_torchrun
 from fclearn.datasets import ImageDataset
 from fclearn.distributed import joined_world
@@ -42,12 +43,13 @@ def images() -> ImageDataset:
 
 
 def assets() -> Assets:
-    """Old features of these images."""
+    """Old features of these images, and what an old service finds by them."""
     labels = torch.arange(IMAGES) % CLASSES
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(CLASSES, OLD_DIM, generator=generator)
     noise = torch.randn(IMAGES, OLD_DIM, generator=generator)
-    return Assets(labels, old_features=centres[labels] + 0.5 * noise)
+    features = centres[labels] + 0.5 * noise
+    return Assets(labels, old_features=features, old_scores=KnnGraph.build(features, 9))
 
 
 class Encoder(nn.Module):

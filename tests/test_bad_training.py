@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fclearn import KnnGraph
 from fclearn.cache_check import check_cache
 from fclearn.cli import main
 from fclearn.cli.images import load_images
@@ -29,7 +30,7 @@ LABELS = {
 }
 EMPTY = {"a class without images", "more classes than images"}
 # They look at each image's own old feature, or at nothing old.
-WITHOUT_CLASS_ROWS = {"independent", "l2", "aml", "hot-refresh"}
+WITHOUT_CLASS_ROWS = {"independent", "l2", "aml", "hot-refresh", "ni-fcl-scores"}
 
 
 def assets(labels):
@@ -44,6 +45,7 @@ def assets(labels):
         old_classifier=rows(1),
         old_classes=torch.tensor([0]),
         independent_features=rows(len(labels)),
+        old_scores=KnnGraph.build(rows(len(labels)), 2),
     )
 
 

@@ -53,6 +53,7 @@ def _assert_same(one, two):
 OTHERS = {
     "lce": {"method": "lce"},  # a classifier that two terms share
     "hot-refresh": {"method": "hot-refresh"},  # negatives of the whole batch
+    "ni-fcl-scores": {"method": "ni-fcl-scores"},  # remembers the embeddings of all processes
     "accumulated": {"method": "ni-fcl-mean", "accumulate": "3"},
     "bfloat16": {"method": "ni-fcl-mean", "precision": "bfloat16"},
 }

@@ -286,9 +286,8 @@ def test_all_means_those_that_have_what_they_need():
         (replace(DEFAULTS["icons"], labels="clusters"), {"bct"}),
     ):
         lack = {name for name in all_contenders() if lacking(get_contender(name), config)}
-        assert without <= lack
-        assert "ni-fcl" not in lack
-        assert bool(lack) == bool(without)
+        assert lack == {"ni-fcl-scores", *without}
+    assert "n/o, which is compared here, is not" in lacking(get_contender("ni-fcl-scores"), config)
 
 
 @pytest.mark.parametrize(

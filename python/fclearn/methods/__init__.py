@@ -19,6 +19,7 @@ from fclearn.methods import (
     ni_fcl,
     ni_fcl_instance_walk,
     ni_fcl_mean,
+    ni_fcl_scores,
     ni_fcl_walk,
     uni_bct,
 )
@@ -33,6 +34,7 @@ METHODS: dict[str, MethodSpec] = {
         ni_fcl_instance_walk,
         ni_fcl_mean,
         ni_fcl_walk,
+        ni_fcl_scores,
         bct,
         aml,
         l2,
