@@ -9,8 +9,8 @@ lists, so the service's unit does not matter. With ``damping`` the old side is w
 graph of the lists first, as features are elsewhere; it is off, for a walk gives up part of the
 order the service's users see where lists contradict each other.
 
-It keeps the order of results, so that fewer of them change for the worse once *all* images are
-embedded by the new model. Without vectors there is nothing a new query could be compared with in
+It keeps more of the order of results, new queries among new images, once *all* images are embedded
+by the new model: what was found first should not needlessly change. Without vectors there is nothing a new query could be compared with in
 the old index: it does not make the new model compatible with that. Nor does it say anything of
 images outside the lists, which are left to the new classifier.
 """
@@ -89,7 +89,7 @@ class ScoreListLoss(nn.Module):
         dim: int,
         *,
         scale: float = 10.0,
-        old_scale: float = 1.0,
+        old_scale: float = 2.0,
         k: int = 100,
         damping: float = 0.0,
     ) -> None:
@@ -211,16 +211,16 @@ def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
 
 SPEC = MethodSpec(
     name="ni-fcl-scores",
-    title="NI-FCL, old scores only (keeps the order of results)",
+    title="NI-FCL, old scores only (for the order of results)",
     source="after Shen, Wu, Shan, Non-Inherent Feature Compatible Learning, ICLR 2021 submission",
     needs=(Need.LABELS, Need.OLD_SCORES),
     defaults={
         **NEW_CLASSIFIER_DEFAULTS,
         "scale": 10.0,
-        "old_scale": 1.0,
+        "old_scale": 2.0,
         "k": 100,
         "damping": 0.0,
-        "weight": 1.0,
+        "weight": 3.0,
     },
     build=_build,
 )
