@@ -10,9 +10,10 @@ graph of the lists first, as features are elsewhere; it is off, for a walk gives
 order the service's users see where lists contradict each other.
 
 It keeps more of the order of results, new queries among new images, once *all* images are embedded
-by the new model: what was found first should not needlessly change. Without vectors there is nothing a new query could be compared with in
-the old index: it does not make the new model compatible with that. Nor does it say anything of
-images outside the lists, which are left to the new classifier.
+by the new model: what was found first should not needlessly change. Without vectors there is
+nothing a new query could be compared with in the old index: it does not make the new model
+compatible with that. Nor does it say anything of images outside the lists, which are left to the
+new classifier.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class ScoreListLoss(nn.Module):
         scale: :math:`\alpha`, inverse temperature of the cosines.
         old_scale: :math:`\beta`, that of the scores in units of their spread.
         k: Members of a list that count, those with the highest scores.
-        damping: Probability of walking on, in [0, 1); 0: no walk.
+        damping: Probability of walking on, in [0, 1); 0: no walk. One took 20 s for 20,000 lists of
+            50 on two cores that were not idle.
 
     Raises:
         ValueError: An option out of range, images without a list, no two scores of a list that
