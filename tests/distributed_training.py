@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fclearn import KnnGraph
 from fclearn._launch import under_torchrun
 from fclearn.datasets import ImageDataset
 from fclearn.distributed import joined_world
@@ -42,7 +43,7 @@ def images() -> ImageDataset:
 
 
 def assets() -> Assets:
-    """Old features of these images."""
+    """Old features of these images, and what an old service finds by them."""
     labels = torch.arange(IMAGES) % CLASSES
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(CLASSES, OLD_DIM, generator=generator)
@@ -50,7 +51,9 @@ def assets() -> Assets:
     old_model = nn.Sequential(nn.Flatten(), nn.Linear(256, OLD_DIM))
     with torch.no_grad():
         old_model[1].weight.copy_(torch.randn(OLD_DIM, 256, generator=generator))
-    return Assets(labels, old_features=centres[labels] + 0.5 * noise, old_model=old_model)
+    features = centres[labels] + 0.5 * noise
+    scores = KnnGraph.build(features, 9)
+    return Assets(labels, old_features=features, old_model=old_model, old_scores=scores)
 
 
 class Encoder(nn.Module):

@@ -26,6 +26,7 @@ from fclearn.encoders import build_encoder
 from fclearn.evaluation import Qrels
 from fclearn.experiments.records import load_record
 from fclearn.features.npy import open_npy
+from fclearn.score_lists import read_score_lists
 
 #: What is put into a file beside bytes of its own: numbers at the ends of types, what has a meaning
 #: in some format.
@@ -176,6 +177,13 @@ def _qrels(folder: Path) -> Path:
     return path
 
 
+def _score_lists(folder: Path) -> Path:
+    path = folder / "run.txt"
+    text = "".join(f"i{row} Q0 i{(row + 1) % 4} 1 0.{row} old\n" for row in range(4))
+    path.write_text(text, "utf-8")
+    return path
+
+
 def _checkpoint(folder: Path) -> Path:
     path = folder / "checkpoint.pt"
     torch.save({"epoch": 1, "model": {"w": _rows()}}, path)
@@ -212,6 +220,9 @@ TARGETS = {
     # A message about a value names the key, not the file.
     "config": Target(_config, lambda path: load_config(TrainRunConfig, path), names=False),
     "qrels": Target(_qrels, Qrels.read),
+    "score-lists": Target(
+        _score_lists, lambda path: read_score_lists(path, [f"i{row}" for row in range(4)])
+    ),
     "checkpoint": Target(_checkpoint, lambda path: load_checkpoint(path, torch.device("cpu"))),
     "model-card": Target(
         lambda folder: _model(folder, "model.json"), lambda path: load_model(path.parent)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fclearn import KnnGraph
 from fclearn.cache_check import check_cache
 from fclearn.cli import main
 from fclearn.cli.images import load_images
@@ -30,7 +31,7 @@ LABELS = {
 }
 EMPTY = {"a class without images", "more classes than images"}
 # They look at each image's own old feature, or at nothing old.
-WITHOUT_CLASS_ROWS = {"independent", "l2", "aml", "hot-refresh"}
+WITHOUT_CLASS_ROWS = {"independent", "l2", "aml", "hot-refresh", "ni-fcl-scores"}
 
 
 def assets(labels):
@@ -46,6 +47,7 @@ def assets(labels):
         old_classes=torch.tensor([0]),
         independent_features=rows(len(labels)),
         old_model=nn.Sequential(nn.Flatten(), nn.Linear(4, 6)),
+        old_scores=KnnGraph.build(rows(len(labels)), 2),
     )
 
 

@@ -123,6 +123,8 @@ def test_refused_chains(options, message):
 
 
 def test_refused_methods_and_images(images, tmp_path):
+    with pytest.raises(ValueError, match="at most, 'ni-fcl-scores' needs the old service's sco"):
+        run_chain(CONFIG, images, "ni-fcl-scores", tmp_path)
     with pytest.raises(ValueError, match="needs old features at most, 'bct' needs the old class"):
         run_chain(CONFIG, images, "bct", tmp_path)
     few = images.select_classes(range(8))

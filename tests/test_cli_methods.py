@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from cli_samples import refused, train
 
-from fclearn.features import FeatureStore
+from fclearn import KnnGraph
+from fclearn.features import FeatureStore, as_tensor
 from fclearn.methods import METHODS, build_method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,14 +21,30 @@ def old_head(work, tmp_path):
     rows = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     (tmp_path / "names.txt").write_text("\n".join([names[2], "extinct", names[0], names[1]]))
+    write_run(tmp_path / "run.txt", FeatureStore.open(work / "old-store"))
     return [
         "method.name=bct",
         "train.epochs=1",
         f"old_features={work}/old-store",
+        f"old_model={work}/old",
         f"independent_features={work}/new-store",
         f"old_classifier={tmp_path}/rows.npy",
         f"old_classes={tmp_path}/names.txt",
+        f"old_scores={tmp_path}/run.txt",
     ]
+
+
+def write_run(path, store, equal=False):
+    """What a service with these features finds for each image, as TREC writes it."""
+    graph = KnnGraph.build(as_tensor(store), 3)
+    lines = []
+    for row, name in enumerate(store.ids):
+        lines.append(f"{name} Q0 {name} 1 1.0 old")
+        for place, edge in enumerate(range(*graph.crow_indices[row : row + 2].tolist())):
+            score = 0.5 if equal else float(graph.values[edge])
+            found = store.ids[int(graph.col_indices[edge])]
+            lines.append(f"{name} Q0 {found} {place + 2} {score!r} old")
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def test_an_old_classifier_arrives_by_class_name(photos, fcl, tmp_path, old_head, monkeypatch):
@@ -56,6 +73,39 @@ def test_every_method_can_be_trained(photos, fcl, tmp_path, old_head, name):
     assert code == 0
     assert f" {name} " in result["model"]["model"]
     assert (run / "model.safetensors").is_file()
+
+
+def test_an_old_service_is_asked_for_scores_alone(photos, work, fcl, tmp_path):
+    def result(*more):
+        return fcl(*train(photos, tmp_path / "run", "--method", "ni-fcl-scores", *more))
+
+    run = tmp_path / "scores.txt"
+    store = FeatureStore.open(work / "old-store")
+    write_run(run, store, equal=True)
+    assert refused(
+        result(),
+        "old_scores: method 'ni-fcl-scores' needs the old service's scores",
+        "as in old_scores=run.txt",
+    )
+    lines = run.read_text(encoding="utf-8").splitlines()
+    run.write_text("\n".join(line for line in lines if not line.startswith(store.ids[2])))
+    assert refused(
+        result(f"old_scores={run}"),
+        f"{run}: no list of other images for 1 of the {len(store)} images: '{store.ids[2]}'",
+    )
+    run.write_text("\n".join(lines))
+    code, _, messages = result(f"old_scores={run}", "train.epochs=1")
+    assert code == 0
+    assert f"{run}: the scores of every list are equal: 1/rank stands for them" in messages
+    # Other lists under the same name are not gone on with.
+    write_run(run, store)
+    (tmp_path / "run" / "model.json").unlink()
+    assert refused_after_a_start(result(f"old_scores={run}", "train.epochs=1"), "losses differ")
+
+
+def refused_after_a_start(result, part):
+    code, output, error = result
+    return code == 2 and output is None and part in error.splitlines()[-1]
 
 
 def test_settings_that_are_true_or_text(photos, fcl, tmp_path, old_head):

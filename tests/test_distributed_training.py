@@ -54,6 +54,7 @@ OTHERS = {
     "lce": {"method": "lce"},  # a classifier that two terms share
     "ni-fcl-views": {"method": "ni-fcl-views"},  # a term that sees the images
     "hot-refresh": {"method": "hot-refresh"},  # negatives of the whole batch
+    "ni-fcl-scores": {"method": "ni-fcl-scores"},  # remembers the embeddings of all processes
     "accumulated": {"method": "ni-fcl-mean", "accumulate": "3"},
     "bfloat16": {"method": "ni-fcl-mean", "precision": "bfloat16"},
 }

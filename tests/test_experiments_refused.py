@@ -46,6 +46,7 @@ def test_features_of_other_defaults_are_refused(comparison, pattern_images, tmp_
     ("options", "message"),
     [
         ({"methods": ["bcd"]}, "unknown name 'bcd'"),
+        ({"methods": ["ni-fcl-scores"]}, "needs an old service's scores .* n/o, .* is not defined"),
         ({"methods": ["bct", "bct"]}, "methods: expected at least one, each once"),
         ({"methods": []}, "methods: expected at least one, each once"),
         ({"seeds": [1, 1]}, "seeds: expected at least one, each once"),

@@ -29,7 +29,10 @@ ASSET_OF = {
     Need.OLD_MODEL: "old_model",
     Need.OLD_CLASSIFIER: "old_classifier",
     Need.INDEPENDENT_FEATURES: "independent_features",
+    Need.OLD_SCORES: "old_scores",
 }
+# They know nothing of the old space: embeddings need not come near it.
+ELSEWHERE = {name for name in METHODS if Need.FEATURE_CACHE not in METHODS[name].needs}
 
 
 class OldModel(torch.nn.Module):
@@ -55,6 +58,7 @@ def _everything(**changes):
         "old_classifier": 3 * torch.randn(2, OLD_DIM, generator=generator),
         "old_classes": torch.tensor([3, 1]),
         "independent_features": torch.randn(IMAGES, OLD_DIM, generator=generator),
+        "old_scores": KnnGraph.build(features, 9),
     }
     return Assets(**{**owned, **changes})
 
@@ -119,7 +123,7 @@ def test_every_method_pulls_embeddings_to_the_old_features(name):
         loss.backward()
         optimizer.step()
     assert before < 0.5
-    assert (own_class_wins() > (0.6 if name in LOOSE else 0.8)) == (name != "independent")
+    assert (own_class_wins() > (0.6 if name in LOOSE else 0.8)) == (name not in ELSEWHERE)
 
 
 class _Killed(torch.nn.Module):
@@ -144,6 +148,7 @@ STATEFUL = {
     "adv-bct": {"width": 8},
     "bt2": {},
     "mix-bct": {},
+    "ni-fcl-scores": {"damping": 0.5},
 }
 
 
@@ -208,7 +213,7 @@ def test_labels_alone_train_the_independent_model_at_any_dim():
     assert terms[0].module.prototypes.shape == (3, 2)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "independent"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])
 def test_narrower_embeddings_are_refused(name):
     with pytest.raises(
         ValueError, match="dim: expected at least the 6 dims of the old features, got 5"
@@ -346,6 +351,14 @@ def test_bct_takes_the_rows_of_known_classes_and_means_of_new_ones():
         (
             {"old_features": torch.ones(IMAGES, OLD_DIM).index_fill(0, torch.tensor([2, 4]), 0.0)},
             r"old_features: row 2 is zero and has no direction \(2 such rows\)",
+        ),
+        (
+            {"old_scores": KnnGraph.build(torch.rand(IMAGES - 1, 3), 2)},
+            r"old_scores: expected one list per label \(40\), got 39",
+        ),
+        (
+            {"old_scores": KnnGraph.build(torch.rand(IMAGES, 3), 2).normalize()},
+            r"old_scores: expected scores, got a normalised graph \(mode='row'\)",
         ),
         (
             {"labels": torch.zeros(0, dtype=torch.int64), "old_features": None},

@@ -282,13 +282,12 @@ def test_all_means_those_that_have_what_they_need():
     frozen_old = with_models(DEFAULTS["icons"], old_encoder="efficientnet-lite0")
     for config, without in (
         (DEFAULTS["icons"], set()),
-        (frozen_old, {"bct"}),
+        (frozen_old, {"bct", "ni-fcl-views"}),
         (replace(DEFAULTS["icons"], labels="clusters"), {"bct"}),
     ):
         lack = {name for name in all_contenders() if lacking(get_contender(name), config)}
-        assert without <= lack
-        assert "ni-fcl" not in lack
-        assert bool(lack) == bool(without)
+        assert lack == {"ni-fcl-scores", *without}
+    assert "n/o, which is compared here, is not" in lacking(get_contender("ni-fcl-scores"), config)
 
 
 @pytest.mark.parametrize(

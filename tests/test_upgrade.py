@@ -184,6 +184,7 @@ def test_a_command_that_fails_is_the_last(capsys):
         (["methods=[bctt]"], "method: unknown name 'bctt'; did you mean 'bct'"),
         (["methods=[bct, bct]"], "methods: expected each once, got bct, bct"),
         (["methods=[]"], "methods: expected at least one"),
+        (["methods=[ni-fcl-scores]"], "methods: 'ni-fcl-scores' is for an old service without"),
         (["data.test=test"], "data.path: expected a folder"),
         (["data.path="], "data.path: expected"),
         (["old.class_share=0"], "class_share: expected a number in (0, 1], got 0"),

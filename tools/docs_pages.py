@@ -14,7 +14,7 @@ from typing import Any
 
 from fclearn.experiments.records import load_records
 from fclearn.experiments.summary import MethodSummary, Summary, summarise
-from fclearn.methods import METHODS, MethodSpec
+from fclearn.methods import METHODS, MethodSpec, Need
 from fclearn.methods.base import NEW_CLASSIFIER_DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,9 +101,9 @@ def _percent(method: MethodSummary, quantity: tuple[str, str]) -> str:
 def method_index(summary: Summary) -> str:
     """What each method needs, with its measured gain, and the table of contents."""
     measured = {method.name: method for method in summary.methods}
-    lines = ["| method | needs beside labels and old features | n/o mAP |", "|---|---|---:|"]
+    lines = ["| method | needs beside labels | n/o mAP |", "|---|---|---:|"]
     for spec in METHODS.values():
-        more = [n.name.lower().replace("_", " ") for n in spec.needs[2:]]
+        more = [n.name.lower().replace("_", " ") for n in spec.needs if n is not Need.LABELS]
         value = _percent(measured[spec.name], ("new/old", "map")) if spec.name in measured else "–"
         lines.append(f"| [{spec.name}]({spec.name}.md) | {', '.join(more)} | {value} |")
     contents = "\n".join(METHODS)

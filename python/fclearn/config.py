@@ -113,6 +113,8 @@ class TrainRunConfig:
         old_classifier: ``.npy`` file with rows of the old model's classifier, shape ``(K, D_old)``,
             without bias; None without.
         old_classes: Text file with the class name of each of these rows, one a line.
+        old_scores: TREC run file of a search service that gives no vectors: the training images it
+            found for each of them, with scores; None without.
         output: Folder of the run.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"``: a GPU if there is one.
 
@@ -135,6 +137,7 @@ class TrainRunConfig:
     independent_features: str | None = None
     old_classifier: str | None = None
     old_classes: str | None = None
+    old_scores: str | None = None
     output: str = "runs/train"
     device: str = "auto"
 

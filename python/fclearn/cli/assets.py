@@ -18,7 +18,9 @@ from fclearn.cli.model_folder import ModelCard, load_model
 from fclearn.config import TrainRunConfig
 from fclearn.datasets import ImageDataset
 from fclearn.features import FeatureStore, as_tensor
+from fclearn.graph import KnnGraph
 from fclearn.methods import Assets, MethodSpec, Need, get_method
+from fclearn.score_lists import read_score_lists
 
 _SHOWN = 3
 _HOW_TO_GIVE = {
@@ -31,6 +33,11 @@ _HOW_TO_GIVE = {
     Need.OLD_CLASSIFIER: (
         "old_classifier",
         "give its rows and their class names, as in old_classifier=rows.npy old_classes=names.txt",
+    ),
+    Need.OLD_SCORES: (
+        "old_scores",
+        "give a TREC run file of the images searched for among each other, as in "
+        "old_scores=run.txt",
     ),
 }
 
@@ -62,7 +69,7 @@ def check_needs(config: TrainRunConfig, spec: MethodSpec) -> None:
 
 
 def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
-    """Labels, features and old classifier, aligned with the images.
+    """Labels, features, old classifier and scores, aligned with the images.
 
     Args:
         config: Says where they are.
@@ -88,7 +95,17 @@ def load_assets(config: TrainRunConfig, data: ImageDataset) -> Assets:
         old_classifier=rows,
         old_classes=classes,
         independent_features=_features(config.independent_features, data),
+        old_scores=_scores(config.old_scores, data),
     )
+
+
+def _scores(path: str | None, data: ImageDataset) -> KnnGraph | None:
+    if path is None:
+        return None
+    lists = read_score_lists(path, data.ids)
+    if lists.metadata:
+        say(f"{path}: the scores of every list are equal: 1/rank stands for them")
+    return lists
 
 
 def _features(path: str | None, data: ImageDataset) -> Tensor | None:

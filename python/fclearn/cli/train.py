@@ -29,6 +29,7 @@ def train(
     Without old features: method.name=independent. With a store of the old model's features of the
     same images, the new model becomes compatible with them; rows are matched by id. Some methods
     also take the old model's classifier: its rows as .npy, and a text file with their class names.
+    method.name=ni-fcl-scores takes the ranked lists of an old search service that gives no vectors.
 
     Under torchrun, all its processes train together, with the classifiers spread over them.
 
@@ -47,7 +48,8 @@ def train(
       method.name (ni-fcl), method.settings.KEY
       train.epochs (40), batch_size, accumulate, optimizer, learning_rate, weight_decay,
         warmup_epochs, augment, max_grad_norm, precision, seed
-      old_features, old_model (checks them), independent_features, old_classifier, old_classes
+      old_features, old_model (checks them), independent_features, old_classifier, old_classes,
+        old_scores
       output (runs/train), device (auto)
 
     \b
@@ -56,6 +58,7 @@ def train(
       fcl train old_features=runs/old-features encoder.dim=128 output=runs/new
       fcl train --method bct old_features=runs/old-features \\
         old_classifier=rows.npy old_classes=names.txt
+      fcl train --method ni-fcl-scores old_scores=run.txt output=runs/same-order
       fcl train --config runs/new/args.yaml train.epochs=80 output=runs/longer
       torchrun --nproc-per-node 4 -m fclearn.cli train --config runs/new/args.yaml
     """

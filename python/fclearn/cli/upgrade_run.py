@@ -45,14 +45,18 @@ def write_steps(config: UpgradeRunConfig) -> list[Step]:
         config: The upgrade.
 
     Raises:
-        ValueError: An unknown method, or one that is given twice; a folder of images that is not
-            there.
+        ValueError: An unknown method, one that is given twice or goes without vectors; a folder of
+            images that is not there.
         OSError: The output folder cannot be written.
     """
     if len(set(config.methods)) != len(config.methods):
         raise ValueError(f"methods: expected each once, got {', '.join(config.methods)}")
     for name in config.methods:
-        get_method(name)
+        if Need.OLD_SCORES in get_method(name).needs:
+            raise ValueError(
+                f"methods: {name!r} is for an old service without vectors; an upgrade measures new "
+                "queries among the old model's"
+            )
     if not config.data.path:
         raise ValueError("data.path: expected the folder of the images, as in data.path=DIR")
     for part in (config.data.train, config.data.test):

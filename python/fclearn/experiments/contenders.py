@@ -107,6 +107,11 @@ def lacking(spec: Contender, config: BenchConfig) -> str:
             return f"the old classifier, which {config.old_encoder!r} does not have"
         if config.labels == "clusters":
             return "the old classifier's classes, and the new images have clusters instead"
+    if Need.OLD_SCORES in spec.needs:
+        return (
+            "an old service's scores in the place of vectors: no new query meets the old gallery, "
+            "and n/o, which is compared here, is not defined"
+        )
     return ""
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fclearn.features import FeatureSource, as_tensor
+from fclearn.graph import KnnGraph
 from fclearn.losses import (
     DistillCompatLoss,
     EpochHook,
@@ -22,12 +23,14 @@ from fclearn.losses import (
     PseudoClassifierLoss,
 )
 from fclearn.methods import Assets, build_method
+from fclearn.methods.ni_fcl_scores import ScoreListLoss
 
 # What these look up by the number of the row.
 _BY_ROW = (
     (L2CompatLoss, "features"),
     (DistillCompatLoss, "teacher_mean"),
     (PseudoClassifierLoss, "soft_targets"),
+    (ScoreListLoss, "members"),
 )
 # What methods call their terms; a name of one's own says more.
 _COMMON_NAMES = {"new", "compat"}
@@ -80,11 +83,12 @@ class CompatTerms(nn.Module):
     def from_method(
         cls,
         name: str,
-        old_features: FeatureSource,
+        old_features: FeatureSource | None,
         labels: Tensor,
         *,
         dim: int,
         own_classifier: bool = False,
+        old_scores: KnnGraph | None = None,
         **settings: float | str | bool,
     ) -> CompatTerms:
         """The terms of a method of `fclearn.methods`.
@@ -92,11 +96,13 @@ class CompatTerms(nn.Module):
         Args:
             name: Of the method; ``"ni-fcl"`` is the one to start with.
             old_features: Of the training rows: a store, its path, a ``.npy`` file, an array or a
-                tensor, ``(N, D_old)``.
+                tensor, ``(N, D_old)``; None for a method that needs none.
             labels: Class of every row, shape ``(N,)``, int64, 0 .. C - 1.
             dim: Of the new embeddings, at least that of the old features.
             own_classifier: Also train the classifier that every method gives the new model; False:
                 your own loss does what it is for.
+            old_scores: For ``"ni-fcl-scores"``: the lists of an old service, a node per row
+                (`fclearn.score_lists.read_score_lists`).
             settings: Overrides of the method's defaults.
 
         Raises:
@@ -109,9 +115,9 @@ class CompatTerms(nn.Module):
             >>> terms.names
             ['L2CompatLoss']
         """
-        built = build_method(
-            name, Assets(labels, old_features=as_tensor(old_features)), dim, **settings
-        )
+        features = None if old_features is None else as_tensor(old_features)
+        assets = Assets(labels, old_features=features, old_scores=old_scores)
+        built = build_method(name, assets, dim, **settings)
         kept = [term for term in built if own_classifier or term.name != "new"]
         if all(term.name == "new" for term in kept):
             raise ValueError(f"method {name!r}: expected one with compatibility terms, it has none")

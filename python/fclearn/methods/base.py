@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn.graph import KnnGraph
 from fclearn.losses import CosineClassifierLoss, LossTerm
 
 Setting = int | float | str | bool
@@ -26,6 +27,7 @@ class Need(Enum):
     OLD_MODEL = "the old model itself, to ask about augmented images (old_model)"
     OLD_CLASSIFIER = "the old classifier (old_classifier)"
     INDEPENDENT_FEATURES = "the independent new model's features of them (independent_features)"
+    OLD_SCORES = "the old service's scores of the training images among each other (old_scores)"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Assets:
         old_classes: which classes these are, shape ``(K,)``, int64.
         independent_features: Features of the same images by the new architecture, trained without
             compatibility, shape ``(N, D_independent)``.
+        old_scores: What the old service finds for each image among the others: a graph of N nodes,
+            not normalised, as of `fclearn.score_lists.read_score_lists`.
 
     Raises:
         ValueError: Tensors that are not aligned, labels that are no class numbers, features that
@@ -53,6 +57,7 @@ class Assets:
     old_classifier: Tensor | None = None
     old_classes: Tensor | None = None
     independent_features: Tensor | None = None
+    old_scores: KnnGraph | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
@@ -62,6 +67,8 @@ class Assets:
             _check_rows("independent_features", self.independent_features, len(self.labels))
         if self.old_classifier is not None:
             self._check_old_classifier(self.old_classifier)
+        if self.old_scores is not None:
+            _check_scores(self.old_scores, len(self.labels))
 
     def _check_old_classifier(self, rows: Tensor) -> None:
         _check_rows("old_classifier", rows)
@@ -109,6 +116,8 @@ class Assets:
             return self.old_model is not None
         if need is Need.OLD_CLASSIFIER:
             return self.old_classifier is not None
+        if need is Need.OLD_SCORES:
+            return self.old_scores is not None
         return True
 
 
@@ -171,6 +180,17 @@ def _check_rows(name: str, rows: Tensor, num_labels: int | None = None) -> None:
         raise ValueError(
             f"{name}: row {int(zero[0])} is zero and has no direction ({len(zero)} such "
             "rows); leave these images out"
+        )
+
+
+def _check_scores(scores: KnnGraph, num_labels: int) -> None:
+    if scores.num_nodes != num_labels:
+        raise ValueError(
+            f"old_scores: expected one list per label ({num_labels}), got {scores.num_nodes}"
+        )
+    if scores.mode is not None:
+        raise ValueError(
+            f"old_scores: expected scores, got a normalised graph (mode={scores.mode!r})"
         )
 
 
