@@ -37,12 +37,12 @@ class Assets:
     Attributes:
         labels: Shape ``(N,)``, int64, 0 .. C - 1.
         old_features: The old model's features of the same images, shape ``(N, D_old)``.
-        old_model: The old model, from images to features; asked, never trained.
         old_classifier: Rows of the old model's classifier for some of the classes, shape
             ``(K, D_old)``, and
         old_classes: which classes these are, shape ``(K,)``, int64.
         independent_features: Features of the same images by the new architecture, trained without
             compatibility, shape ``(N, D_independent)``.
+        old_model: The old model, from images to features; asked, never trained.
         old_scores: What the old service finds for each image among the others: a graph of N nodes,
             not normalised, as of `fclearn.score_lists.read_score_lists`.
 
@@ -53,10 +53,10 @@ class Assets:
 
     labels: Tensor
     old_features: Tensor | None = None
-    old_model: nn.Module | None = None
     old_classifier: Tensor | None = None
     old_classes: Tensor | None = None
     independent_features: Tensor | None = None
+    old_model: nn.Module | None = None
     old_scores: KnnGraph | None = None
 
     def __post_init__(self) -> None:
