@@ -31,7 +31,10 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA library for the host: its schemas and kernels are torch.ops.fcl_emulated.*."""
     if not emulated.CAN_BUILD:
         pytest.skip("needs a C++ compiler and the sources")
-    return emulated.build(tmp_path_factory.mktemp("cuda_emulation"))
+    base = tmp_path_factory.getbasetemp()
+    # Each process of pytest-xdist has a folder in that of the run.
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return emulated.build(run / "cuda_emulation")
 
 
 @pytest.fixture

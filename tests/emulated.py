@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -42,7 +43,18 @@ def _compile(source: Path, flags: list[str], folder: Path) -> Path:
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """Compile, link and load the library; objects are left in ``folder``."""
+    """Compile, link and load the library, which other processes of the tests may have made."""
+    folder.mkdir(exist_ok=True)
+    library = folder / "libfcl_emulated.so"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _link(folder, library)
+    torch.ops.load_library(str(library))
+    return ctypes.CDLL(str(library))
+
+
+def _link(folder: Path, library: Path) -> None:
     sources = [
         *((path, KERNEL_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))),
         *((path, BINDING_FLAGS) for path in sorted((ROOT / "csrc/ops/cuda").glob("*.cpp"))),
@@ -52,9 +64,8 @@ def build(folder: Path) -> ctypes.CDLL:
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _compile(*source, folder), sources))
-    library = folder / "libfcl_emulated.so"
-    link = ["-shared", "-fsanitize=bounds", *objects, "-o", library]
+    whole = library.with_suffix(".whole")
+    link = ["-shared", "-fsanitize=bounds", *objects, "-o", whole]
     torch_library = f"-L{cpp_extension.TORCH_LIB_PATH}"
     subprocess.run([COMPILER, *link, torch_library, "-ltorch_cpu"], check=True)
-    torch.ops.load_library(str(library))
-    return ctypes.CDLL(str(library))
+    whole.rename(library)
