@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-# Seen once in hundreds of launches: a process that has done all its work, and said good-bye to the
-# others, dies of a thread of the C++ runtime that was not joined. There are none of ours.
-_ABORT = "terminate called without an active exception"
 
 
 def torchrun(
@@ -31,21 +28,19 @@ def torchrun(
         # A script under torchrun finds the packages where this process found them.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    arguments = [
-        *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
-        *("--standalone", "--nproc-per-node", str(processes)),
-        *("--max-restarts", str(restarts), "--monitor-interval", "0.2"),
-        *map(str, command),
-    ]
-    run = _run(arguments, environment)
-    if check and run.returncode != 0 and _ABORT in run.stderr:
-        run = _run(arguments, environment)
+    run = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc-per-node", str(processes)),
+            *("--max-restarts", str(restarts), "--monitor-interval", "0.2"),
+            *map(str, command),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     if check:
         assert run.returncode == 0, f"{run.stdout[-4000:]}\n{run.stderr[-8000:]}"
     return run
-
-
-def _run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
