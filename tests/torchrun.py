@@ -25,6 +25,7 @@ def torchrun(
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",  # a process that aborts says where
         # A script under torchrun finds the packages where this process found them.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }

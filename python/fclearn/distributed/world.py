@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -93,7 +95,7 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     try:
         yield _world(chosen)
     finally:
-        dist.destroy_process_group()
+        _part()
 
 
 @contextmanager
@@ -109,7 +111,34 @@ def single_process() -> Iterator[dist.ProcessGroup]:
     try:
         yield _world(torch.device("cpu")).group
     finally:
-        dist.destroy_process_group()
+        _part()
+
+
+def _part() -> None:
+    """Destroy the group, and wait until its threads have let go of all tensors.
+
+    A thread of gloo drops the tensors of a collective after it said that it is done, and takes the
+    interpreter's lock for that. One that asks for it while the interpreter shuts down aborts the
+    process (pytorch issue 190489); and the threads outlive `destroy_process_group` where
+    something, like a cache of `DTensor`, still holds the group.
+    """
+    dist.destroy_process_group()
+    looks = 0
+    while looks < 2:  # it may have waited, at the first, for the lock that this thread held
+        time.sleep(1e-3)
+        looks = 0 if _gloo_computes() else looks + 1
+
+
+def _gloo_computes() -> bool:
+    """Whether a thread that runs gloo's collectives is not asleep; no where Linux cannot tell."""
+    for path in Path("/proc/self/task").glob("*/stat"):
+        try:
+            name, state = path.read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:  # a thread that ended
+            continue
+        if name == "pt_gloo_runloop" and not state.startswith(" S"):
+            return True
+    return False
 
 
 def _world(device: torch.device) -> World:
