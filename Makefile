@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Idle workers of one library must not spin on the cores another one needs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test bench bench-check bench-classes bench-methods \
+.PHONY: install demo test bench bench-check bench-classes bench-graphs bench-methods \
   bench-methods-quick lint format types dev docs \
   wheels sanitize fuzz endurance cuda-resources check-cuda-torch clean
 
@@ -60,6 +60,10 @@ bench-check: install
 # Time and memory against the number of classes, to 10 million: needs 16 GB of memory.
 bench-classes: install
 	PYTHONPATH=bench $(BIN)/python bench/plot_classes.py --write bench/results/classes
+
+# Time of a walk step and of a kNN graph against nodes and columns: about ten minutes.
+bench-graphs: install
+	PYTHONPATH=bench $(BIN)/python bench/plot_graphs.py --write bench/results/graphs
 
 # Every method on the demo's data, three seeds: hours. Stopped, it resumes; --table alone, as
 # docs/methods.md says, makes the table of what is there.

@@ -28,7 +28,7 @@ from peak_probe import gather_gb_per_s
 
 # (nodes, neighbours, dim, steps): few steps where one takes peers seconds.
 SMOKE = [(2_000, 8, 32, 10)]
-FULL = [(200_000, 32, 128, 10), (1_000_000, 32, 64, 3), (200_000, 100, 512, 2)]
+FULL = [(200_000, 32, 128, 10), (1_000_000, 32, 64, 3), (200_000, 100, 512, 1)]
 Shape = tuple[int, int, int, int]
 DAMPING = 0.9
 # Real graphs: dim and steps.

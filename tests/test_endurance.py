@@ -38,7 +38,9 @@ def jobs(tmp_path_factory):
 )
 def test_no_handle_stays_open_and_memory_stays(name, jobs):
     found = endurance.measure(jobs[name], 60)
-    assert (found["files"], found["threads"]) == (0, 0)
+    # What earlier tests of this process left may end meanwhile.
+    assert found["files"] <= 0
+    assert found["threads"] <= 0
     assert found["growth_mb"] < 30
 
 

@@ -127,6 +127,8 @@ def performance_page(results: Path) -> str:
         _endurance(json.loads((results / "endurance.json").read_text(encoding="utf-8"))),
         "## Time and memory against the number of classes",
         "![Time and memory against classes](../../bench/results/classes.png)",
+        "## Time of the walk and of the kNN graph against nodes and columns",
+        "![Time against nodes and columns](../../bench/results/graphs.png)",
         "",
     ]
     return "\n\n".join(parts)
