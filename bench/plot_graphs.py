@@ -20,9 +20,9 @@ import bench_random_walk as walk
 import torch
 from matplotlib.figure import Figure
 
-ROUNDS = 3
+ROUNDS = 2
 # What is held while the other grows.
-NODES, DIM, NEIGHBOURS, STEPS = 100_000, 128, 32, 2
+NODES, DIM, NEIGHBOURS, STEPS = 100_000, 128, 32, 10
 KNN_NODES = 20_000
 WALK_NODES = (1_000, 10_000, 100_000, 1_000_000)
 KNN_SIZES = (1_000, 5_000, 20_000, 50_000)
@@ -44,7 +44,7 @@ def medians(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def walk_step(nodes: int, dim: int) -> dict[str, float]:
-    """Seconds of a step on a clustered graph with shuffled ids."""
+    """Seconds of one of `STEPS` steps on a clustered graph with shuffled ids, all else included."""
     problem = walk._clustered((nodes, NEIGHBOURS, dim, STEPS))
     found = medians({peer.__name__: functools.partial(peer, problem) for peer in WALKS})
     return {name: seconds / STEPS for name, seconds in found.items()}
@@ -73,7 +73,8 @@ def plot(panels: dict[str, list[dict[str, Any]]], target: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(
-        f"k = {NEIGHBOURS}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"k = {NEIGHBOURS}, {STEPS} steps, float32, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}",
         fontsize=10,
     )
     figure.savefig(target, dpi=130)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchrun import TESTS, torchrun
 
 from fclearn import FeatureStore, Fingerprint
 from fclearn.integrations import CompatTerms
@@ -172,3 +173,8 @@ def test_bad_batches_are_refused(old, labels, batch):
         terms(embeddings[0], rows)
     with pytest.raises(ValueError, match="at least the 6 dims of the old features, got 5"):
         terms(embeddings[:, :5], rows)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_several_processes_are_one():
+    assert "as one process" in torchrun(2, TESTS / "distributed_terms.py").stdout

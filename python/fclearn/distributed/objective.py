@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fclearn.distributed.collectives import Group, gather, gather_rows
+from fclearn.distributed.collectives import Group
+from fclearn.distributed.whole_batch import WholeBatch, gather_batch, same_draws
 from fclearn.losses import LossTerm
 
 
@@ -50,21 +51,15 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Embeddings ``(n, D)`` and weighted values by number of the term."""
         embeddings = self._embed(images)
-        whole: tuple[Tensor, Tensor, Tensor] | None = None
+        whole: WholeBatch | None = None
         values: dict[int, Tensor] = {}
         for number, term in self.terms.items():
             if not getattr(term.module, "whole_batch", False):
                 values[number] = term.value(embeddings, labels, rows, images)
                 continue
             if whole is None:
-                whole = (
-                    gather_rows(embeddings, self.group),
-                    gather(labels, self.group),
-                    gather(rows, self.group),
-                )
-            # Every process computes the same: the same numbers must be drawn.
+                whole = gather_batch(embeddings, labels, rows, self.group)
             seed = int(torch.randint(2**62, (1,), generator=self._draws))
-            with torch.random.fork_rng([images.device] if images.is_cuda else []):
-                torch.manual_seed(seed)
+            with same_draws(seed, images.device):
                 values[number] = term.weight * term.module(*whole)
         return embeddings, values

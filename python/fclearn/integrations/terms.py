@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fclearn.features import FeatureSource, as_tensor
@@ -25,6 +27,9 @@ from fclearn.losses import (
 from fclearn.methods import Assets, build_method
 from fclearn.methods.ni_fcl_scores import ScoreListLoss
 
+if TYPE_CHECKING:
+    from fclearn.distributed.whole_batch import SharedBatch
+
 # What these look up by the number of the row.
 _BY_ROW = (
     (L2CompatLoss, "features"),
@@ -38,6 +43,10 @@ _COMMON_NAMES = {"new", "compat"}
 
 class CompatTerms(nn.Module):
     """A sum of loss terms over embeddings and the numbers of their training rows.
+
+    Where torch.distributed runs, a term that compares the rows of a batch gets those of all
+    processes, which must all call this in every step, with as many rows. Gradients are then to be
+    averaged, as DistributedDataParallel does.
 
     A plain module: its buffers follow ``.to(device)``, what was computed from old features is in
     its state, old features are not (see `fclearn.losses`).
@@ -144,18 +153,27 @@ class CompatTerms(nn.Module):
 
         Raises:
             ValueError: Shapes that do not fit, rows that are no integers or out of range (the
-                latter on the CPU only), or embeddings narrower than the old features.
+                latter on the CPU only), embeddings narrower than the old features, or processes
+                with other numbers of rows where a term needs those of all (on the CPU).
         """
         rows = self._checked(embeddings, rows)
         if embeddings.dtype in {torch.float16, torch.bfloat16}:
             embeddings = embeddings.float()
         labels = self.labels[rows]
-        return {
-            name: weight * module(embeddings, labels, rows)
-            for name, weight, module in zip(
-                self.names, self.weights, self.modules_of_terms, strict=True
-            )
-        }
+        values: dict[str, Tensor] = {}
+        whole: SharedBatch | None = None
+        for name, weight, module in zip(
+            self.names, self.weights, self.modules_of_terms, strict=True
+        ):
+            if getattr(module, "whole_batch", False) and _several_processes():
+                if whole is None:
+                    from fclearn.distributed.whole_batch import SharedBatch  # noqa: PLC0415  (slow)
+
+                    whole = SharedBatch(embeddings, labels, rows)
+                values[name] = weight * whole.value(module)
+            else:
+                values[name] = weight * module(embeddings, labels, rows)
+        return values
 
     def forward(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """The sum of `values`."""
@@ -206,6 +224,10 @@ class CompatTerms(nn.Module):
             f"{name}={weight}" for name, weight in zip(self.names, self.weights, strict=True)
         )
         return f"num_rows={len(self.labels)}, {weights}"
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _names(terms: Sequence[LossTerm]) -> list[str]:
