@@ -69,6 +69,9 @@ def plot(panels: dict[str, list[dict[str, Any]]], target: Path) -> None:
                 label=peer,
             )
         axis.set(xscale="log", yscale="log", xlabel=variable, ylabel="seconds")
+        sizes = [row[variable] for row in rows]
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axis.set_xticks([], minor=True)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
