@@ -6,7 +6,7 @@ from __future__ import annotations
 from fclearn.evaluation._metrics import METRIC_NAMES
 from fclearn.evaluation._points import OperatingPoint
 from fclearn.evaluation._verdict import Verdict, metric_title
-from fclearn.evaluation.ceiling import oracle_gain
+from fclearn.evaluation.ceiling import OracleGain, judged_oracle_gain, oracle_gain
 from fclearn.evaluation.chain import ChainReport, chain_report
 from fclearn.evaluation.compatibility import compatibility_report
 from fclearn.evaluation.hits import top_hits
@@ -29,6 +29,7 @@ __all__ = [
     "IdentificationResult",
     "IndexedGallery",
     "OperatingPoint",
+    "OracleGain",
     "PairedTest",
     "Qrels",
     "RetrievalResult",
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate_identification",
     "evaluate_retrieval",
     "evaluate_verification",
+    "judged_oracle_gain",
     "metric_title",
     "oracle_gain",
     "paired_test",

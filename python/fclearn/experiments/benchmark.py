@@ -252,7 +252,9 @@ class _Comparison:
         gain = oracle_gain(as_tensor(old_test), test.labels, ids, metrics=_METRICS, seed=seed)
         old = report.per_query["old/old"]
         counted = ~np.isnan(old["map"])
-        values = np.stack([(old[name] + gain[name])[counted] for name in _METRICS], axis=1)
+        values = np.stack(
+            [(old[name] + gain.per_query[name])[counted] for name in _METRICS], axis=1
+        )
         draws = bootstrap_means(values, report.num_bootstrap, seed)
         # The gain is measured in half a gallery, so on top of a high value it can pass the top.
         means, draws = np.minimum(values.mean(0), 1), np.minimum(draws, 1)

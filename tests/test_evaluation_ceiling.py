@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What queries would gain at the mean of what is right for them, by definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fclearn.evaluation import evaluate_retrieval, judged_oracle_gain, oracle_gain
+
+ROWS, CLASSES = 24, 4
+LABELS = np.repeat(np.arange(CLASSES), ROWS // CLASSES)
+
+
+def _features(rows=ROWS, seed=0, dtype=np.float32):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, 5)).astype(dtype))
+
+
+def _precision(query, label, features, seen):
+    """Average precision of one query among some rows; NaN where none of them is right."""
+    if not (LABELS[seen] == label).any():
+        return np.nan
+    result = evaluate_retrieval(
+        query[None],
+        features[torch.from_numpy(seen)],
+        query_labels=[label],
+        gallery_labels=LABELS[seen],
+        metrics=("map",),
+    )
+    return result["map"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_items_stand_at_the_other_half_of_their_class(dtype):
+    features = _features(dtype=dtype)
+    gain = oracle_gain(features, LABELS, np.arange(ROWS), metrics=("map",), seed=3)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    coin = np.random.default_rng(3).integers(0, 2, ROWS)
+    expected = []
+    for row, label in enumerate(LABELS):
+        # One's own half, without oneself, is searched from the mean of the other half.
+        same = np.equal(LABELS, label)
+        seen = ~same | (coin == coin[row])
+        seen[row] = False
+        others = torch.from_numpy(same & (coin != coin[row]))
+        ways = (unit[others].mean(0), unit[row])
+        stood, own = (_precision(query, label, features, seen) for query in ways)
+        expected.append(stood - own)
+    assert gain.per_query["map"] == pytest.approx(np.nan_to_num(expected), abs=1e-6)
+    assert gain.num_measured == np.isfinite(expected).sum() > 0
+
+
+def test_queries_of_their_own_stand_at_a_half_and_search_the_other():
+    features, queries, labels = _features(), _features(9, seed=1), np.arange(9) % CLASSES
+    ids = np.where(np.arange(9) == 4, 7, -1)
+    gain = oracle_gain(
+        features, LABELS, np.arange(ROWS), query=queries, query_labels=labels, query_ids=ids,
+        metrics=("map",), seed=5,
+    )  # fmt: skip
+    rng = np.random.default_rng(5)
+    coin, stood_at = rng.integers(0, 2, ROWS), rng.integers(0, 2, 9)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    for row in range(9):
+        stood = np.equal(LABELS, labels[row]) & (coin == stood_at[row])
+        seen = ~stood & (np.arange(ROWS) != ids[row])
+        ways = (unit[torch.from_numpy(stood)].mean(0), queries[row])
+        at_mean, own = (_precision(query, labels[row], features, seen) for query in ways)
+        assert gain.per_query["map"][row] == pytest.approx(at_mean - own, abs=1e-6)
+    assert gain.num_measured == 9
+
+
+def test_a_class_without_another_half_gains_nothing():
+    gain = oracle_gain(_features(3), np.arange(3), np.arange(3) + 10, query=_features(1, seed=2),
+                       query_labels=np.array([5]), query_ids=np.array([-1]))  # fmt: skip
+    assert gain.num_measured == 0
+    assert gain.per_query["map"].tolist() == gain.per_query["cmc@1"].tolist() == [0]
+
+
+_QUERY = {
+    "query": _features(2),
+    "query_labels": np.array([0, 1]),
+    "query_ids": np.array([0, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *[
+            (
+                {name: _QUERY[name] for name in names},
+                r"query, query_labels, query_ids: expected all three or none, got "
+                f"{' and '.join(names)} alone",
+            )
+            for names in (["query"], ["query", "query_labels"], ["query_labels", "query_ids"])
+        ],
+        ({"labels": LABELS[1:]}, r"labels: expected one value for each of the 24 rows of features"),
+        ({"ids": np.arange(3)}, r"ids: expected one value .* got shape \[3\]"),
+        ({**_QUERY, "query_ids": np.arange(3)}, "query_ids: .* each of the 2 rows of query, got"),
+        ({"labels": LABELS - 1}, "labels: expected classes from 0 on, got -1"),
+        ({"metrics": ["nap"]}, "metrics: unknown metric 'nap'"),
+    ],
+)
+def test_refused(change, message):
+    given = {"features": _features(), "labels": LABELS, "ids": np.arange(ROWS), **change}
+    with pytest.raises(ValueError, match=message):
+        oracle_gain(**given)
+
+
+def test_labels_are_integers():
+    with pytest.raises(TypeError, match="labels: expected integers, got float64"):
+        oracle_gain(_features(), LABELS.astype(float), np.arange(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positives": [[0, 1]]}, "positives: expected a list .* each of the 2 queries, got 1"),
+        ({"positives": [[0, ROWS], [1]]}, r"positives: expected rows in \[0, 24\), got 0 to 24"),
+        ({"grades": [[1.0], [1.0]]}, "grades: expected one for each of the 2 positives of query 0"),
+        ({"query_ids": np.arange(3)}, "query_ids: .* each of the 2 rows of query"),
+        ({"ids": np.arange(3)}, "ids: .* each of the 24 rows of features"),
+    ],
+)
+def test_refused_judgements(change, message):
+    given = {
+        "features": _features(), "positives": [[0, 1], [2, 3]], "ids": np.arange(ROWS),
+        "query": _features(2), "query_ids": np.array([-1, -1]), **change,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        judged_oracle_gain(**given)
