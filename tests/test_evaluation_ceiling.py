@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from fclearn.evaluation import evaluate_retrieval, judged_oracle_gain, oracle_gain
+from fclearn.evaluation import (
+    ceiling_means,
+    evaluate_retrieval,
+    judged_oracle_gain,
+    oracle_gain,
+)
+from fclearn.evaluation._bootstrap import bootstrap_means
+from fclearn.probe.held import Held
+from fclearn.probe.measure import Measure
 
 ROWS, CLASSES = 24, 4
 LABELS = np.repeat(np.arange(CLASSES), ROWS // CLASSES)
@@ -82,6 +90,41 @@ _QUERY = {
     "query_labels": np.array([0, 1]),
     "query_ids": np.array([0, 1]),
 }
+
+
+def test_the_ceiling_holds_means_to_one_and_not_single_queries():
+    """The oracle of a probe: old/old and the mean gain, by definition, and so of each resample."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 6)
+    centres = rng.standard_normal((20, 8))[labels]
+    features = torch.from_numpy((centres + 0.5 * rng.standard_normal(centres.shape)).astype("f4"))
+    ids, both = np.arange(len(labels)), {"old": features, "new": features}
+    measure = Measure(
+        Held(both, both, {"query_labels": labels, "gallery_labels": labels}, ids, ids), ["cmc@1"]
+    )
+    assert measure.add_oracle(seed=1)
+    own, oracle = (
+        {way.name: way for way in measure.ways(200, 0.9, seed=2)}[name]
+        for name in ("old/old", "oracle/old")
+    )
+    given = {"query": features, "query_labels": labels, "query_ids": ids}
+    gain = oracle_gain(features, labels, ids, **given, seed=1).per_query
+    old = evaluate_retrieval(
+        features, features, query_labels=labels, gallery_labels=labels, exclude_self=True,
+        metrics=("map", "cmc@1"), return_per_query=True,
+    ).per_query  # fmt: skip
+    for name in ("map", "cmc@1"):
+        values = old[name] + gain[name]
+        assert values.max() > 1.1  # held to 1 one by one, they would have another mean
+        assert oracle.metrics[name] == pytest.approx(min(values.mean(), 1), abs=1e-12)
+        assert oracle.gain[name] == pytest.approx(oracle.metrics[name] - own.metrics[name])
+        draws = bootstrap_means(values[:, None], 200, seed=2)[:, 0].clip(max=1)
+        assert oracle.intervals[name] == pytest.approx(np.percentile(draws, [5, 95]), abs=1e-12)
+
+
+def test_the_ceiling_is_at_most_one():
+    old, gain = np.array([[0.2, 0.9], [0.4, 1.0]]), np.array([[0.1, 0.3], [-0.2, 0.0]])
+    assert ceiling_means(old, gain) == pytest.approx(np.array([[0.3, 1.0], [0.2, 1.0]]))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from fclearn.evaluation._metrics import METRIC_NAMES
 from fclearn.evaluation._points import OperatingPoint
 from fclearn.evaluation._verdict import Verdict, metric_title
-from fclearn.evaluation.ceiling import OracleGain, judged_oracle_gain, oracle_gain
+from fclearn.evaluation.ceiling import OracleGain, ceiling_means, judged_oracle_gain, oracle_gain
 from fclearn.evaluation.chain import ChainReport, chain_report
 from fclearn.evaluation.compatibility import compatibility_report
 from fclearn.evaluation.hits import top_hits
@@ -37,6 +37,7 @@ __all__ = [
     "ThresholdTransfer",
     "Verdict",
     "VerificationResult",
+    "ceiling_means",
     "chain_report",
     "compatibility_report",
     "evaluate_identification",

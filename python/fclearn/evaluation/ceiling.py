@@ -209,6 +209,24 @@ def judged_oracle_gain(
     return OracleGain(gain, len(usable))
 
 
+def ceiling_means(old: NDArray[np.float64], gain: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ceiling of a space: what its own queries reach and what they would gain, at most 1.
+
+    The gain is measured in half of a gallery, so on top of a high value it can pass what is
+    possible. It is the mean that is held to 1, not the value of each query: that would cut gains
+    and leave losses as they are.
+
+    Args:
+        old: Mean metrics of the queries, of all of them or of resamples, any shape.
+        gain: Means over the same queries of what `oracle_gain` or `judged_oracle_gain` found.
+
+    Example:
+        >>> ceiling_means(np.array([0.3, 0.9]), np.array([0.2, 0.2])).tolist()
+        [0.5, 1.0]
+    """
+    return np.asarray(np.minimum(old + gain, 1.0))
+
+
 def _taken(values: Sequence[float], places: NDArray[np.int64]) -> list[float]:
     return [float(values[place]) for place in places]
 

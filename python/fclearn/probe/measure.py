@@ -13,7 +13,7 @@ from fclearn.backfill import MERGED, MigrationSample, ScoreCalibration
 from fclearn.backfill.sample import sample_rows
 from fclearn.backfill.serving import RERANK as TWO_STAGE
 from fclearn.backfill.serving import TWO_CALIBRATED, TWO_RRF, served_values
-from fclearn.evaluation import evaluate_retrieval, judged_oracle_gain, oracle_gain
+from fclearn.evaluation import ceiling_means, evaluate_retrieval, judged_oracle_gain, oracle_gain
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
 from fclearn.probe.held import Held
 from fclearn.probe.ways import (
@@ -93,10 +93,7 @@ class Measure:
             )
         if gain.num_measured == 0:
             return False
-        # Measured on half of the gallery: added to the whole, it must not pass what is possible.
-        old = self._found[0][-1]
-        values = {name: np.minimum(old[name] + gain.per_query[name], 1) for name in self.names}
-        self._add(ORACLE, "", 0.0, 0.0, values)
+        self._add(ORACLE, "", 0.0, 0.0, gain.per_query)
         return True
 
     def add_halves(
@@ -135,6 +132,13 @@ class Measure:
         ]
         values = np.concatenate(columns, axis=1)
         means, draws = values.mean(0), bootstrap_means(values, num_bootstrap, seed)
+        for at, found in enumerate(self._found):
+            if found[0] == ORACLE:  # its values are gains
+                here = slice(at * width, (at + 1) * width)
+                for all_means in (means, draws):
+                    all_means[..., here] = ceiling_means(
+                        all_means[..., :width], all_means[..., here]
+                    )
         room = means[width] - means[0]
 
         def by_name(numbers: NDArray[np.float64]) -> dict[str, float]:

@@ -90,7 +90,8 @@ def probe(
         Ways and verdict. ``oracle/old`` is the ceiling of the old space: queries at the mean old
         feature of half of what is right for them, chosen at random, searching for the other half.
         Its gain is over old queries that search for that same half, and 0 where one row alone is
-        right; its values per query are those of old/old plus it, at most 1.
+        right; its metrics are those of old/old plus the mean gain, at most 1, as in
+        `fclearn.experiments.benchmark`.
 
     Raises:
         TypeError: Features that are not floating.
