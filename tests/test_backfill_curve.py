@@ -237,8 +237,9 @@ def test_refused_curves(data):
         ("metrics: expected 'map', 'cmc@k' or 'ndcg@k', got 'mrr'", {"metrics": ["mrr"]}),
         ("metrics: expected at least one", {"metrics": []}),
         ("serving: expected 'mixed' or 'merged', got 'both'", {"serving": "both"}),
-        ("expected num_random >= 2", {"num_random": 1}),
-        ("confidence in", {"confidence": 1.0}),
+        ("num_random: expected at least 2, got 1", {"num_random": 1}),
+        ("num_bootstrap: expected at least 1, got 0", {"num_bootstrap": 0}),
+        (r"confidence: expected a number in \(0, 1\), got 1.0", {"confidence": 1.0}),
     ]:
         with pytest.raises(ValueError, match=message):
             backfill_curve(**{"sample": sample, "orders": {"x": rows}, **change})

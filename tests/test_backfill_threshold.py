@@ -75,8 +75,8 @@ def test_reproducible_and_ready_for_json():
         ({"old_scores": []}, "old_scores: expected at least one score"),
         ({"new_scores": [0.1, np.nan]}, "new_scores: expected finite scores, got a NaN"),
         ({"new_scores": [0.1, -np.inf]}, "new_scores: expected finite scores"),
-        ({"num_bootstrap": 0}, "num_bootstrap >= 1"),
-        ({"confidence": 1.0}, "confidence in"),
+        ({"num_bootstrap": 0}, "num_bootstrap: expected at least 1, got 0"),
+        ({"confidence": 1.0}, r"confidence: expected a number in \(0, 1\), got 1.0"),
     ],
 )
 def test_refused(change, message):

@@ -14,7 +14,7 @@ from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import MovingRanks, Positives, order_keys
 from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.sample import MERGED, MIXED, MigrationSample
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -164,11 +164,9 @@ def backfill_curve(
     counts, shares = _steps(fractions, sample.num_gallery)
     if serving not in {MIXED, MERGED}:
         raise ValueError(f"serving: expected {MIXED!r} or {MERGED!r}, got {serving!r}")
-    if num_random < 2 or num_bootstrap < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "expected num_random >= 2, num_bootstrap >= 1 and confidence in (0, 1), got "
-            f"{num_random}, {num_bootstrap} and {confidence}"
-        )
+    if num_random < 2:
+        raise ValueError(f"num_random: expected at least 2, got {num_random}")
+    check_bootstrap(num_bootstrap, confidence)
     ways = {name: _permutation(rows, sample.num_gallery, name) for name, rows in orders.items()}
     rng = np.random.default_rng(seed)
     chances = [rng.permutation(sample.num_gallery) for _ in range(num_random)]

@@ -15,7 +15,7 @@ from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.merging import merge_rankings
 from fclearn.backfill.rerank import rerank_shortlist
 from fclearn.backfill.sample import CROSS, MERGED, MIXED, NEW, OLD, MigrationSample, Scores
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -125,11 +125,7 @@ def compare_serving(
         ('old/old', 'two indexes, calibrated')
     """
     names = check_metrics(metrics)
-    if num_bootstrap < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "expected num_bootstrap >= 1 and confidence in (0, 1), got "
-            f"{num_bootstrap} and {confidence}"
-        )
+    check_bootstrap(num_bootstrap, confidence)
     if sample.old_query is None and not sample.can_mix:
         raise ValueError(
             "old_query: expected features by the old model, as new queries of "

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fclearn.backfill._samples import Floats, sorted_scores
+from fclearn.evaluation._bootstrap import check_bootstrap, interval
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,7 @@ def move_threshold(
     old, new = sorted_scores(old_scores, "old_scores"), sorted_scores(new_scores, "new_scores")
     if not math.isfinite(threshold):
         raise ValueError(f"threshold: expected a finite number, got {threshold}")
-    if num_bootstrap < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "expected num_bootstrap >= 1 and confidence in (0, 1), "
-            f"got {num_bootstrap} and {confidence}"
-        )
+    check_bootstrap(num_bootstrap, confidence)
     accepted = _num_reaching(old, threshold)
     if accepted == 0:
         raise ValueError(
@@ -119,12 +116,10 @@ def move_threshold(
     counts = counts.clip(1)
     place = rng.beta(len(new) - counts + 1, counts)
     drawn = new[np.ceil(place * len(new)).astype(np.int64).clip(1) - 1]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
     found = _lowest_reached_by(new, allowed)
     return TransferredThreshold(
         threshold=found,
-        interval=(float(low), float(high)),
+        interval=interval(drawn, confidence),
         false_accept_rate=accepted / len(old),
         kept_rate=_num_reaching(new, threshold) / len(new),
         new_rate=_num_reaching(new, found) / len(new),
