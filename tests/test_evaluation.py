@@ -277,6 +277,7 @@ def test_memory_stays_within_a_block(tmp_path, monkeypatch):
 
         def check(self, dim, *, needs_norm):
             monkeypatch.setattr("fclearn.evaluation._rows._CHECK_ELEMENTS", 400)
+            monkeypatch.setattr("fclearn.evaluation.grid._ELEMENTS", 400)
             return super().check(dim, needs_norm=needs_norm)
 
     monkeypatch.setattr(retrieval_module, "Rows", Spy)

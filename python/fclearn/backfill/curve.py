@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import MovingRanks, Positives, order_keys
 from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.sample import MERGED, MIXED, MigrationSample
 from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation._metrics import check_metrics
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -125,7 +125,7 @@ def backfill_curve(
         serving: `MIXED`, for compatible spaces, or `MERGED`.
         calibration: From the scores of old rows to the scale of new/new; None: as they are.
         fractions: In [0, 1]; 0 and 1 are added. Each stands for ``round(f * G)`` rows.
-        metrics: ``map``, ``cmc@k`` and ``ndcg@k``.
+        metrics: As `fclearn.evaluation.evaluate_retrieval`.
         num_random: Random orders beside them, at least 2.
         num_bootstrap: Resamples behind the intervals.
         confidence: Of the intervals, in (0, 1).
@@ -232,8 +232,7 @@ def _measure(
         )
         for o, order in enumerate(orders):
             for step, rank in enumerate(ranks.along(order, counts)):
-                for m, metric in enumerate(metrics):
-                    found[o, step, m, part] = positives.metric(metric, rank)
+                found[o, step, :, part] = positives.metrics(metrics, rank).T
     return found
 
 

@@ -79,8 +79,8 @@ def probe(
             or by scores calibrated on the items to fit on, and two-stage reranking; in [0, 1], 0
             leaves them out.
         shortlist: Hits of the old index that two-stage reranking looks at.
-        metrics: ``map``, ``cmc@k`` and ``ndcg@k``, with judgements of their grades; ``map`` is
-            always among them.
+        metrics: As `fclearn.evaluation.evaluate_retrieval`, with judgements nDCG of their grades;
+            ``map`` is always among them.
         query_limit: Most queries measured with, drawn at random.
         num_bootstrap: Resamples of the queries behind the intervals.
         confidence: Of the intervals, in (0, 1).
