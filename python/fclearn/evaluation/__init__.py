@@ -19,7 +19,11 @@ from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from fclearn.evaluation.slices import Slice, worst_slices
 from fclearn.evaluation.table import render_table
-from fclearn.evaluation.transfer import ThresholdTransfer, transfer_threshold
+from fclearn.evaluation.transfer import (
+    ThresholdRates,
+    ThresholdTransfer,
+    transfer_threshold_by_labels,
+)
 from fclearn.evaluation.verification import VerificationResult, evaluate_verification
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "Qrels",
     "RetrievalResult",
     "Slice",
+    "ThresholdRates",
     "ThresholdTransfer",
     "Verdict",
     "VerificationResult",
@@ -50,6 +55,6 @@ __all__ = [
     "render_table",
     "revisited_protocol",
     "top_hits",
-    "transfer_threshold",
+    "transfer_threshold_by_labels",
     "worst_slices",
 ]
