@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fclearn.evaluation import evaluate_retrieval, top_hits
 from fclearn.evaluation import retrieval as retrieval_module
-from fclearn.evaluation._rows import InOrder, Rows, Scorer
+from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation.types import InOrder
 from fclearn.features import FeatureStore, Fingerprint
 
 METRICS = (

@@ -13,7 +13,7 @@ from fclearn.evaluation import (
     judged_oracle_gain,
     oracle_gain,
 )
-from fclearn.evaluation._bootstrap import bootstrap_means
+from fclearn.evaluation.intervals import bootstrap_means
 from fclearn.probe.held import Held
 from fclearn.probe.measure import Measure
 

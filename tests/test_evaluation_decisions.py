@@ -21,7 +21,7 @@ from fclearn.evaluation import (
     worst_slices,
 )
 from fclearn.evaluation import identification as identification_module
-from fclearn.evaluation._bootstrap import times_drawn
+from fclearn.evaluation.intervals import times_drawn
 
 
 def models(noise, num_rows, dim=10, seed=0, classes=8):

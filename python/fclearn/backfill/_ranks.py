@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fclearn.evaluation._metrics import Ranks, metric_values
+from fclearn.evaluation.metrics import Ranks, metric_values
 from fclearn.evaluation.score_bits import sort_bits
 
 Ints = NDArray[np.int64]

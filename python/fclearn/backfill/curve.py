@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from fclearn.backfill._ranks import MovingRanks, Positives, order_keys
 from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.sample import MERGED, MIXED, MigrationSample
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
-from fclearn.evaluation._metrics import check_metrics
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.metrics import check_metrics
+from fclearn.evaluation.types import Interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

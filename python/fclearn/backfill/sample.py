@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.evaluation._inputs import build_relevance
-from fclearn.evaluation._keys import Ints, Keys, PerRow, join_keys
-from fclearn.evaluation._relevance import Relevance
 from fclearn.evaluation.grid import row_norms, to_grid
+from fclearn.evaluation.inputs import build_relevance
+from fclearn.evaluation.keys import Keys, join_keys
+from fclearn.evaluation.relevance import Relevance
+from fclearn.evaluation.types import Ints, PerRow
 from fclearn.features import FeatureSource, as_tensor
 
 Scores = NDArray[np.float32]

@@ -14,8 +14,9 @@ from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.merging import merge_rankings
 from fclearn.backfill.rerank import rerank_shortlist
 from fclearn.backfill.sample import CROSS, MERGED, MIXED, NEW, OLD, MigrationSample, Scores
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
-from fclearn.evaluation._metrics import check_metrics
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.metrics import check_metrics
+from fclearn.evaluation.types import Interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from fclearn.backfill._samples import Floats, sorted_scores
 from fclearn.evaluation import ThresholdRates, ThresholdTransfer
-from fclearn.evaluation._bootstrap import check_bootstrap, interval
+from fclearn.evaluation.intervals import check_bootstrap, interval
 
 
 def transfer_threshold_by_scores(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from fclearn.evaluation._metrics import METRIC_NAMES
 from fclearn.evaluation._points import OperatingPoint
 from fclearn.evaluation._verdict import Verdict, metric_title
 from fclearn.evaluation.ceiling import OracleGain, ceiling_means, judged_oracle_gain, oracle_gain
@@ -13,6 +12,7 @@ from fclearn.evaluation.hits import top_hits
 from fclearn.evaluation.identification import IdentificationResult, evaluate_identification
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.matrix import CompatibilityReport
+from fclearn.evaluation.metrics import METRIC_NAMES
 from fclearn.evaluation.paired import PairedTest, paired_test
 from fclearn.evaluation.protocols import revisited_protocol
 from fclearn.evaluation.qrels import Qrels

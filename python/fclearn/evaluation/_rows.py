@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,30 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.evaluation.grid import row_norms, to_grid
-from fclearn.features import Features, FeatureSource, as_features
+from fclearn.evaluation.types import InOrder, RowSource
+from fclearn.features import Features, as_features
 
 #: Metrics of `evaluate_retrieval`; larger scores are nearer.
 METRICS = ("cosine", "ip", "l2")
 
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
 _CHECK_ELEMENTS = 2**17
-
-
-@dataclass(frozen=True, eq=False)
-class InOrder:
-    """Features in another order of rows, without a copy: read as they are needed.
-
-    Attributes:
-        features: Whatever `fclearn.features.as_features` takes.
-        rows: Row of ``features`` at each place, shape ``(N,)``, int64.
-    """
-
-    features: FeatureSource
-    rows: NDArray[np.int64]
-
-
-#: What evaluation reads features from.
-RowSource: TypeAlias = FeatureSource | InOrder
 
 
 class Rows:

@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Ints
 from fclearn.evaluation.score_bits import from_sort_bits, sort_bits
+from fclearn.evaluation.types import Ints
 
 Floats: TypeAlias = NDArray[np.float64]
 

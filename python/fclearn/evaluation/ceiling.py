@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.evaluation._inputs import build_relevance
+from fclearn.evaluation.inputs import build_relevance
 from fclearn.evaluation.retrieval import evaluate_retrieval
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.types import Interval
 
 # Signs drawn at once.
 _CHUNK_ELEMENTS = 2**22

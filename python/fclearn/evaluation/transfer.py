@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fclearn.evaluation._bootstrap import Interval
-from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._pair_scores import PairScores, check_counts
-from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation._thresholds import count_pairs, cut
+from fclearn.evaluation.types import Interval, PerRow, RowSource
 
 
 @dataclass(frozen=True)

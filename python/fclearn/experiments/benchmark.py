@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fclearn.datasets import LabelledSet
 from fclearn.evaluation import CompatibilityReport, ceiling_means, oracle_gain
-from fclearn.evaluation._bootstrap import bootstrap_means, interval
+from fclearn.evaluation.intervals import bootstrap_means, interval
 from fclearn.experiments.contenders import (
     Contender,
     MapSpec,

@@ -14,7 +14,8 @@ from fclearn.backfill.sample import sample_rows
 from fclearn.backfill.serving import RERANK as TWO_STAGE
 from fclearn.backfill.serving import TWO_CALIBRATED, TWO_RRF, served_values
 from fclearn.evaluation import ceiling_means, evaluate_retrieval, judged_oracle_gain, oracle_gain
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation.intervals import bootstrap_means, interval
+from fclearn.evaluation.types import Interval
 from fclearn.probe.held import Held
 from fclearn.probe.ways import (
     HALFWAY,

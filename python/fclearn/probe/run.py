@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from fclearn.adapters import Adapter, CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge
-from fclearn.evaluation._bootstrap import check_bootstrap
-from fclearn.evaluation._keys import PerRow
+from fclearn.evaluation.intervals import check_bootstrap
+from fclearn.evaluation.types import PerRow
 from fclearn.features import FeatureSource
 from fclearn.probe.fitting import FitPairs, calibrate
 from fclearn.probe.held import Draw, Split, split_by_class

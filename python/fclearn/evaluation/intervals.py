@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn.evaluation.types import Interval
+
 # Draws held at once.
 _CHUNK_ELEMENTS = 2**22
-
-Interval = tuple[float, float]
 
 
 def bootstrap_means(
