@@ -453,6 +453,8 @@ def test_bad_paired_tests():
     ):
         with pytest.raises(ValueError, match=message):
             paired_test(np.array(first), np.array(second))
+    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
+        paired_test(np.zeros(2), np.ones(2), num_samples=0)
 
 
 def test_intervals_of_a_result():
