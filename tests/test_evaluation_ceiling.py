@@ -78,11 +78,16 @@ def test_queries_of_their_own_stand_at_a_half_and_search_the_other():
     assert gain.num_measured == 9
 
 
-def test_a_class_without_another_half_gains_nothing():
-    gain = oracle_gain(_features(3), np.arange(3), np.arange(3) + 10, query=_features(1, seed=2),
-                       query_labels=np.array([5]), query_ids=np.array([-1]))  # fmt: skip
-    assert gain.num_measured == 0
-    assert gain.per_query["map"].tolist() == gain.per_query["cmc@1"].tolist() == [0]
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_without_two_halves_gain_nothing(seed):
+    """A class of one row has one half at most; a class that the gallery lacks has none."""
+    labels = np.array([*[0] * 12, 1])
+    gain = oracle_gain(
+        _features(13), labels, np.arange(13), query=_features(3, seed=2),
+        query_labels=np.array([0, 1, 5]), query_ids=np.full(3, -1), seed=seed,
+    )  # fmt: skip
+    assert gain.num_measured == 1
+    assert gain.per_query["map"][1:].tolist() == gain.per_query["cmc@1"][1:].tolist() == [0, 0]
 
 
 _QUERY = {
