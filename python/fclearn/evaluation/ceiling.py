@@ -71,7 +71,7 @@ def oracle_gain(
     Example:
         >>> features = torch.eye(3)[torch.arange(12) % 3]
         >>> gain = oracle_gain(features, np.arange(12) % 3, np.arange(12))
-        >>> gain.per_query["map"].sum()  # they find everything from where they stand
+        >>> float(gain.per_query["map"].sum())  # they find everything from where they stand
         0.0
     """
     given = {"query": query, "query_labels": query_labels, "query_ids": query_ids}
