@@ -8,9 +8,11 @@ import pytest
 
 from fclearn.backfill import MERGED, MIXED, MigrationSample, ScoreCalibration, backfill_curve
 from fclearn.backfill.curve import RANDOM
-from fclearn.evaluation import evaluate_retrieval
+from fclearn.evaluation import METRIC_NAMES, evaluate_retrieval
+from fclearn.evaluation._rows import Rows, Scorer
 
 QUERIES, ROWS, DIM, CLASSES = 23, 90, 12, 6
+METRICS = tuple(name.replace("@k", "@4") for name in METRIC_NAMES)
 FRACTIONS = (0.0, 0.1, 0.35, 0.5, 0.9, 1.0)
 
 
@@ -50,7 +52,7 @@ def _evaluate(data, gallery, query="new_query"):
         gallery_ids=data["gallery_ids"],
         query_groups=data["query_groups"],
         gallery_groups=data["gallery_groups"],
-        metrics=("map", "cmc@1", "cmc@5", "ndcg@4"),
+        metrics=METRICS,
         return_per_query=True,
     )
 
@@ -61,7 +63,7 @@ def test_every_point_is_an_evaluation_of_the_mixed_gallery(data):
         MigrationSample.build(**data),
         orders,
         fractions=FRACTIONS,
-        metrics=("map", "cmc@1", "cmc@5", "ndcg@4"),
+        metrics=METRICS,
         num_bootstrap=10,
     )
     for name, order in orders.items():
@@ -70,7 +72,7 @@ def test_every_point_is_an_evaluation_of_the_mixed_gallery(data):
             moved = order[: round(share * ROWS)]
             mixed[moved] = data["new_gallery"][moved]
             expected = _evaluate(data, mixed)
-            for metric in ("map", "cmc@1", "cmc@5", "ndcg@4"):
+            for metric in METRICS:
                 found = curve.orders[name][metric].values[at]
                 assert found == pytest.approx(expected[metric], abs=1e-12)
             assert (curve.num_queries, curve.num_skipped) == (
@@ -78,6 +80,20 @@ def test_every_point_is_an_evaluation_of_the_mixed_gallery(data):
                 expected.num_skipped,
             )
     assert curve.num_skipped > 0
+
+
+def test_scores_are_those_of_an_evaluation_bit_for_bit(data):
+    sample = MigrationSample.build(**data)
+    for found, query, gallery in (
+        (sample.new_scores, "new_query", "new_gallery"),
+        (sample.old_scores, "old_query", "old_gallery"),
+        (sample.cross_scores, "new_query", "old_gallery"),
+    ):
+        scorer = Scorer(Rows(data[query], query), Rows(data[gallery], gallery), "cosine")
+        expected = scorer.score(
+            scorer.queries(slice(0, QUERIES)), scorer.gallery(slice(0, ROWS))
+        ).numpy()
+        assert np.array_equal(found(slice(0, QUERIES)), expected)
 
 
 def test_ends_are_the_cross_and_the_self_test_also_of_a_wider_new_model(data):
@@ -234,11 +250,12 @@ def test_refused_curves(data):
         ("every one of the 90 gallery rows once", {"orders": {"x": np.zeros(ROWS, int)}}),
         ("the name 'random' is taken", {"orders": {"random": rows}}),
         (r"fractions: expected numbers in \[0, 1\], got 1.5", {"fractions": [1.5]}),
-        ("metrics: expected 'map', 'cmc@k' or 'ndcg@k', got 'mrr'", {"metrics": ["mrr"]}),
+        ("metrics: unknown metric 'mmr'; did you mean 'mrr'", {"metrics": ["mmr"]}),
         ("metrics: expected at least one", {"metrics": []}),
         ("serving: expected 'mixed' or 'merged', got 'both'", {"serving": "both"}),
-        ("expected num_random >= 2", {"num_random": 1}),
-        ("confidence in", {"confidence": 1.0}),
+        ("num_random: expected at least 2, got 1", {"num_random": 1}),
+        ("num_bootstrap: expected at least 1, got 0", {"num_bootstrap": 0}),
+        (r"confidence: expected a number in \(0, 1\), got 1.0", {"confidence": 1.0}),
     ]:
         with pytest.raises(ValueError, match=message):
             backfill_curve(**{"sample": sample, "orders": {"x": rows}, **change})

@@ -200,7 +200,9 @@ def test_what_a_sample_lacks_is_left_out_or_refused():
         ({"migrated": [ROWS]}, r"migrated: expected rows in \[0, 160\), got 160 to 160"),
         ({"migrated": [0.5]}, "migrated: expected row numbers"),
         ({"shortlist": 0}, "shortlist: expected at least 1"),
-        ({"metrics": ["map@5"]}, "metrics: expected 'map', 'cmc@k' or 'ndcg@k', got 'map@5'"),
+        ({"num_bootstrap": 0}, "num_bootstrap: expected at least 1, got 0"),
+        ({"confidence": 0.0}, r"confidence: expected a number in \(0, 1\), got 0.0"),
+        ({"metrics": ["nap@5"]}, "metrics: unknown metric 'nap@5'; did you mean 'map@5'"),
     ],
 )
 def test_refused_tables(change, message):

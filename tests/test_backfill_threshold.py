@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fclearn.backfill import move_threshold
+from fclearn.backfill import transfer_threshold_by_scores
 
 
 def _by_definition(old, new, threshold):
@@ -21,18 +21,18 @@ def test_is_the_definition_also_with_ties(seed):
     rng = np.random.default_rng(seed)
     old = rng.integers(0, 20, 80) / 20
     new = rng.integers(0, 12, 67) / 12 if seed % 2 else rng.normal(size=67)
-    found = move_threshold(old, new, 0.7, num_bootstrap=10)
-    assert found.threshold == _by_definition(old, new, 0.7)
-    assert found.new_rate <= found.false_accept_rate == np.mean(old >= 0.7)
-    assert found.kept_rate == np.mean(new >= 0.7)
+    found = transfer_threshold_by_scores(old, new, 0.7, num_bootstrap=10)
+    assert found.new.threshold == _by_definition(old, new, 0.7)
+    assert found.new.false_rate <= found.old.false_rate == np.mean(old >= 0.7)
+    assert found.kept.false_rate == np.mean(new >= 0.7)
 
 
 def test_a_known_change_of_scale_moves_the_threshold_with_it():
     old = np.random.default_rng(0).normal(size=10_000)
-    found = move_threshold(old, 0.25 * old + 0.5, 1.5)
-    assert found.new_rate == found.false_accept_rate
+    found = transfer_threshold_by_scores(old, 0.25 * old + 0.5, 1.5)
+    assert found.new.false_rate == found.old.false_rate
     assert found.interval[0] < 0.875 < found.interval[1]
-    assert found.threshold == pytest.approx(0.875, abs=0.002)
+    assert found.new.threshold == pytest.approx(0.875, abs=0.002)
 
 
 def test_the_interval_is_that_of_resampling():
@@ -43,7 +43,7 @@ def test_the_interval_is_that_of_resampling():
         a, b = rng.choice(old, 500), np.sort(rng.choice(new, 400))
         draws.append(b[-max(1, (a >= 1).sum() * 400 // 500)])
     low, high = np.percentile(draws, [2.5, 97.5])
-    found = move_threshold(old, new, 1.0, num_bootstrap=4000)
+    found = transfer_threshold_by_scores(old, new, 1.0, num_bootstrap=4000)
     assert found.interval[0] == pytest.approx(low, abs=0.1)
     assert found.interval[1] == pytest.approx(high, abs=0.1)
 
@@ -53,7 +53,9 @@ def test_intervals_cover_the_true_threshold():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         old, new = rng.normal(size=2000), 3 * rng.normal(size=2000) + 1
-        low, high = move_threshold(old, new, 1.5, num_bootstrap=400, seed=seed).interval
+        low, high = transfer_threshold_by_scores(
+            old, new, 1.5, num_bootstrap=400, seed=seed
+        ).interval
         hits += low <= 5.5 <= high
     assert 180 <= hits <= 199  # 190 expected, standard deviation 3.1
 
@@ -61,8 +63,8 @@ def test_intervals_cover_the_true_threshold():
 def test_reproducible_and_ready_for_json():
     rng = np.random.default_rng(0)
     old, new = rng.normal(size=(2, 300))
-    first = move_threshold(old.reshape(30, 10), new, 1.0, seed=4)
-    assert first == move_threshold(old, new, 1.0, seed=4)
+    first = transfer_threshold_by_scores(old.reshape(30, 10), new, 1.0, seed=4)
+    assert first == transfer_threshold_by_scores(old, new, 1.0, seed=4)
     assert first.to_dict()["interval"] == list(first.interval)
 
 
@@ -75,17 +77,17 @@ def test_reproducible_and_ready_for_json():
         ({"old_scores": []}, "old_scores: expected at least one score"),
         ({"new_scores": [0.1, np.nan]}, "new_scores: expected finite scores, got a NaN"),
         ({"new_scores": [0.1, -np.inf]}, "new_scores: expected finite scores"),
-        ({"num_bootstrap": 0}, "num_bootstrap >= 1"),
-        ({"confidence": 1.0}, "confidence in"),
+        ({"num_bootstrap": 0}, "num_bootstrap: expected at least 1, got 0"),
+        ({"confidence": 1.0}, r"confidence: expected a number in \(0, 1\), got 1.0"),
     ],
 )
 def test_refused(change, message):
     scores = np.arange(100) / 100
     given = {"old_scores": scores, "new_scores": scores, "threshold": 0.9, **change}
     with pytest.raises(ValueError, match=message):
-        move_threshold(**given)
+        transfer_threshold_by_scores(**given)
 
 
 def test_scores_are_real_numbers():
     with pytest.raises(TypeError, match="new_scores: expected real numbers, got <U1"):
-        move_threshold([1.0, 2.0], ["a"], 1.0)
+        transfer_threshold_by_scores([1.0, 2.0], ["a"], 1.0)

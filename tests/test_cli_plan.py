@@ -200,8 +200,8 @@ def test_a_threshold_moves(plan):
     found = json.loads(plan("--threshold", "0.5", "--json").out)["thresholds"]
     assert set(found) == {"new/old", "new/new"}
     for moved in found.values():
-        assert moved["new_rate"] <= moved["false_accept_rate"]
-        assert moved["interval"][0] <= moved["threshold"] <= moved["interval"][1]
+        assert moved["new"]["false_rate"] <= moved["old"]["false_rate"]
+        assert moved["interval"][0] <= moved["new"]["threshold"] <= moved["interval"][1]
     refused(plan("--threshold", "2"), "none of the", "reaches 2")
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fclearn.evaluation import evaluate_retrieval, top_hits
 from fclearn.evaluation import retrieval as retrieval_module
-from fclearn.evaluation._rows import InOrder, Rows, Scorer
+from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation.types import InOrder
 from fclearn.features import FeatureStore, Fingerprint
 
 METRICS = (
@@ -277,6 +278,7 @@ def test_memory_stays_within_a_block(tmp_path, monkeypatch):
 
         def check(self, dim, *, needs_norm):
             monkeypatch.setattr("fclearn.evaluation._rows._CHECK_ELEMENTS", 400)
+            monkeypatch.setattr("fclearn.evaluation.grid._ELEMENTS", 400)
             return super().check(dim, needs_norm=needs_norm)
 
     monkeypatch.setattr(retrieval_module, "Rows", Spy)

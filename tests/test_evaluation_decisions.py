@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from fclearn.backfill import transfer_threshold_by_scores
 from fclearn.evaluation import (
     _pair_scores,
     _thresholds,
@@ -16,11 +17,11 @@ from fclearn.evaluation import (
     evaluate_retrieval,
     evaluate_verification,
     paired_test,
-    transfer_threshold,
+    transfer_threshold_by_labels,
     worst_slices,
 )
 from fclearn.evaluation import identification as identification_module
-from fclearn.evaluation._bootstrap import times_drawn
+from fclearn.evaluation.intervals import times_drawn
 
 
 def models(noise, num_rows, dim=10, seed=0, classes=8):
@@ -230,7 +231,7 @@ def test_a_threshold_that_keeps_the_old_rate(scale):
     impostor = labels[:, None] != gallery_labels
     before, after = scores_of(old, gallery, "ip"), scores_of(new, new_gallery, "ip")
     threshold = float(np.quantile(before[impostor], 0.98))
-    moved = transfer_threshold(
+    moved = transfer_threshold_by_labels(
         threshold, old_query=old, old_gallery=gallery, new_query=new, new_gallery=new_gallery,
         query_labels=labels, gallery_labels=gallery_labels, metric="ip",
     )  # fmt: skip
@@ -242,19 +243,42 @@ def test_a_threshold_that_keeps_the_old_rate(scale):
     limit = np.sort(after[impostor])[::-1][(before >= threshold)[impostor].sum()]
     assert moved.new.true_rate == (after > limit)[~impostor].mean() >= moved.old.true_rate
     assert (after >= moved.new.threshold)[impostor].mean() == moved.old.false_rate
-    json.dumps(moved.to_dict())
+    assert (moved.num_old, moved.num_new) == (impostor.sum(), impostor.sum())
+    assert moved.is_resolved
+    assert json.loads(json.dumps(moved.to_dict()))["new"]["threshold"] == moved.new.threshold
+
+
+def test_labels_and_scores_of_impostors_move_a_threshold_alike():
+    """One between the same two scores, with the same rates."""
+    old, labels = models(1.5, 60)
+    new, _ = models(1.0, 60, seed=3)
+    given = {"query_labels": labels, "gallery_labels": labels, "exclude_self": True}
+    impostor = labels[:, None] != labels
+    before, after = (scores_of(rows, rows, "cosine")[impostor] for rows in (old, new))
+    threshold = float(np.quantile(before, 0.97))
+    one = transfer_threshold_by_labels(
+        threshold, old_query=old, old_gallery=old, new_query=new, new_gallery=new, **given
+    )
+    other = transfer_threshold_by_scores(before, after, threshold, num_bootstrap=10)
+    assert (one.num_old, one.num_new) == (other.num_old, other.num_new)
+    for name in ("old", "kept", "new"):
+        assert getattr(one, name).false_rate == getattr(other, name).false_rate
+    assert one.new.threshold <= other.new.threshold
+    assert not ((after >= one.new.threshold) & (after < other.new.threshold)).any()
+    assert (one.interval, other.new.true_rate) == (None, None)
 
 
 @pytest.mark.parametrize(("threshold", "rate"), [(-2.0, 1.0), (2.0, 0.0)])
 def test_thresholds_that_let_in_all_or_none(threshold, rate):
     old, labels = models(1.5, 30)
     new, _ = models(1.0, 30, seed=3)
-    moved = transfer_threshold(
+    moved = transfer_threshold_by_labels(
         threshold, old_query=old, old_gallery=old, new_query=new, new_gallery=new,
         query_labels=labels, gallery_labels=labels, exclude_self=True,
     )  # fmt: skip
     assert moved.old.false_rate == moved.new.false_rate == rate
     assert (moved.new.threshold == -np.inf) == (rate == 1.0)
+    assert moved.is_resolved == (rate == 1.0)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +304,9 @@ def test_thresholds_that_let_in_all_or_none(threshold, rate):
          "expected queries with and without their label in the gallery, got 2 and 0"),
         (lambda r: evaluate_identification(r, r[:0], query_labels=[0, 1], gallery_labels=[]),
          "gallery: expected at least one row"),
-        (lambda r: transfer_threshold(float("nan"), old_query=r, old_gallery=r, new_query=r,
-                                      new_gallery=r, query_labels=[0, 1], gallery_labels=[0, 1]),
+        (lambda r: transfer_threshold_by_labels(
+            float("nan"), old_query=r, old_gallery=r, new_query=r, new_gallery=r,
+            query_labels=[0, 1], gallery_labels=[0, 1]),
          "threshold: expected a number, got NaN"),
     ],
 )  # fmt: skip
@@ -428,6 +453,8 @@ def test_bad_paired_tests():
     ):
         with pytest.raises(ValueError, match=message):
             paired_test(np.array(first), np.array(second))
+    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
+        paired_test(np.zeros(2), np.ones(2), num_samples=0)
 
 
 def test_intervals_of_a_result():

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fclearn.evaluation import compatibility_report, evaluate_retrieval, paired_test, render_table
-from fclearn.evaluation._bootstrap import bootstrap_means
+from fclearn.evaluation.intervals import bootstrap_means
 
 
 def models(noise, num_rows=240, dim=12, seed=0):
@@ -191,5 +191,5 @@ def test_bootstrap_of_a_mean_matches_its_standard_error():
 def test_bootstrap_does_not_depend_on_its_chunks(monkeypatch):
     values = np.random.default_rng(0).standard_normal((30, 2))
     whole = bootstrap_means(values, 100, seed=0)
-    monkeypatch.setattr("fclearn.evaluation._bootstrap._CHUNK_ELEMENTS", 70)
+    monkeypatch.setattr("fclearn.evaluation.intervals._CHUNK_ELEMENTS", 70)
     np.testing.assert_allclose(bootstrap_means(values, 100, seed=0), whole, rtol=1e-12)

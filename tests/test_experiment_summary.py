@@ -8,39 +8,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from experiment_samples import METHODS_RUN, copy
 
-from fclearn.evaluation import evaluate_retrieval, oracle_gain
 from fclearn.experiments.records import load_records, per_query, record_path, save_record
 from fclearn.experiments.summary import over_seeds, student_t, summarise
 from fclearn.experiments.table import BEGIN, END, TABLE, write_summary
-
-
-def test_oracle_gain_by_definition():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), 6)
-    features = torch.from_numpy(rng.standard_normal((24, 5)).astype(np.float32))
-    gain = oracle_gain(features, labels, np.arange(24), metrics=("map",), seed=3)["map"]
-    unit = torch.nn.functional.normalize(features, dim=1)
-    coin = np.random.default_rng(3).integers(0, 2, 24)
-    for row in range(24):
-        # One's own half, without oneself, is searched from the mean of the other half.
-        seen = (labels != labels[row]) | (coin == coin[row])
-        seen[row] = False
-        others = (labels == labels[row]) & (coin != coin[row])
-        precision = []
-        for query in (unit[torch.from_numpy(others)].mean(0), unit[row]):
-            result = evaluate_retrieval(
-                query[None],
-                features[torch.from_numpy(seen)],
-                query_labels=labels[[row]],
-                gallery_labels=labels[seen],
-                metrics=("map",),
-                return_per_query=True,
-            )
-            precision.append(result.per_query["map"][0])
-        assert gain[row] == pytest.approx(np.nan_to_num(precision[0] - precision[1]), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from judged_data import ITEM_IDS, ITEMS, QUERIES, QUERY_IDS, RIGHT, grades, mode
 
 from fclearn.adapters import Procrustes
 from fclearn.backfill.sample import sample_rows
-from fclearn.evaluation import Qrels
-from fclearn.evaluation.ceiling import judged_oracle_gain
+from fclearn.evaluation import Qrels, judged_oracle_gain
 from fclearn.probe import NEW_TO_OLD, Judgements, ProbeQueries, probe
 from fclearn.probe.fitting import FitPairs, calibrate
 from fclearn.probe.held import Draw
@@ -122,12 +121,12 @@ def test_the_ceiling_of_graded_rows_is_one_of_the_halves_by_definition():
     old, _, old_query, _ = models(1.0, 0.4)
     positives = [[3 * at + 2, 3 * at, 3 * at + 1] for at in range(10)]
     grades_of = [{3 * at + 2: 5.0, 3 * at: 1.0, 3 * at + 1: 2.0} for at in range(10)]
-    gain, measured = judged_oracle_gain(
+    gain = judged_oracle_gain(
         old, positives, np.arange(ITEMS), query=old_query[:10], query_ids=np.full(10, -1),
         grades=[[table[row] for row in rows] for rows, table in
                 zip(positives, grades_of, strict=True)], metrics=("ndcg@2",),
     )  # fmt: skip
-    assert measured == 10
+    assert gain.num_measured == 10
     for at, table in enumerate(grades_of):
         outcomes = []
         for stood in positives[at]:
@@ -136,18 +135,18 @@ def test_the_ceiling_of_graded_rows_is_one_of_the_halves_by_definition():
             both = cosines(torch.stack([old[stood], old_query[at]]), old[left])
             mean, own = (ndcg(left[by_score(scores)], sought, k=2) for scores in both)
             outcomes.append(mean - own)
-        assert any(abs(gain["ndcg@2"][at] - one) < 1e-6 for one in outcomes)
+        assert any(abs(gain.per_query["ndcg@2"][at] - one) < 1e-6 for one in outcomes)
 
 
 def test_the_ceiling_is_one_of_the_halves_by_definition():
     old, _, old_query, _ = models(1.0, 0.4)
     positives = [[3 * at, 3 * at + 1] for at in range(10)] + [[30], []]
     ids, nobody = np.arange(ITEMS), np.full(12, -1)
-    gain, measured = judged_oracle_gain(
+    gain = judged_oracle_gain(
         old, positives, ids, query=old_query[:12], query_ids=nobody, metrics=("map",)
     )
-    assert measured == 10
-    assert gain["map"][10:].tolist() == [0, 0]
+    assert gain.num_measured == 10
+    assert gain.per_query["map"][10:].tolist() == [0, 0]
     moved = []
     for at in range(10):
         outcomes = []
@@ -156,15 +155,15 @@ def test_the_ceiling_is_one_of_the_halves_by_definition():
             both = cosines(torch.stack([old[stood], old_query[at]]), old[left])
             mean, own = (average_precision(left[by_score(scores)], {sought}) for scores in both)
             outcomes.append(mean - own)
-        found = [abs(gain["map"][at] - one) < 1e-6 for one in outcomes]
+        found = [abs(gain.per_query["map"][at] - one) < 1e-6 for one in outcomes]
         assert any(found)
         moved.append(outcomes[0] != outcomes[1])
     assert any(moved)
     # A row of the query's own id is not there to stand at, nor to be found.
-    gain, measured = judged_oracle_gain(
+    gain = judged_oracle_gain(
         old, [[0, 1]], ids, query=old_query[:1], query_ids=np.array([1]), metrics=("map",)
     )
-    assert (measured, gain["map"].tolist()) == (0, [0])
+    assert (gain.num_measured, gain.per_query["map"].tolist()) == (0, [0])
 
 
 @pytest.mark.parametrize(("fit_share", "seed"), list(product([0.3, 0.6, 0.9], [0, 1])))

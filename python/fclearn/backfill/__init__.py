@@ -17,7 +17,7 @@ from fclearn.backfill.serving import (
     ServingTable,
     compare_serving,
 )
-from fclearn.backfill.threshold import TransferredThreshold, move_threshold
+from fclearn.backfill.threshold import transfer_threshold_by_scores
 
 __all__ = [
     "HALFWAY",
@@ -32,14 +32,13 @@ __all__ = [
     "ScoreCalibration",
     "ServedWay",
     "ServingTable",
-    "TransferredThreshold",
     "backfill_curve",
     "backfill_order",
     "compare_serving",
     "fit_calibration",
     "impostor_scores",
     "merge_rankings",
-    "move_threshold",
     "rerank_shortlist",
+    "transfer_threshold_by_scores",
     "two_stage_rerank",
 ]

@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fclearn.evaluation.metrics import Ranks, metric_values
+from fclearn.evaluation.score_bits import sort_bits
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _LOWEST, _ALL_RANKS = np.iinfo(np.int64).min, np.iinfo(np.int64).max
@@ -31,9 +34,9 @@ def order_keys(scores: NDArray[np.float32], left_out: NDArray[np.bool_]) -> Ints
         scores: Shape ``(n, G)``, float32, not NaN.
         left_out: Rows that shall never be above another, bool ``(n, G)``.
     """
-    bits = (scores + np.float32(0)).view(np.int32)  # adding zero turns -0.0 into 0.0
-    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    keys = (ordered.astype(np.int64) << 32) | (2**32 - 1 - np.arange(scores.shape[1]))
+    keys = (sort_bits(scores).astype(np.int64) - 2**31 << 32) | (
+        2**32 - 1 - np.arange(scores.shape[1])
+    )
     keys[left_out] = _LOWEST
     return np.asarray(keys)
 
@@ -45,12 +48,12 @@ class Positives:
     Attributes:
         column: Shape ``(n, P)``, int64; 0 where padded.
         is_real: Which are no padding, bool ``(n, P)``.
-        grade: How right they are, 0 where padded, float64 ``(n, P)``.
+        grade: How right they are, 0 where padded, float64 ``(n, P)``; None: all are 1.
     """
 
     column: Ints
     is_real: NDArray[np.bool_]
-    grade: Floats
+    grade: Floats | None
 
     @classmethod
     def of(cls, mask: NDArray[np.bool_], grades: Floats | None = None) -> Positives:
@@ -64,44 +67,44 @@ class Positives:
         is_real = np.arange(int(counts.max(initial=0))) < counts[:, None]
         column = np.zeros(is_real.shape, dtype=np.int64)
         column[is_real] = np.nonzero(mask)[1]
-        grade = is_real.astype(np.float64)
+        grade = None
         if grades is not None:
+            grade = np.zeros(is_real.shape)
             grade[is_real] = grades[mask]
         return cls(column, is_real, grade)
 
-    def metric(self, name: str, rank: Ints) -> Floats:
-        r"""Average precision, CMC@k or nDCG@k of each query from the ranks of its positives.
-
-        ``map``: :math:`\frac1R \sum_j j / r_j` over the sorted ranks; ``cmc@k``: 1 if the smallest
-        is at most k; ``ndcg@k``: :math:`\sum_{r_j \le k} g_j / \log_2(1 + r_j)` over its maximum.
+    def metrics(self, names: Sequence[str], rank: Ints) -> Floats:
+        """Metrics of each query from the ranks of its positives.
 
         Args:
-            name: ``"map"``, ``"cmc@k"``, ``"ndcg"`` or ``"ndcg@k"``.
-            rank: From 1, shape ``(n, P)``.
+            names: As checked by `fclearn.evaluation`.
+            rank: From 1, shape ``(n, P)``; whatever it likes where padded.
 
         Returns:
-            Shape ``(n,)``, float64, NaN for queries without a positive.
+            Shape ``(n, M)``, float64, NaN for queries without a positive.
         """
         counts = self.is_real.sum(axis=1)
-        ranks = np.sort(np.where(self.is_real, rank, _ALL_RANKS), axis=1)
-        if name.startswith("ndcg"):
-            values = self._discounted_gain(rank, int(name.partition("@")[2] or _ALL_RANKS))
-        elif name == "map":
-            hits = np.arange(1, ranks.shape[1] + 1)
-            gains = np.where(hits <= counts[:, None], hits / ranks, 0.0)
-            values = np.asarray(gains.sum(axis=1) / np.maximum(counts, 1))
-        else:
-            found = ranks[:, :1] <= int(name.removeprefix("cmc@"))
-            values = np.asarray(found.any(axis=1), dtype=np.float64)
-        return np.asarray(np.where(counts > 0, values, np.nan))
-
-    def _discounted_gain(self, rank: Ints, k: int) -> Floats:
-        """Normalised discounted gain at k, 0 for queries without a positive, shape ``(n,)``."""
-        # Padding may have any rank; its grade is 0.
-        gains = (rank <= k) * self.grade / np.log2(1.0 + np.where(self.is_real, rank, 1))
-        best = -np.sort(-self.grade, axis=1)[:, :k]
-        ideal = (best / np.log2(np.arange(2.0, best.shape[1] + 2.0))).sum(axis=1)
-        return np.asarray(gains.sum(axis=1) / np.where(ideal > 0, ideal, 1.0))
+        counted = counts > 0
+        found = np.full((len(counts), len(names)), np.nan)
+        if not counted.any():
+            return found
+        # Padding comes last, so that what is real stays in its place.
+        order = np.argsort(np.where(self.is_real, rank, _ALL_RANKS), axis=1)
+        query = np.repeat(np.arange(int(counted.sum())), counts[counted])
+        grades = ideal = None
+        if self.grade is not None:
+            grades = np.take_along_axis(self.grade, order, axis=1)[self.is_real]
+            ideal = -np.sort(-self.grade, axis=1)[self.is_real]
+        ranks = Ranks(
+            query,
+            np.take_along_axis(rank, order, axis=1)[self.is_real],
+            counts[counted],
+            grades,
+            ideal,
+        )
+        for at, name in enumerate(names):
+            found[counted, at] = metric_values(name, ranks)
+        return found
 
 
 def ranks_of(keys: Ints, positives: Positives) -> Ints:

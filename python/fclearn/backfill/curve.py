@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import MovingRanks, Positives, order_keys
 from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.sample import MERGED, MIXED, MigrationSample
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.metrics import check_metrics
+from fclearn.evaluation.types import Interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -125,7 +126,7 @@ def backfill_curve(
         serving: `MIXED`, for compatible spaces, or `MERGED`.
         calibration: From the scores of old rows to the scale of new/new; None: as they are.
         fractions: In [0, 1]; 0 and 1 are added. Each stands for ``round(f * G)`` rows.
-        metrics: ``map``, ``cmc@k`` and ``ndcg@k``.
+        metrics: As `fclearn.evaluation.evaluate_retrieval`.
         num_random: Random orders beside them, at least 2.
         num_bootstrap: Resamples behind the intervals.
         confidence: Of the intervals, in (0, 1).
@@ -164,11 +165,9 @@ def backfill_curve(
     counts, shares = _steps(fractions, sample.num_gallery)
     if serving not in {MIXED, MERGED}:
         raise ValueError(f"serving: expected {MIXED!r} or {MERGED!r}, got {serving!r}")
-    if num_random < 2 or num_bootstrap < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "expected num_random >= 2, num_bootstrap >= 1 and confidence in (0, 1), got "
-            f"{num_random}, {num_bootstrap} and {confidence}"
-        )
+    if num_random < 2:
+        raise ValueError(f"num_random: expected at least 2, got {num_random}")
+    check_bootstrap(num_bootstrap, confidence)
     ways = {name: _permutation(rows, sample.num_gallery, name) for name, rows in orders.items()}
     rng = np.random.default_rng(seed)
     chances = [rng.permutation(sample.num_gallery) for _ in range(num_random)]
@@ -234,8 +233,7 @@ def _measure(
         )
         for o, order in enumerate(orders):
             for step, rank in enumerate(ranks.along(order, counts)):
-                for m, metric in enumerate(metrics):
-                    found[o, step, m, part] = positives.metric(metric, rank)
+                found[o, step, :, part] = positives.metrics(metrics, rank).T
     return found
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.evaluation._inputs import build_relevance
-from fclearn.evaluation._keys import Ints, Keys, PerRow, join_keys
-from fclearn.evaluation._relevance import Relevance
+from fclearn.evaluation.grid import row_norms, to_grid
+from fclearn.evaluation.inputs import build_relevance
+from fclearn.evaluation.keys import Keys, join_keys
+from fclearn.evaluation.relevance import Relevance
+from fclearn.evaluation.types import Ints, PerRow
 from fclearn.features import FeatureSource, as_tensor
 
 Scores = NDArray[np.float32]
@@ -21,9 +23,6 @@ Scores = NDArray[np.float32]
 MIXED, MERGED = "mixed", "merged"
 #: Models of query and gallery.
 OLD, CROSS, NEW = "old/old", "new/old", "new/new"
-# Products of unit rows on this grid are exact in float64, so neither blocks nor threads change a
-# rank; fclearn.evaluation rounds in the same way.
-_GRID = 2.0**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,10 +239,10 @@ def _unit(features: FeatureSource, name: str) -> Tensor:
 
 
 def _on_grid(rows: Tensor, name: str) -> Tensor:
-    norms = rows.norm(dim=1, keepdim=True)
+    norms = row_norms(rows)[:, None]
     bad = (~norms.isfinite() | (norms == 0)).nonzero()
     if len(bad):
         row = int(bad[0, 0])
         what = "has norm zero" if bool(norms[row] == 0) else "holds a NaN or infinite value"
         raise ValueError(f"{name}: row {row} {what}, so it has no cosine")
-    return rows.div(norms).mul_(_GRID).round_().div_(_GRID)
+    return to_grid(rows.div(norms))

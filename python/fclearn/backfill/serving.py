@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fclearn.backfill._metrics import check_metrics
 from fclearn.backfill._ranks import Positives, order_keys, ranks_of
 from fclearn.backfill.calibration import ScoreCalibration
 from fclearn.backfill.merging import merge_rankings
 from fclearn.backfill.rerank import rerank_shortlist
 from fclearn.backfill.sample import CROSS, MERGED, MIXED, NEW, OLD, MigrationSample, Scores
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.metrics import check_metrics
+from fclearn.evaluation.types import Interval
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -96,7 +97,7 @@ def compare_serving(
         calibrations: As `fit_calibration` makes them, by serving, ``"mixed"`` or ``"merged"``;
             what would need a missing one is left out.
         shortlist: Rows reranked.
-        metrics: ``map``, ``cmc@k`` and ``ndcg@k``.
+        metrics: As `fclearn.evaluation.evaluate_retrieval`.
         num_bootstrap: Resamples behind the intervals.
         confidence: Of the intervals, in (0, 1).
         seed: Of the resamples.
@@ -125,11 +126,7 @@ def compare_serving(
         ('old/old', 'two indexes, calibrated')
     """
     names = check_metrics(metrics)
-    if num_bootstrap < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "expected num_bootstrap >= 1 and confidence in (0, 1), got "
-            f"{num_bootstrap} and {confidence}"
-        )
+    check_bootstrap(num_bootstrap, confidence)
     if sample.old_query is None and not sample.can_mix:
         raise ValueError(
             "old_query: expected features by the old model, as new queries of "
@@ -186,9 +183,7 @@ def served_values(
         positives = Positives.of(sample.positives(part), sample.grades(part))
         for name, way in _ways(sample, part, is_new, calibrations, shortlist, positives).items():
             if only is None or name in only:
-                ranks = way()
-                values = np.stack([positives.metric(metric, ranks) for metric in names], axis=1)
-                found.setdefault(name, []).append(values)
+                found.setdefault(name, []).append(positives.metrics(names, way()))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -1,48 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threshold on new scores that lets through as many impostors as the old one did."""
+"""A threshold moved from old to new scores by samples of impostor scores alone."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fclearn.backfill._samples import Floats, sorted_scores
+from fclearn.evaluation import ThresholdRates, ThresholdTransfer
+from fclearn.evaluation.intervals import check_bootstrap, interval
 
 
-@dataclass(frozen=True)
-class TransferredThreshold:
-    """What `move_threshold` found.
-
-    Attributes:
-        threshold: On new scores; those that reach it are accepted.
-        interval: Bootstrap interval of it, over both samples.
-        false_accept_rate: Share of the old sample at or above the old threshold.
-        kept_rate: Share of the new sample at or above the *old* threshold: what happens if nobody
-            moves it.
-        new_rate: Share of the new sample at or above the new one, at most ``false_accept_rate``.
-        num_old: Old scores.
-        num_new: New scores.
-        confidence: Of the interval.
-    """
-
-    threshold: float
-    interval: tuple[float, float]
-    false_accept_rate: float
-    kept_rate: float
-    new_rate: float
-    num_old: int
-    num_new: int
-    confidence: float
-
-    def to_dict(self) -> dict[str, object]:
-        """All fields, as JSON values."""
-        return {**asdict(self), "interval": list(self.interval)}
-
-
-def move_threshold(
+def transfer_threshold_by_scores(
     old_scores: ArrayLike,
     new_scores: ArrayLike,
     threshold: float,
@@ -50,14 +21,15 @@ def move_threshold(
     num_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> TransferredThreshold:
-    r"""Move a threshold to another scale of scores, keeping its false-accept rate.
+) -> ThresholdTransfer:
+    r"""Find the threshold that keeps the old rate of false accepts, from samples of scores.
 
     With :math:`\mathrm{FAR} = \frac1n \#\{s_{old} \ge t_{old}\}` over impostor pairs, the new
     threshold is the lowest of the m new impostor scores that at most
     :math:`\lfloor \mathrm{FAR} \cdot m \rfloor` of them reach. No labels or features are needed,
     only a sample of scores of pairs that should *not* match on either side; they need not be the
-    same pairs.
+    same pairs. Where there are labels and features of both sides,
+    `fclearn.evaluation.transfer_threshold_by_labels` looks at every pair, genuine ones too.
 
     Args:
         old_scores: Impostor scores of the old system, any shape, larger is nearer.
@@ -68,7 +40,7 @@ def move_threshold(
         seed: Of the resamples.
 
     Returns:
-        The new threshold and its interval.
+        The new threshold and its interval; ``true_rate`` is None.
 
     Raises:
         TypeError: Scores that are not real numbers.
@@ -88,18 +60,14 @@ def move_threshold(
     Example:
         >>> import numpy as np
         >>> old = np.linspace(0, 1, 1001)
-        >>> moved = move_threshold(old, 0.5 * old + 0.2, 0.9)
-        >>> round(moved.threshold, 3), round(moved.false_accept_rate, 3), moved.kept_rate
+        >>> moved = transfer_threshold_by_scores(old, 0.5 * old + 0.2, 0.9)
+        >>> round(moved.new.threshold, 3), round(moved.new.false_rate, 3), moved.kept.false_rate
         (0.65, 0.101, 0.0)
     """
     old, new = sorted_scores(old_scores, "old_scores"), sorted_scores(new_scores, "new_scores")
     if not math.isfinite(threshold):
         raise ValueError(f"threshold: expected a finite number, got {threshold}")
-    if num_bootstrap < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            "expected num_bootstrap >= 1 and confidence in (0, 1), "
-            f"got {num_bootstrap} and {confidence}"
-        )
+    check_bootstrap(num_bootstrap, confidence)
     accepted = _num_reaching(old, threshold)
     if accepted == 0:
         raise ValueError(
@@ -119,17 +87,14 @@ def move_threshold(
     counts = counts.clip(1)
     place = rng.beta(len(new) - counts + 1, counts)
     drawn = new[np.ceil(place * len(new)).astype(np.int64).clip(1) - 1]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
     found = _lowest_reached_by(new, allowed)
-    return TransferredThreshold(
-        threshold=found,
-        interval=(float(low), float(high)),
-        false_accept_rate=accepted / len(old),
-        kept_rate=_num_reaching(new, threshold) / len(new),
-        new_rate=_num_reaching(new, found) / len(new),
+    return ThresholdTransfer(
+        old=ThresholdRates(float(threshold), accepted / len(old)),
+        kept=ThresholdRates(float(threshold), _num_reaching(new, threshold) / len(new)),
+        new=ThresholdRates(found, _num_reaching(new, found) / len(new)),
         num_old=len(old),
         num_new=len(new),
+        interval=interval(drawn, confidence),
         confidence=confidence,
     )
 

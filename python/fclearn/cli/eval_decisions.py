@@ -16,7 +16,7 @@ from fclearn.evaluation.qrels import row_numbers
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 
 def read_rates(text: str | None, option: str) -> list[float]:

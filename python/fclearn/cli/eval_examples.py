@@ -18,8 +18,7 @@ from fclearn.features import FeatureStore
 from fclearn.report import RetrievalExample, make_examples
 
 if TYPE_CHECKING:
-    from fclearn.evaluation._inputs import Labels
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import Labels, RankingOptions
 
 
 class ImageFiles:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from fclearn.evaluation import Qrels
-from fclearn.evaluation._inputs import Labels
+from fclearn.evaluation.types import Labels
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 
 class Right(TypedDict, total=False):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from fclearn.cli.alignment import rows_of_ids
 from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
-from fclearn.evaluation._rows import InOrder, RowSource
 from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
+from fclearn.evaluation.types import InOrder, RowSource
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
     from fclearn.cli.eval_rules import Right
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 
 @dataclass(frozen=True)

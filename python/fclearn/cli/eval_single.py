@@ -18,7 +18,7 @@ from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
 from fclearn.features import FeatureStore
 
 if TYPE_CHECKING:
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 
 @dataclass(frozen=True)

@@ -152,10 +152,11 @@ def plan(
         )
     say(result.verdict.text)
     for kind, found in result.thresholds.items():
+        low, high = found.interval or (found.new.threshold, found.new.threshold)
         say(
-            f"threshold {threshold:g} on old/old becomes {found.threshold:.4f} "
-            f"[{found.interval[0]:.4f}, {found.interval[1]:.4f}] on {kind}: the same share of "
-            f"false accepts, {found.false_accept_rate:.2g}; left alone, {found.kept_rate:.2g}"
+            f"threshold {threshold:g} on old/old becomes {found.new.threshold:.4f} "
+            f"[{low:.4f}, {high:.4f}] on {kind}: the same share of false accepts, "
+            f"{found.old.false_rate:.2g}; left alone, {found.kept.false_rate:.2g}"
         )
     counts = result.counts
     say(

@@ -17,12 +17,11 @@ from fclearn.backfill import (
     MigrationSample,
     ScoreCalibration,
     ServingTable,
-    TransferredThreshold,
     backfill_curve,
     compare_serving,
     fit_calibration,
     impostor_scores,
-    move_threshold,
+    transfer_threshold_by_scores,
 )
 from fclearn.backfill.curve import DEFAULT_FRACTIONS
 from fclearn.backfill.figure import draw_curve
@@ -32,6 +31,7 @@ from fclearn.backfill.serving import CURVES
 from fclearn.backfill.verdict import PlanVerdict, judge_plan
 from fclearn.cli.plan_inputs import PlanOptions, load_labels, load_orders, open_store
 from fclearn.cli.plan_sample import load_sample
+from fclearn.evaluation import ThresholdTransfer
 from fclearn.report import rebuild
 
 Ints = NDArray[np.int64]
@@ -51,7 +51,7 @@ class Plan:
     order: str
     budget: float
     command: str
-    thresholds: dict[str, TransferredThreshold] = field(default_factory=dict)
+    thresholds: dict[str, ThresholdTransfer] = field(default_factory=dict)
     num_missing: int = 0
 
     def to_dict(self) -> dict[str, object]:
@@ -168,13 +168,13 @@ def _curve(
     )
 
 
-def _thresholds(options: PlanOptions, sample: MigrationSample) -> dict[str, TransferredThreshold]:
+def _thresholds(options: PlanOptions, sample: MigrationSample) -> dict[str, ThresholdTransfer]:
     """The threshold in use on old/old, moved to each kind of score that new queries meet."""
     if options.threshold is None:
         return {}
     old = impostor_scores(sample, OLD, seed=options.seed)
     return {
-        name: move_threshold(
+        name: transfer_threshold_by_scores(
             old,
             impostor_scores(sample, name, seed=options.seed),
             options.threshold,

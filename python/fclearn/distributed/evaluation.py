@@ -16,8 +16,8 @@ from fclearn.distributed.collectives import total
 from fclearn.distributed.shard_files import Arrays, ShardFiles, pieces
 from fclearn.distributed.world import World
 from fclearn.evaluation import sharing
-from fclearn.evaluation._keys import Ints
 from fclearn.evaluation.sharing import Rank, Values
+from fclearn.evaluation.types import Ints
 
 # Each piece reads the gallery, so they are few; and of no more queries than are ranked at once.
 _PIECES, _FEWEST, _MOST = 64, 256, 65536

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Exclusion, Keys, PerRow, exclusions, join_keys
 from fclearn.evaluation._pairs import have_positives
-from fclearn.evaluation._relevance import SameLabel
-from fclearn.evaluation._rows import Rows, RowSource, Scorer
+from fclearn.evaluation._rows import Rows, Scorer
 from fclearn.evaluation._thresholds import ScoredPairs
+from fclearn.evaluation.keys import Exclusion, Keys, exclusions, join_keys
+from fclearn.evaluation.relevance import SameLabel
+from fclearn.evaluation.types import PerRow, RowSource
 
 _BATCH, _GALLERY_BATCH = 256, 16384
 

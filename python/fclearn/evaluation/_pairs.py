@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Exclusion, Ints
-from fclearn.evaluation._metrics import Floats
-from fclearn.evaluation._relevance import Relevance
+from fclearn.evaluation.keys import Exclusion
+from fclearn.evaluation.metrics import Floats
+from fclearn.evaluation.relevance import Relevance
+from fclearn.evaluation.types import Ints
 
 # Pairs of a query and a positive held at once, some 40 bytes each.
 _MAX_PAIRS = 2**22

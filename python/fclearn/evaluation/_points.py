@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fclearn.evaluation._bootstrap import Interval
+from fclearn.evaluation.types import Interval
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fclearn.evaluation._keys import Exclusion, Ints
-from fclearn.evaluation._metrics import Ranks
 from fclearn.evaluation._pairs import Pairs, list_pairs, split, totals
-from fclearn.evaluation._relevance import Relevance
 from fclearn.evaluation._rows import Scorer
+from fclearn.evaluation.keys import Exclusion
+from fclearn.evaluation.metrics import Ranks
+from fclearn.evaluation.relevance import Relevance
+from fclearn.evaluation.types import Ints
 
 
 def positive_ranks(

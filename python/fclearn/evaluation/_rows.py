@@ -1,51 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Rows of a feature matrix, read block by block and rounded so that scores are exact.
-
-Rankings must not depend on how the work is cut into blocks, but a matrix product rounds differently
-for every shape, thread count and BLAS. So vectors are first scaled to norm at most 1 and rounded to
-multiples of :math:`2^{-26}` (finer than what float32 resolves near 1). Products of such numbers are
-multiples of :math:`2^{-52}`, and by Cauchy-Schwarz no partial sum exceeds 1, so float64 represents
-every one of them: the product is *exact*, in whatever order it is summed, on any device.
-"""
+"""Rows of a feature matrix, read block by block, and their scores, which are exact."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.features import Features, FeatureSource, as_features
+from fclearn.evaluation.grid import row_norms, to_grid
+from fclearn.evaluation.types import InOrder, RowSource
+from fclearn.features import Features, as_features
 
 #: Metrics of `evaluate_retrieval`; larger scores are nearer.
 METRICS = ("cosine", "ip", "l2")
 
-# l2 adds three products, which leaves two bits less than one product has.
-_GRID_BITS = {"cosine": 26, "ip": 26, "l2": 25}
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
 _CHECK_ELEMENTS = 2**17
-
-
-@dataclass(frozen=True, eq=False)
-class InOrder:
-    """Features in another order of rows, without a copy: read as they are needed.
-
-    Attributes:
-        features: Whatever `fclearn.features.as_features` takes.
-        rows: Row of ``features`` at each place, shape ``(N,)``, int64.
-    """
-
-    features: FeatureSource
-    rows: NDArray[np.int64]
-
-
-#: What evaluation reads features from.
-RowSource: TypeAlias = FeatureSource | InOrder
 
 
 class Rows:
@@ -106,7 +80,7 @@ class Rows:
         """
         largest = 0.0
         for block in self._blocks(dim):
-            norms = _norms(self.read(block, dim))
+            norms = row_norms(self.read(block, dim))
             bad = ~torch.isfinite(norms)
             if bool(bad.any()):
                 row = block.start + int(bad.nonzero()[0])
@@ -221,27 +195,10 @@ class Scorer:
     def _prepare(self, rows: Rows, index: slice | np.ndarray, scale: float) -> Tensor:
         block = rows.read(index, self._gallery.dim).to(self.device)
         if self.metric == "cosine":
-            block /= _norms(block)[:, None]
+            block /= row_norms(block)[:, None]
         else:
             block /= scale  # a power of two: exact
-        grid = 2.0 ** _GRID_BITS[self.metric]
-        return block.mul_(grid).round_().div_(grid)
-
-
-def _norms(block: Tensor) -> Tensor:
-    """Norm of each row, summed pairwise in one fixed order so that no block shape can change it."""
-    step = max(1, _CHECK_ELEMENTS // max(block.shape[1], 1))
-    return torch.cat([_norms_at_once(rows) for rows in block.split(step)])
-
-
-def _norms_at_once(block: Tensor) -> Tensor:
-    squares = block * block
-    while squares.shape[1] > 1:
-        half = (squares.shape[1] + 1) // 2
-        tail = squares[:, half:]
-        squares[:, : tail.shape[1]] += tail
-        squares = squares[:, :half]
-    return squares[:, 0].sqrt()
+        return to_grid(block, self.metric)
 
 
 def _power_above(norm: float) -> float:

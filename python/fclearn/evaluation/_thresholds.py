@@ -16,7 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Ints
+from fclearn.evaluation.score_bits import from_sort_bits, sort_bits
+from fclearn.evaluation.types import Ints
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -44,7 +45,6 @@ ScorePass: TypeAlias = Callable[[], Iterator[ScoredPairs]]
 _LEVELS = (12, 10, 10)
 # Rows of a table that are summed up at once.
 _ROWS = 128
-_SIGN = np.int32(-(2**31))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def count_pairs(pairs: ScorePass, weights: NDArray[np.uint8]) -> Counts:
     table = np.zeros((2, len(weights), 2 ** _LEVELS[0]))
     rows = np.arange(len(weights))
     for some in pairs():
-        upper = (_ordered(some.scores) >> np.uint32(32 - _LEVELS[0])).astype(np.int64)
+        upper = (sort_bits(some.scores) >> np.uint32(32 - _LEVELS[0])).astype(np.int64)
         _add(table, rows, weights, some.genuine, some.query, upper)
     return Counts(table, weights)
 
@@ -119,7 +119,7 @@ def cut(pairs: ScorePass, counts: Counts, allowed: Ints) -> Cuts:
         bucket[open_rows] = (bucket[open_rows] << width) + inner
         told += width
     thresholds = np.full(most.shape, -np.inf)
-    thresholds[open_rows] = just_above(_score_of(bucket[open_rows]))
+    thresholds[open_rows] = just_above(from_sort_bits(bucket[open_rows].astype(np.uint32)))
     return Cuts(thresholds.reshape(allowed.shape), beyond.reshape(2, *allowed.shape))
 
 
@@ -154,7 +154,7 @@ def _count_inside(
     place = np.full(2**told, -1, dtype=np.int32)
     place[found] = np.arange(len(found))
     for some in pairs():
-        order = _ordered(some.scores)
+        order = sort_bits(some.scores)
         where = place[order >> np.uint32(32 - told)]
         inside = np.flatnonzero(where >= 0)
         inside = inside[np.argsort(where[inside], kind="stable")]
@@ -231,19 +231,3 @@ def _refused(table: Floats, beyond: Floats, most: Ints) -> tuple[Ints, Floats]:
         columns.append(column)
         passing.append(above[:, np.arange(len(column)), column + 1])
     return np.concatenate(columns), np.concatenate(passing, axis=1)
-
-
-def _ordered(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Bits that sort as the numbers do; -0 is 0."""
-    bits = (scores + np.float32(0)).view(np.int32)
-    # All ones below zero, else the sign alone.
-    flip = (bits >> 31) | _SIGN
-    flip ^= bits
-    order: NDArray[np.uint32] = flip.view(np.uint32)
-    return order
-
-
-def _score_of(order: Ints) -> NDArray[np.float32]:
-    bits = order.astype(np.uint32).view(np.int32)
-    scores: NDArray[np.float32] = (bits ^ (~(bits >> 31) | _SIGN)).view(np.float32)
-    return scores

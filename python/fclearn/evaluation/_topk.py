@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fcl_ext
-from fclearn.evaluation._keys import Exclusion, Ints
-from fclearn.evaluation._metrics import Ranks
 from fclearn.evaluation._pairs import list_pairs, split, totals
-from fclearn.evaluation._relevance import Relevance
 from fclearn.evaluation._rows import Scorer
+from fclearn.evaluation.keys import Exclusion
+from fclearn.evaluation.metrics import Ranks
+from fclearn.evaluation.relevance import Relevance
+from fclearn.evaluation.types import Ints
 
 #: Most ranks that are searched for; beyond, ranking the whole gallery costs less.
 MAX_DEPTH = 2048

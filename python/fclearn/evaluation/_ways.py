@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fclearn.evaluation._keys import Exclusion, Ints
-from fclearn.evaluation._metrics import Ranks, deepest_rank
 from fclearn.evaluation._ranks import positive_ranks
-from fclearn.evaluation._relevance import Relevance
 from fclearn.evaluation._rows import Rows, Scorer
 from fclearn.evaluation._topk import MAX_DEPTH, ranks_of, search
 from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.keys import Exclusion
+from fclearn.evaluation.metrics import Ranks, deepest_rank
+from fclearn.evaluation.relevance import Relevance
+from fclearn.evaluation.types import Ints
 
 
 def deepest(names: Sequence[str], relevance: Relevance, *, needs_one: bool) -> int | None:

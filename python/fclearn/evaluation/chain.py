@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
-from fclearn.evaluation._inputs import Labels
-from fclearn.evaluation._rows import RowSource
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
 from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from fclearn.evaluation.types import Interval, Labels, RowSource
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 #: The summaries of a chain, as `ChainReport` names them.
 SUMMARIES = (

@@ -8,12 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fclearn.evaluation._bootstrap import check_bootstrap
-from fclearn.evaluation._inputs import Labels
-from fclearn.evaluation._keys import PerRow
-from fclearn.evaluation._metrics import check_metrics
-from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.intervals import check_bootstrap
 from fclearn.evaluation.matrix import (
     CROSS,
     INDEPENDENT,
@@ -22,8 +18,10 @@ from fclearn.evaluation.matrix import (
     CompatibilityReport,
     summarise,
 )
+from fclearn.evaluation.metrics import check_metrics
 from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from fclearn.evaluation.types import Labels, PerRow, RowSource
 
 
 def compatibility_report(

@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fclearn.evaluation._keys import Ints, PerRow, exclusions
-from fclearn.evaluation._rows import Rows, RowSource, Scorer
+from fclearn.evaluation._rows import Rows, Scorer
+from fclearn.evaluation.keys import exclusions
+from fclearn.evaluation.types import Ints, PerRow, RowSource
 
 
 def top_hits(

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import check_bootstrap, interval, times_drawn
-from fclearn.evaluation._keys import Exclusion, Ints, PerRow, exclusions, join_keys
 from fclearn.evaluation._pairs import have_positives
 from fclearn.evaluation._points import OperatingPoint, check_rates
-from fclearn.evaluation._relevance import SameLabel
-from fclearn.evaluation._rows import Rows, RowSource, Scorer
+from fclearn.evaluation._rows import Rows, Scorer
 from fclearn.evaluation._thresholds import just_above
+from fclearn.evaluation.intervals import check_bootstrap, interval, times_drawn
+from fclearn.evaluation.keys import Exclusion, exclusions, join_keys
+from fclearn.evaluation.relevance import SameLabel
+from fclearn.evaluation.types import Ints, PerRow, RowSource
 
 _BATCH, _GALLERY_BATCH = 256, 16384
 

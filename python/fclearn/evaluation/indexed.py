@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Exclusion, Ints
 from fclearn.evaluation._rows import Rows
 from fclearn.evaluation._topk import first_visible
+from fclearn.evaluation.keys import Exclusion
+from fclearn.evaluation.types import Ints
 
 # Queries searched at once.
 _BATCH = 4096

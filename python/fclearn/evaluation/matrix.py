@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
 from fclearn.evaluation._verdict import Verdict, judge
+from fclearn.evaluation.intervals import bootstrap_means, interval
 from fclearn.evaluation.paired import paired_test
 from fclearn.evaluation.retrieval import RetrievalResult
+from fclearn.evaluation.types import Interval
 
 OLD, CROSS, NEW, INDEPENDENT = "old/old", "new/old", "new/new", "independent/independent"
 #: Differences of two entries of the matrix that decide about an upgrade.

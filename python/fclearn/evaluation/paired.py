@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.types import Interval
 
 # Signs drawn at once.
 _CHUNK_ELEMENTS = 2**22
@@ -76,7 +77,7 @@ def paired_test(
         >>> round(result.difference, 3), result.p_value, result.num_better
         (0.175, 0.125, 4)
     """
-    check_bootstrap(num_samples, confidence)
+    check_bootstrap(num_samples, confidence, name="num_samples")
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(

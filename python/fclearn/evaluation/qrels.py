@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fclearn.evaluation._relevance import Judged
+from fclearn.evaluation.relevance import Judged
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
-from fclearn.evaluation._inputs import Labels, build_relevance
-from fclearn.evaluation._keys import Ints, PerRow, exclusions
-from fclearn.evaluation._metrics import check_metrics, metric_values
-from fclearn.evaluation._relevance import Judged
-from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
+from fclearn.evaluation._rows import METRICS, Rows, Scorer
 from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
 from fclearn.evaluation.indexed import IndexedGallery
+from fclearn.evaluation.inputs import build_relevance
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.keys import exclusions
+from fclearn.evaluation.metrics import check_metrics, metric_values
 from fclearn.evaluation.qrels import Qrels
+from fclearn.evaluation.relevance import Judged
 from fclearn.evaluation.sharing import Values, values_of
+from fclearn.evaluation.types import Interval, Ints, Labels, PerRow, RowSource
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Ints
+from fclearn.evaluation.types import Ints
 
 #: Values per query ``(Q,)`` by metric, NaN for queries that were not ranked.
 Values = dict[str, NDArray[np.float64]]

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.intervals import bootstrap_means, check_bootstrap, interval
+from fclearn.evaluation.types import Interval
 
 
 @dataclass(frozen=True)

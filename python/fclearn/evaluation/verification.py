@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fclearn.evaluation._bootstrap import check_bootstrap, interval, times_drawn
-from fclearn.evaluation._keys import PerRow
 from fclearn.evaluation._pair_scores import PairScores, check_counts
 from fclearn.evaluation._points import OperatingPoint, check_rates
-from fclearn.evaluation._rows import RowSource
 from fclearn.evaluation._thresholds import count_pairs, cut
+from fclearn.evaluation.intervals import check_bootstrap, interval, times_drawn
+from fclearn.evaluation.types import PerRow, RowSource
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fclearn.datasets import LabelledSet
-from fclearn.evaluation import CompatibilityReport, oracle_gain
-from fclearn.evaluation._bootstrap import bootstrap_means, interval
+from fclearn.evaluation import CompatibilityReport, ceiling_means, oracle_gain
+from fclearn.evaluation.intervals import bootstrap_means, interval
 from fclearn.experiments.contenders import (
     Contender,
     MapSpec,
@@ -249,13 +249,17 @@ class _Comparison:
     ) -> dict[str, dict[str, object]]:
         test, seed = self.data.test, self.config.train.seed
         ids = np.arange(len(test)) if test.groups is None else test.groups
-        gain = oracle_gain(as_tensor(old_test), test.labels, ids, metrics=_METRICS, seed=seed)
+        gain = oracle_gain(
+            as_tensor(old_test), test.labels, ids, metrics=_METRICS, seed=seed
+        ).per_query
         old = report.per_query["old/old"]
         counted = ~np.isnan(old["map"])
-        values = np.stack([(old[name] + gain[name])[counted] for name in _METRICS], axis=1)
-        draws = bootstrap_means(values, report.num_bootstrap, seed)
-        # The gain is measured in half a gallery, so on top of a high value it can pass the top.
-        means, draws = np.minimum(values.mean(0), 1), np.minimum(draws, 1)
+        columns = [values[name][counted] for values in (old, gain) for name in _METRICS]
+        values, width = np.stack(columns, axis=1), len(_METRICS)
+        means, draws = (
+            ceiling_means(found[..., :width], found[..., width:])
+            for found in (values.mean(0), bootstrap_means(values, report.num_bootstrap, seed))
+        )
         return {
             name: {
                 "value": float(means[at]),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
+from fclearn.evaluation.intervals import bootstrap_means, interval
+from fclearn.evaluation.types import Interval
 from fclearn.experiments.records import PAIRED_METRICS, PAIRED_ROWS, Record, per_query
 
 CONFIDENCE = 0.95

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.backfill.sample import sample_rows
-from fclearn.evaluation._keys import PerRow
+from fclearn.evaluation.types import PerRow
 from fclearn.probe.items import Items, ProbeQueries
 from fclearn.probe.ways import JudgementCounts
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.evaluation import Qrels
-from fclearn.evaluation._keys import PerRow
+from fclearn.evaluation.types import PerRow
 from fclearn.features import FeatureSource, as_tensor, check_rows
 
 

@@ -13,9 +13,9 @@ from fclearn.backfill import MERGED, MigrationSample, ScoreCalibration
 from fclearn.backfill.sample import sample_rows
 from fclearn.backfill.serving import RERANK as TWO_STAGE
 from fclearn.backfill.serving import TWO_CALIBRATED, TWO_RRF, served_values
-from fclearn.evaluation import evaluate_retrieval, oracle_gain
-from fclearn.evaluation._bootstrap import Interval, bootstrap_means, interval
-from fclearn.evaluation.ceiling import judged_oracle_gain
+from fclearn.evaluation import ceiling_means, evaluate_retrieval, judged_oracle_gain, oracle_gain
+from fclearn.evaluation.intervals import bootstrap_means, interval
+from fclearn.evaluation.types import Interval
 from fclearn.probe.held import Held
 from fclearn.probe.ways import (
     HALFWAY,
@@ -65,7 +65,8 @@ class Measure:
         """Queries at the mean of half of what is right, which is then left out of the gallery.
 
         Returns:
-            Whether that can be measured: with judgements, some query needs two right rows.
+            Whether that can be measured: some query needs two right rows, one of them in either
+            half.
         """
         held = self.held
         labels = held.right.get("query_labels"), held.right.get("gallery_labels")
@@ -81,7 +82,7 @@ class Measure:
                 seed=seed,
             )
         else:
-            gain, measured = judged_oracle_gain(
+            gain = judged_oracle_gain(
                 held.gallery["old"],
                 held.right["positives"],
                 held.gallery_ids,
@@ -91,12 +92,9 @@ class Measure:
                 metrics=self.names,
                 seed=seed,
             )
-            if measured == 0:
-                return False
-        # Measured on half of the gallery: added to the whole, it must not pass what is possible.
-        old = self._found[0][-1]
-        values = {name: np.minimum(old[name] + gain[name], 1) for name in self.names}
-        self._add(ORACLE, "", 0.0, 0.0, values)
+        if gain.num_measured == 0:
+            return False
+        self._add(ORACLE, "", 0.0, 0.0, gain.per_query)
         return True
 
     def add_halves(
@@ -135,6 +133,13 @@ class Measure:
         ]
         values = np.concatenate(columns, axis=1)
         means, draws = values.mean(0), bootstrap_means(values, num_bootstrap, seed)
+        for at, found in enumerate(self._found):
+            if found[0] == ORACLE:  # its values are gains
+                here = slice(at * width, (at + 1) * width)
+                for all_means in (means, draws):
+                    all_means[..., here] = ceiling_means(
+                        all_means[..., :width], all_means[..., here]
+                    )
         room = means[width] - means[0]
 
         def by_name(numbers: NDArray[np.float64]) -> dict[str, float]:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from fclearn.adapters import Adapter, CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge
-from fclearn.evaluation._bootstrap import check_bootstrap
-from fclearn.evaluation._keys import PerRow
+from fclearn.evaluation.intervals import check_bootstrap
+from fclearn.evaluation.types import PerRow
 from fclearn.features import FeatureSource
 from fclearn.probe.fitting import FitPairs, calibrate
 from fclearn.probe.held import Draw, Split, split_by_class
@@ -79,8 +79,8 @@ def probe(
             or by scores calibrated on the items to fit on, and two-stage reranking; in [0, 1], 0
             leaves them out.
         shortlist: Hits of the old index that two-stage reranking looks at.
-        metrics: ``map``, ``cmc@k`` and ``ndcg@k``, with judgements of their grades; ``map`` is
-            always among them.
+        metrics: As `fclearn.evaluation.evaluate_retrieval`, with judgements nDCG of their grades;
+            ``map`` is always among them.
         query_limit: Most queries measured with, drawn at random.
         num_bootstrap: Resamples of the queries behind the intervals.
         confidence: Of the intervals, in (0, 1).
@@ -90,7 +90,8 @@ def probe(
         Ways and verdict. ``oracle/old`` is the ceiling of the old space: queries at the mean old
         feature of half of what is right for them, chosen at random, searching for the other half.
         Its gain is over old queries that search for that same half, and 0 where one row alone is
-        right; its values per query are those of old/old plus it, at most 1.
+        right; its metrics are those of old/old plus the mean gain, at most 1, as in
+        `fclearn.experiments.benchmark`.
 
     Raises:
         TypeError: Features that are not floating.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fclearn.evaluation._bootstrap import Interval
+from fclearn.evaluation.types import Interval
 
 OLD, NEW, ORACLE = "old/old", "new/new", "oracle/old"
 #: What an adapter moves, and therefore what stays as it is.

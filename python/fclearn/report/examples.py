@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.evaluation import CompatibilityReport, top_hits
-from fclearn.evaluation._inputs import Labels
-from fclearn.evaluation._rows import InOrder, RowSource
+from fclearn.evaluation.types import InOrder, Labels, RowSource
 from fclearn.features import as_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 Image = NDArray[np.uint8]
 

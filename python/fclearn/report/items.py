@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn._files import replacing
-from fclearn.evaluation._inputs import Labels
-from fclearn.evaluation._keys import PerRow
+from fclearn.evaluation.types import Labels, PerRow
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fclearn.evaluation._keys import RankingOptions
+    from fclearn.evaluation.types import RankingOptions
 
 PER_QUERY_FILE = "per_query.npz"
 

@@ -138,8 +138,8 @@ def _ways(data: Mapping[str, Json], curve: BackfillCurve, budget: float) -> Tabl
 
 def _thresholds(data: Mapping[str, Json]) -> Sequence[str]:
     return [
-        f"A threshold on {kind} that lets in as many impostors as before: {found['threshold']:.4f} "
-        f"[{found['interval'][0]:.4f}, {found['interval'][1]:.4f}]."
+        f"A threshold on {kind} that lets in as many impostors as before: "
+        f"{found['new']['threshold']:.4f} [{found['interval'][0]:.4f}, {found['interval'][1]:.4f}]."
         for kind, found in data["thresholds"].items()
     ]
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._keys import Ints, Keys
+from fclearn.evaluation.keys import Keys
+from fclearn.evaluation.types import Ints
 
 Floats = NDArray[np.float64]
 

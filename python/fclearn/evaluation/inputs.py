@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.evaluation._keys import Ints, PerRow, join_keys, junk_lists
-from fclearn.evaluation._relevance import Judged, Relevance, SameLabel, SharedLabels
+from fclearn.evaluation.keys import join_keys, junk_lists
 from fclearn.evaluation.qrels import Qrels
-
-#: A label per row; or a collection of labels per row; or a bool per row and label, ``(N, L)``.
-Labels: TypeAlias = PerRow | Sequence[Collection[int]] | Sequence[Collection[str]]
+from fclearn.evaluation.relevance import Judged, Relevance, SameLabel, SharedLabels
+from fclearn.evaluation.types import Ints, Labels, PerRow
 
 
 def build_relevance(

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn.evaluation.types import Interval
+
 # Draws held at once.
 _CHUNK_ELEMENTS = 2**22
-
-Interval = tuple[float, float]
 
 
 def bootstrap_means(
@@ -87,13 +87,18 @@ def interval(samples: NDArray[np.float64], confidence: float) -> Interval:
     return float(low), float(high)
 
 
-def check_bootstrap(num_bootstrap: int, confidence: float) -> None:
+def check_bootstrap(num_bootstrap: int, confidence: float, *, name: str = "num_bootstrap") -> None:
     """Refuse what no interval can be made of.
+
+    Args:
+        num_bootstrap: Resamples.
+        confidence: Of the interval.
+        name: Argument to name in the message about the resamples.
 
     Raises:
         ValueError: Fewer than one resample, or a confidence outside (0, 1).
     """
     if num_bootstrap < 1:
-        raise ValueError(f"num_bootstrap: expected at least 1, got {num_bootstrap}")
+        raise ValueError(f"{name}: expected at least 1, got {num_bootstrap}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")

@@ -5,28 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypedDict
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Ints: TypeAlias = NDArray[np.int64]
-#: One value per row: a tensor, an array or a sequence, of integers or of strings.
-PerRow: TypeAlias = Tensor | NDArray[np.generic] | Sequence[int] | Sequence[str]
+from fclearn.evaluation.types import Ints, PerRow
+
 _Sides: TypeAlias = tuple[PerRow | None, PerRow | None]
-
-
-class RankingOptions(TypedDict, total=False):
-    """Arguments of `evaluate_retrieval` that decide how a gallery is ranked, for passing on."""
-
-    exclude_self: bool
-    query_ids: PerRow | None
-    gallery_ids: PerRow | None
-    query_groups: PerRow | None
-    gallery_groups: PerRow | None
-    metric: str
 
 
 class Exclusion(Protocol):
