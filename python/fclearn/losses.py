@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss terms as modules: they hold what is frozen and call :mod:`fcl_ext` in one line.
 
-Every term is called as ``term(embeddings, labels, rows)``: embeddings ``(B, D)`` not normalised,
-labels ``(B,)`` int64, rows ``(B,)`` int64 numbers of the images in the training set. Embeddings may
-be wider than the old features: their first dims carry the compatibility.
+How all are called, and what they may say of themselves: `LossModule`. Embeddings may be wider than
+the old features: their first dims carry the compatibility.
 
 Old features are no part of a module's state: as large as the training set, they would be written
 with every checkpoint, and whoever resumes has them. What was computed from them is.
@@ -12,14 +11,25 @@ with every checkpoint, and whoever resumes has them. What was computed from them
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fcl_ext
+from fclearn._loss_terms import EpochHook, LossModule, LossTerm
+
+__all__ = [
+    "CosineClassifierLoss",
+    "DistillCompatLoss",
+    "EpochHook",
+    "InstanceCompatLoss",
+    "L2CompatLoss",
+    "LossModule",
+    "LossTerm",
+    "PseudoClassifierLoss",
+    "compatible_part",
+]
 
 
 def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
@@ -44,64 +54,7 @@ def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
     return embeddings[:, :dim]
 
 
-@dataclass(frozen=True)
-class LossTerm:
-    """One summand of the training loss.
-
-    Attributes:
-        name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
-            the history adds up terms by this name.
-        weight: Factor.
-        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too, and
-            it may be an `EpochHook`. One that compares, picks among or remembers the images of a
-            batch says so by an attribute ``whole_batch = True``: several processes then give it
-            the images of all of them, where others get those of their own process. One that looks
-            at the images themselves says so by ``sees_images = True``: it is called with them, as
-            the encoder got them, as a fourth argument.
-
-    Raises:
-        ValueError: A module that says both.
-    """
-
-    name: str
-    weight: float
-    module: nn.Module
-
-    def __post_init__(self) -> None:
-        module = self.module
-        if getattr(module, "sees_images", False) and getattr(module, "whole_batch", False):
-            raise ValueError(
-                f"module: {type(module).__name__} sees images and wants the whole batch; images of "
-                "other processes cannot be had"
-            )
-
-    def value(self, embeddings: Tensor, labels: Tensor, rows: Tensor, images: Tensor) -> Tensor:
-        """The weighted value for a batch, a scalar.
-
-        Args:
-            embeddings: Shape ``(B, D)``, not normalised.
-            labels: Shape ``(B,)``, int64.
-            rows: Numbers of the images in the training set, shape ``(B,)``, int64.
-            images: What the embeddings were made of, shape ``(B, C, H, W)``.
-        """
-        more = [images] if getattr(self.module, "sees_images", False) else []
-        value: Tensor = self.weight * self.module(embeddings, labels, rows, *more)
-        return value
-
-
-@runtime_checkable
-class EpochHook(Protocol):
-    """A loss module that changes between epochs: weights that fall, prototypes that follow.
-
-    What such a module remembers belongs into persistent buffers or parameters, for checkpoints to
-    carry it; whatever follows from the two numbers alone may be plain attributes.
-    """
-
-    def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before each epoch, ``epoch`` from 1 to ``epochs``; again if it is repeated."""
-
-
-class CosineClassifierLoss(nn.Module):
+class CosineClassifierLoss(LossModule):
     """The new model's own classifier: trainable prototypes under a cosine softmax.
 
     Args:
@@ -153,7 +106,7 @@ class CosineClassifierLoss(nn.Module):
         return f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}"
 
 
-class PseudoClassifierLoss(nn.Module):
+class PseudoClassifierLoss(LossModule):
     r"""Cross-entropy against a frozen pseudo classifier (the influence loss of BCT).
 
     Args:
@@ -229,7 +182,7 @@ class PseudoClassifierLoss(nn.Module):
         return f"num_classes={count}, dim={dim}, scale={self.scale}, soft_targets={soft}"
 
 
-class InstanceCompatLoss(nn.Module):
+class InstanceCompatLoss(LossModule):
     """Every old feature a frozen row, the rows of one's class the target set.
 
     Args:
@@ -286,7 +239,7 @@ class InstanceCompatLoss(nn.Module):
         return f"num_features={count}, dim={dim}, scale={self.scale}"
 
 
-class L2CompatLoss(nn.Module):
+class L2CompatLoss(LossModule):
     """Squared distance between the unit embedding and the image's own old feature.
 
     Args:
@@ -309,7 +262,7 @@ class L2CompatLoss(nn.Module):
         return f"num_features={self.features.shape[0]}, dim={self.features.shape[1]}"
 
 
-class DistillCompatLoss(nn.Module):
+class DistillCompatLoss(LossModule):
     """KL(old || new) between the softmaxes of old feature and embedding over the same prototypes.
 
     Args:

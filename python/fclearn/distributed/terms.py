@@ -18,13 +18,14 @@ from fclearn.losses import (
     CosineClassifierLoss,
     DistillCompatLoss,
     InstanceCompatLoss,
+    LossModule,
     LossTerm,
     PseudoClassifierLoss,
     compatible_part,
 )
 
 
-class ShardedTerm(nn.Module):
+class ShardedTerm(LossModule):
     """A loss term of own rows against classes of all processes; base of the others.
 
     The text of one is that of the term it was made of, so that checkpoints of both agree on it.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_part
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -31,7 +31,7 @@ from fclearn.methods.base import (
 )
 
 
-class ElasticBoundaryLoss(nn.Module):
+class ElasticBoundaryLoss(LossModule):
     """How far embeddings lie outside a learned radius around their class's old centre.
 
     Args:
@@ -72,7 +72,7 @@ class ElasticBoundaryLoss(nn.Module):
         return f"num_classes={self.centres.shape[0]}, dim={self.centres.shape[1]}"
 
 
-class OldOrNewLoss(nn.Module):
+class OldOrNewLoss(LossModule):
     """A discriminator learns to tell new from old; the encoder gets its gradient reversed.
 
     Args:

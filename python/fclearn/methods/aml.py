@@ -25,10 +25,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import fcl_ext
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_part
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -43,7 +43,7 @@ _LOSSES = ("regression", "contrastive", "contrastive+", "triplet", "multi-simila
 _POSITIVE_SCALE, _NEGATIVE_SCALE, _THRESHOLD = 2.0, 40.0, 0.5
 
 
-class AsymmetricMetricLoss(nn.Module):
+class AsymmetricMetricLoss(LossModule):
     """Pairs of new embeddings with old features, under one of the losses of metric learning.
 
     Args:

@@ -15,9 +15,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_part
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -28,7 +28,7 @@ from fclearn.methods.base import (
 )
 
 
-class RegressionAlleviatingLoss(nn.Module):
+class RegressionAlleviatingLoss(LossModule):
     """InfoNCE from an embedding to its own old feature, with new and old negatives.
 
     Args:

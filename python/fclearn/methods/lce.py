@@ -11,10 +11,10 @@ released code. Its optional learned transformations between the two spaces are l
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_part
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -25,7 +25,7 @@ from fclearn.methods.base import (
 )
 
 
-class AlignmentLoss(nn.Module):
+class AlignmentLoss(LossModule):
     """Mean squared difference between the rows of a trained classifier and frozen centres.
 
     Args:
@@ -57,7 +57,7 @@ class AlignmentLoss(nn.Module):
         return F.mse_loss(F.normalize(part, dim=1), self.centres)
 
 
-class BoundaryLoss(nn.Module):
+class BoundaryLoss(LossModule):
     """How far, in cosine, embeddings lie beyond the farthest old feature of their class.
 
     Args:

@@ -20,10 +20,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_part
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -34,7 +34,7 @@ from fclearn.methods.base import (
 )
 
 
-class MixedClassifierLoss(nn.Module):
+class MixedClassifierLoss(LossModule):
     """A trained cosine classifier on a batch part of which are old features.
 
     Args:

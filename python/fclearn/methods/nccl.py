@@ -19,11 +19,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import fcl_ext
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_part
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -37,7 +37,7 @@ from fclearn.methods.base import (
 _HEAD_SCALE = 20.0
 
 
-class NeighbourContrastLoss(nn.Module):
+class NeighbourContrastLoss(LossModule):
     r"""Weighted contrast of embeddings against all credible old features.
 
     Args:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_part
 from fclearn.methods import ni_fcl
 from fclearn.methods.base import Assets, MethodSpec, Need, Settings
 
 
-class OldViewLoss(nn.Module):
+class OldViewLoss(LossModule):
     """Squared distance between unit embedding and unit old feature of the same view.
 
     Args:
