@@ -29,6 +29,7 @@ __all__ = [
     "LossTerm",
     "PseudoClassifierLoss",
     "compatible_part",
+    "compatible_unit",
 ]
 
 
@@ -52,6 +53,26 @@ def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
             f"got {embeddings.shape[1]}"
         )
     return embeddings[:, :dim]
+
+
+def compatible_unit(embeddings: Tensor, dim: int) -> Tensor:
+    """The first dims of the embeddings, of unit length: what is compared with unit old features.
+
+    Args:
+        embeddings: Shape ``(B, D)``, floating.
+        dim: Dim of the old features.
+
+    Returns:
+        Shape ``(B, dim)``; rows of zeros stay zero.
+
+    Raises:
+        ValueError: Embeddings narrower than the old features.
+
+    Example:
+        >>> compatible_unit(torch.tensor([[3.0, 4.0, 7.0]]), 2)
+        tensor([[0.6000, 0.8000]])
+    """
+    return F.normalize(compatible_part(embeddings, dim), dim=1)
 
 
 class CosineClassifierLoss(LossModule):
@@ -155,7 +176,7 @@ class PseudoClassifierLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Mean loss of the batch; rows are needed with soft targets."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.soft_targets is not None:
             if rows is None:
                 raise ValueError("rows: soft targets are looked up by training row; got None")
@@ -223,7 +244,7 @@ class InstanceCompatLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.features.shape[1])
         return fcl_ext.compat_supcon(
             part,
             labels,
@@ -254,7 +275,7 @@ class L2CompatLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.features.shape[1])
         return (part - self.features[rows]).square().sum(1).mean()
 
     def extra_repr(self) -> str:
@@ -298,7 +319,7 @@ class DistillCompatLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         return fcl_ext.compat_kl(
             part,
             self.prototypes,

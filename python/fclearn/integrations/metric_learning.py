@@ -14,7 +14,7 @@ from fclearn.losses import (
     DistillCompatLoss,
     L2CompatLoss,
     PseudoClassifierLoss,
-    compatible_part,
+    compatible_unit,
 )
 
 try:
@@ -153,7 +153,7 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
         return distance
 
     def _losses(self, embeddings: Tensor, labels: Tensor, old: _Rows) -> Tensor:
-        part = F.normalize(compatible_part(embeddings, old.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, old.features.shape[1])
         numbers = torch.searchsorted(old.classes, labels).clamp(max=len(old.classes) - 1)
         known = old.classes[numbers] == labels
         losses = fcl_ext.compat_supcon(

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fcl_ext
-from fclearn.losses import LossModule, LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -113,7 +113,7 @@ class AsymmetricMetricLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch."""
-        anchors = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        anchors = compatible_unit(embeddings, self.features.shape[1])
         own = self.features[rows]
         if self.loss == "regression":
             return 0.5 * (anchors - own).square().sum(1).mean()

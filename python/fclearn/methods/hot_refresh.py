@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fclearn.losses import LossModule, LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -65,7 +65,7 @@ class RegressionAlleviatingLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch."""
-        new = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        new = compatible_unit(embeddings, self.features.shape[1])
         old = self.features[rows]
         same = labels[:, None] == labels
         positive = (new * old).sum(1, keepdim=True)

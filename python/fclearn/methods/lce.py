@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -53,8 +53,8 @@ class AlignmentLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """The same for every batch."""
-        part = compatible_part(self.classifier.prototypes, self.centres.shape[1])
-        return F.mse_loss(F.normalize(part, dim=1), self.centres)
+        part = compatible_unit(self.classifier.prototypes, self.centres.shape[1])
+        return F.mse_loss(part, self.centres)
 
 
 class BoundaryLoss(LossModule):
@@ -82,7 +82,7 @@ class BoundaryLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.centres.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.centres.shape[1])
         cosines = (part * self.centres[labels]).sum(1)
         return F.relu(self.boundary[labels] - cosines).mean()
 

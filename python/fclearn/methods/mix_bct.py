@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -91,7 +91,7 @@ class MixedClassifierLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the mixed batch."""
-        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.features.shape[1])
         # Random among the credible rows, which therefore come first in the order.
         draw = torch.rand(len(rows), device=rows.device) - self.credible[rows].float()
         chosen = draw.argsort()[: int(self.mix * len(rows))]

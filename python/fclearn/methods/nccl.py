@@ -23,7 +23,7 @@ from torch import Tensor
 
 import fcl_ext
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -97,7 +97,7 @@ class NeighbourContrastLoss(LossModule):
     def _query(self, embeddings: Tensor) -> Tensor:
         """What the rows of the bank are multiplied with: a D_old-vector per image."""
         if self.head is None or self.classifier is None:
-            return F.normalize(compatible_part(embeddings, self.bank.shape[1]), dim=1)
+            return compatible_unit(embeddings, self.bank.shape[1])
         unit = F.normalize(embeddings, dim=1)
         prototypes = F.normalize(self.classifier.prototypes, dim=1)
         # An embedding that no row of the classifier points at has outputs of length zero.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fclearn.losses import LossModule, LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods import ni_fcl
 from fclearn.methods.base import Assets, MethodSpec, Need, Settings
 
@@ -69,7 +69,7 @@ class OldViewLoss(LossModule):
         old = self._frozen[0].to(images.device)
         with torch.no_grad():
             target = F.normalize(old(images).float(), dim=1)
-        part = F.normalize(compatible_part(embeddings, target.shape[1]), dim=1)
+        part = compatible_unit(embeddings, target.shape[1])
         return (part - target).square().sum(1).mean()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 import fcl_ext
 from fclearn.classifiers import PseudoClassifier
 from fclearn.graph import KnnGraph
-from fclearn.losses import LossModule, LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -98,7 +98,7 @@ class RefreshedPrototypeLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch, whose embeddings are kept for the next refinement."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.training:
             self.last_embeddings[rows] = part.detach().to(self.last_embeddings.dtype)
         if not self.active:
