@@ -161,7 +161,7 @@ def _clustered(shape: Shape) -> Problem:
 @functools.lru_cache(maxsize=1)
 def _icons() -> Problem:
     """16 nearest neighbours of every icon image by its pixels."""
-    images = torch.from_numpy(load_icons().pixels()).flatten(1).float()
+    images = torch.from_numpy(load_icons().array()).flatten(1).float()
     indices, _ = fcl_ext.knn_graph(images, 16)
     return Problem(torch.arange(0, indices.numel() + 1, 16), indices.flatten(), *REAL)
 

@@ -20,12 +20,12 @@ from fclearn import FeatureStore, Fingerprint, KnnGraph, PseudoClassifier
 from fclearn._checkpoint import load_checkpoint
 from fclearn.adapters import ForwardMap, Procrustes, load_adapter
 from fclearn.backfill import ScoreCalibration
-from fclearn.cli.model_folder import load_model, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
 from fclearn.encoders import build_encoder
 from fclearn.evaluation import Qrels
 from fclearn.experiments.records import load_record
 from fclearn.features.npy import open_npy
+from fclearn.model_folder import load_model, save_model
 from fclearn.score_lists import read_score_lists
 
 #: What is put into a file beside bytes of its own: numbers at the ends of types, what has a meaning

@@ -44,7 +44,7 @@ def test_same_pixels(both):
     assert isinstance(held.images, np.ndarray)
     assert lazy.images.shape == held.images.shape
     assert lazy.channels == held.channels
-    np.testing.assert_array_equal(lazy.pixels(), held.images)
+    np.testing.assert_array_equal(lazy.array(), held.images)
     rows = np.array([5, 0, 5, 23])
     lazy.prefetch(rows)
     assert torch.equal(lazy.tensor(rows), held.tensor(rows))

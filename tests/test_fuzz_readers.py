@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from fclearn import FeatureStore, Fingerprint, KnnGraph
 from fclearn.adapters import ForwardMap
-from fclearn.cli.model_folder import load_model
 from fclearn.config import TrainRunConfig, load_config
 from fclearn.datasets import load_image_manifest
 from fclearn.experiments.records import load_record
+from fclearn.model_folder import load_model
 from fclearn.out_of_core import walk_file
 from fuzz_readers import TARGETS, answer, mutate
 

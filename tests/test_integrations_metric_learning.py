@@ -15,6 +15,7 @@ from fclearn.losses import (
     L2CompatLoss,
     PseudoClassifierLoss,
 )
+from fclearn.methods.hot_refresh import RegressionAlleviatingLoss
 
 pytest.importorskip("pytorch_metric_learning")
 
@@ -197,8 +198,9 @@ def test_wrong_use_is_told_in_one_line(old, labels):
         L2CompatLoss(old),
         DistillCompatLoss(old[:CLASSES], old),
         PseudoClassifierLoss(old[:CLASSES], soft_targets=old),
+        RegressionAlleviatingLoss(old),
     ):
-        with pytest.raises(ValueError, match="looks up old features by training row"):
+        with pytest.raises(ValueError, match="needs the numbers of training rows"):
             TermLoss(module)
     term = TermLoss(PseudoClassifierLoss(old[:CLASSES]))
     with pytest.raises(ValueError, match="ref_emb is not supported"):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from fclearn.losses import (
     L2CompatLoss,
     PseudoClassifierLoss,
     compatible_part,
+    compatible_unit,
 )
 from support import error, error_budget
 
@@ -294,3 +296,14 @@ def test_compatible_part_is_a_view_of_the_first_dims():
     part = compatible_part(embeddings, 2)
     assert part.tolist() == [[0, 1], [4, 5], [8, 9]]
     assert part.data_ptr() == embeddings.data_ptr()
+
+
+def test_compatible_unit_is_of_unit_length_in_the_first_dims():
+    embeddings = Batch(extra=2).embeddings.detach()
+    embeddings[1, :DIM] = 0
+    expected = embeddings[:, :DIM].numpy() / np.maximum(
+        np.linalg.norm(embeddings[:, :DIM].numpy(), axis=1, keepdims=True), 1e-12
+    )
+    np.testing.assert_allclose(compatible_unit(embeddings, DIM).numpy(), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="at least the 8 dims of the old features, got 7"):
+        compatible_unit(embeddings, 8)

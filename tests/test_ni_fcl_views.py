@@ -111,18 +111,18 @@ def test_without_images_it_says_so():
     with pytest.raises(ValueError, match="images: the old model is asked about the views"):
         term(torch.zeros(2, DIM), torch.zeros(2), torch.arange(2))
     labels = torch.arange(4)
-    terms = CompatTerms([LossTerm("views", 1.0, term)], labels)
-    with pytest.raises(ValueError, match="images: the old model is asked"):
-        terms(torch.zeros(2, DIM), torch.arange(2))
+    with pytest.raises(ValueError, match=r"got 'views' \(OldViewLoss\), which sees images"):
+        CompatTerms([LossTerm("views", 1.0, term)], labels)
     with pytest.raises(ValueError, match=r"needs the old model itself, .* \(old_model\)"):
         CompatTerms.from_method("ni-fcl-views", torch.eye(4), labels, dim=DIM)
 
 
 def test_a_term_cannot_see_images_and_the_whole_batch():
-    module = CosineClassifierLoss(2, 2)
-    module.sees_images = module.whole_batch = True
-    with pytest.raises(ValueError, match="images of other processes cannot be had"):
-        LossTerm("both", 1.0, module)
+    class Both(CosineClassifierLoss):
+        sees_images = whole_batch = True
+
+    with pytest.raises(ValueError, match="module: Both sees images and wants the whole batch"):
+        LossTerm("both", 1.0, Both(2, 2))
 
 
 def test_embeddings_narrower_than_its_features_are_refused():

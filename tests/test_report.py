@@ -359,7 +359,7 @@ def test_rebuilding_from_what_is_not_a_report(tmp_path, written):
         "data:image/png;base64,!!",
         "data:image/png;base64,AAAA",
     ):
-        hostile = {"image": image, "label": "a", "note": "", "old": [], "new": []}
+        hostile = {"image": image, "text": "", "label": "a", "note": "", "old": [], "new": []}
         (tmp_path / "retrieval_examples.json").write_text(json.dumps([hostile]))
         with pytest.raises(ValueError, match="image: "):
             rebuild_report(tmp_path)

@@ -101,7 +101,7 @@ def test_both_sides_of_a_class_have_an_image(images, share):
     assert sorted(sizes) == [[1] * 8, [PER_CLASS - 1] * 8]
 
 
-def test_records_of_earlier_versions_stay_good():
+def test_committed_records_stay_good():
     """What came later is left out where it is as it was before."""
     folder = Path(__file__).parents[1] / "bench" / "results" / "methods" / "icons"
     check_folder(folder, BenchConfig())

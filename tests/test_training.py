@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from training_samples import CLASSES, DIM, make_trainer
 
-from fclearn import training
 from fclearn.encoders import SmallCnn
 from fclearn.losses import CosineClassifierLoss, L2CompatLoss, LossTerm
 from fclearn.training import HISTORY_COLUMNS, TrainConfig, Trainer
@@ -62,16 +61,6 @@ def test_accuracy_needs_a_new_classifier(bars):
     history = make_trainer(bars, {"epochs": 1}, losses=[old]).fit()
     assert math.isnan(history[0]["accuracy"])
     assert history[0]["loss_new"] == 0
-
-
-def test_accuracy_counts_the_highest_cosine(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(50, 5, generator=generator)
-    prototypes = torch.randn(23, 5, generator=generator) * torch.arange(1, 24)[:, None]
-    expected = (embeddings @ nn.functional.normalize(prototypes, dim=1).T).argmax(1)
-    for block in (1, 7, 23, 100):
-        monkeypatch.setattr(training, "_PROTOTYPE_BLOCK", block)
-        assert torch.equal(training._nearest(embeddings, prototypes), expected)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero(bars):

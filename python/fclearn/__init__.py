@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fclearn.evaluation import compatibility_report, evaluate_retrieval
     from fclearn.features import FeatureStore, Fingerprint
     from fclearn.graph import KnnGraph
+    from fclearn.model_folder import load_model
     from fclearn.report import write_report
     from fclearn.training import TrainConfig, Trainer
 
@@ -32,6 +33,7 @@ __all__ = [
     "compatibility_report",
     "embed",
     "evaluate_retrieval",
+    "load_model",
     "write_report",
 ]
 
@@ -46,6 +48,7 @@ _HOME = {
     "compatibility_report": "evaluation",
     "embed": "embedding",
     "evaluate_retrieval": "evaluation",
+    "load_model": "model_folder",
     "write_report": "report",
 }
 

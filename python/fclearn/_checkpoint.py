@@ -122,8 +122,7 @@ def refuse_other_run(path: Path, before: RunKey, now: RunKey) -> None:
     Raises:
         ValueError: Says what differs.
     """
-    # One of before there was any accumulation did none.
-    was = {"accumulate": 1, **before.config, "images": before.data}
+    was = {**before.config, "images": before.data}
     config = {**now.config, "images": now.data}
     changed = sorted(
         key for key in {*was, *config} if was.get(key, "absent") != config.get(key, "absent")

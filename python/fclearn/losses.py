@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss terms as modules: they hold what is frozen and call :mod:`fcl_ext` in one line.
 
-Every term is called as ``term(embeddings, labels, rows)``: embeddings ``(B, D)`` not normalised,
-labels ``(B,)`` int64, rows ``(B,)`` int64 numbers of the images in the training set. Embeddings may
-be wider than the old features: their first dims carry the compatibility.
+How all are called, and what they may say of themselves: `LossModule`. Embeddings may be wider than
+the old features: their first dims carry the compatibility.
 
 Old features are no part of a module's state: as large as the training set, they would be written
 with every checkpoint, and whoever resumes has them. What was computed from them is.
@@ -12,14 +11,26 @@ with every checkpoint, and whoever resumes has them. What was computed from them
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fcl_ext
+from fclearn._loss_terms import EpochHook, LossModule, LossTerm
+
+__all__ = [
+    "CosineClassifierLoss",
+    "DistillCompatLoss",
+    "EpochHook",
+    "InstanceCompatLoss",
+    "L2CompatLoss",
+    "LossModule",
+    "LossTerm",
+    "PseudoClassifierLoss",
+    "compatible_part",
+    "compatible_unit",
+]
 
 
 def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
@@ -44,64 +55,27 @@ def compatible_part(embeddings: Tensor, dim: int) -> Tensor:
     return embeddings[:, :dim]
 
 
-@dataclass(frozen=True)
-class LossTerm:
-    """One summand of the training loss.
+def compatible_unit(embeddings: Tensor, dim: int) -> Tensor:
+    """The first dims of the embeddings, of unit length: what is compared with unit old features.
 
-    Attributes:
-        name: ``"new"`` for the new model's own classifier, ``"compat"`` for compatibility terms:
-            the history adds up terms by this name.
-        weight: Factor.
-        module: Called as ``module(embeddings, labels, rows)``; its parameters are trained too, and
-            it may be an `EpochHook`. One that compares, picks among or remembers the images of a
-            batch says so by an attribute ``whole_batch = True``: several processes then give it
-            the images of all of them, where others get those of their own process. One that looks
-            at the images themselves says so by ``sees_images = True``: it is called with them, as
-            the encoder got them, as a fourth argument.
+    Args:
+        embeddings: Shape ``(B, D)``, floating.
+        dim: Dim of the old features.
+
+    Returns:
+        Shape ``(B, dim)``; rows of zeros stay zero.
 
     Raises:
-        ValueError: A module that says both.
+        ValueError: Embeddings narrower than the old features.
+
+    Example:
+        >>> compatible_unit(torch.tensor([[3.0, 4.0, 7.0]]), 2)
+        tensor([[0.6000, 0.8000]])
     """
-
-    name: str
-    weight: float
-    module: nn.Module
-
-    def __post_init__(self) -> None:
-        module = self.module
-        if getattr(module, "sees_images", False) and getattr(module, "whole_batch", False):
-            raise ValueError(
-                f"module: {type(module).__name__} sees images and wants the whole batch; images of "
-                "other processes cannot be had"
-            )
-
-    def value(self, embeddings: Tensor, labels: Tensor, rows: Tensor, images: Tensor) -> Tensor:
-        """The weighted value for a batch, a scalar.
-
-        Args:
-            embeddings: Shape ``(B, D)``, not normalised.
-            labels: Shape ``(B,)``, int64.
-            rows: Numbers of the images in the training set, shape ``(B,)``, int64.
-            images: What the embeddings were made of, shape ``(B, C, H, W)``.
-        """
-        more = [images] if getattr(self.module, "sees_images", False) else []
-        value: Tensor = self.weight * self.module(embeddings, labels, rows, *more)
-        return value
+    return F.normalize(compatible_part(embeddings, dim), dim=1)
 
 
-@runtime_checkable
-class EpochHook(Protocol):
-    """A loss module that changes between epochs: weights that fall, prototypes that follow.
-
-    What such a module remembers belongs into persistent buffers or parameters, for checkpoints to
-    carry it; whatever follows from the two numbers alone may be plain attributes.
-    """
-
-    def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before each epoch, ``epoch`` from 1 to ``epochs``; again if it is repeated."""
-
-
-class CosineClassifierLoss(nn.Module):
+class CosineClassifierLoss(LossModule):
     """The new model's own classifier: trainable prototypes under a cosine softmax.
 
     Args:
@@ -153,7 +127,7 @@ class CosineClassifierLoss(nn.Module):
         return f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}"
 
 
-class PseudoClassifierLoss(nn.Module):
+class PseudoClassifierLoss(LossModule):
     r"""Cross-entropy against a frozen pseudo classifier (the influence loss of BCT).
 
     Args:
@@ -202,7 +176,7 @@ class PseudoClassifierLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Mean loss of the batch; rows are needed with soft targets."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.soft_targets is not None:
             if rows is None:
                 raise ValueError("rows: soft targets are looked up by training row; got None")
@@ -229,7 +203,7 @@ class PseudoClassifierLoss(nn.Module):
         return f"num_classes={count}, dim={dim}, scale={self.scale}, soft_targets={soft}"
 
 
-class InstanceCompatLoss(nn.Module):
+class InstanceCompatLoss(LossModule):
     """Every old feature a frozen row, the rows of one's class the target set.
 
     Args:
@@ -270,7 +244,7 @@ class InstanceCompatLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.features.shape[1])
         return fcl_ext.compat_supcon(
             part,
             labels,
@@ -286,7 +260,7 @@ class InstanceCompatLoss(nn.Module):
         return f"num_features={count}, dim={dim}, scale={self.scale}"
 
 
-class L2CompatLoss(nn.Module):
+class L2CompatLoss(LossModule):
     """Squared distance between the unit embedding and the image's own old feature.
 
     Args:
@@ -301,7 +275,7 @@ class L2CompatLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.features.shape[1])
         return (part - self.features[rows]).square().sum(1).mean()
 
     def extra_repr(self) -> str:
@@ -309,7 +283,7 @@ class L2CompatLoss(nn.Module):
         return f"num_features={self.features.shape[0]}, dim={self.features.shape[1]}"
 
 
-class DistillCompatLoss(nn.Module):
+class DistillCompatLoss(LossModule):
     """KL(old || new) between the softmaxes of old feature and embedding over the same prototypes.
 
     Args:
@@ -345,7 +319,7 @@ class DistillCompatLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         return fcl_ext.compat_kl(
             part,
             self.prototypes,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fclearn.evaluation.qrels import row_numbers
+from fclearn.features.ids import row_of_id
 from fclearn.graph import KnnGraph
 
 _SHOWN = 3
@@ -54,7 +54,7 @@ def read_score_lists(path: str | os.PathLike[str], ids: Sequence[object]) -> Knn
         >>> graph.crow_indices.tolist(), graph.col_indices.tolist(), graph.values.tolist()
         ([0, 2, 3, 4], [2, 1, 2, 0], [0.9, 0.5, 7.0, 0.9])
     """
-    rows = row_numbers(ids, "ids")
+    rows = row_of_id(ids, "ids")
     for name in rows:
         if name.split() != [name]:
             raise ValueError(f"ids: expected ids without blanks, as run files have, got {name!r}")

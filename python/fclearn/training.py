@@ -27,6 +27,7 @@ from fclearn._checkpoint import (
 )
 from fclearn._files import replacing
 from fclearn._interaction import epoch_bar, interruptible
+from fclearn._nearest import nearest_prototype
 from fclearn._optimization import TrainConfig, make_optimizer, make_schedule
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import LabelledSet
@@ -49,8 +50,6 @@ HISTORY_COLUMNS = (
 _CHECKPOINT = "checkpoint.pt"
 #: Folder with the checkpoints of a training by several processes.
 SHARDED_CHECKPOINTS = "checkpoints"
-# Prototypes compared at a time when counting correct answers: no B x C matrix for large C.
-_PROTOTYPE_BLOCK = 8192
 
 
 class DivergenceError(RuntimeError):
@@ -337,7 +336,7 @@ class Trainer:
         rows = self._own_rows()
         if rows is None:
             return math.nan
-        return float((_nearest(embeddings, rows) == labels).sum())
+        return float((nearest_prototype(embeddings, rows).row == labels).sum())
 
     def _own_rows(self) -> Tensor | None:
         """Rows of the new model's own classifier, as this process holds them."""
@@ -398,15 +397,3 @@ class Trainer:
     def _refuse_other_run(self, path: Path, before: RunKey) -> None:
         now = RunKey(asdict(self.config), data_key(self.dataset), self._losses_key)
         refuse_other_run(path, before, now)
-
-
-def _nearest(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Class of the highest cosine per row."""
-    best = embeddings.new_full((len(embeddings),), -math.inf)
-    label = torch.zeros_like(best, dtype=torch.int64)
-    for start in range(0, len(prototypes), _PROTOTYPE_BLOCK):
-        unit = nn.functional.normalize(prototypes[start : start + _PROTOTYPE_BLOCK], dim=1)
-        value, place = (embeddings @ unit.T).max(1)
-        label = torch.where(value > best, place + start, label)
-        best = torch.maximum(value, best)
-    return label

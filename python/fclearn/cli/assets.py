@@ -14,12 +14,12 @@ from fclearn.cache_check import check_cache
 from fclearn.cli.alignment import check_labels, rows_of_ids
 from fclearn.cli.console import say
 from fclearn.cli.images import load_images
-from fclearn.cli.model_folder import ModelCard, load_model
 from fclearn.config import TrainRunConfig
 from fclearn.datasets import ImageDataset
 from fclearn.features import FeatureStore, as_tensor
 from fclearn.graph import KnnGraph
 from fclearn.methods import Assets, MethodSpec, Need, get_method
+from fclearn.model_folder import ModelCard, load_model
 from fclearn.score_lists import read_score_lists
 
 _SHOWN = 3

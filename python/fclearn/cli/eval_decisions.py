@@ -12,8 +12,8 @@ import numpy as np
 from fclearn.cli.console import say
 from fclearn.cli.eval_rules import labels_of
 from fclearn.evaluation import OperatingPoint, evaluate_identification, evaluate_verification
-from fclearn.evaluation.qrels import row_numbers
 from fclearn.features import FeatureStore
+from fclearn.features.ids import row_of_id
 
 if TYPE_CHECKING:
     from fclearn.evaluation.types import RankingOptions
@@ -120,7 +120,7 @@ def read_junk(path: Path, query: FeatureStore, gallery: FeatureStore) -> list[li
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a text file in UTF-8: {error}") from error
-    queries, rows = row_numbers(query.ids, "query"), row_numbers(gallery.ids, "gallery")
+    queries, rows = row_of_id(query.ids, "query"), row_of_id(gallery.ids, "gallery")
     junk: list[list[int]] = [[] for _ in queries]
     known = False
     for number, line in enumerate(text.splitlines(), 1):

@@ -48,8 +48,8 @@ def embed(
 
     from fclearn.cli.devices import choose_device
     from fclearn.cli.images import load_images, parse_source
-    from fclearn.cli.model_folder import load_model
     from fclearn.embedding import embed as embed_images
+    from fclearn.model_folder import load_model
 
     if dtype not in {"float32", "float16"}:
         raise ValueError(f"--dtype: expected float32 or float16, got {dtype!r}")

@@ -19,12 +19,12 @@ from fclearn.cli.assets import check_needs, load_assets
 from fclearn.cli.console import say
 from fclearn.cli.devices import choose_device
 from fclearn.cli.images import load_images
-from fclearn.cli.model_folder import ModelCard, save_classifier, save_model
 from fclearn.config import TrainRunConfig, dump_config, load_config
 from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.methods import build_method, get_method
+from fclearn.model_folder import ModelCard, save_classifier, save_model
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import Any
 
 from fclearn._files import replacing
 from fclearn.cli.console import say
-from fclearn.cli.model_folder import CLASSES, CLASSIFIER, read_card
 from fclearn.cli.upgrade_config import UpgradeModel, UpgradeRunConfig
 from fclearn.config import DataConfig, MethodConfig, TrainRunConfig, dump_config
 from fclearn.features import FeatureStore
 from fclearn.methods import Need, get_method
+from fclearn.model_folder import CLASSES, CLASSIFIER, read_card
 
 REPORT = "report.json"
 _METRICS = "map,cmc@1,cmc@5"

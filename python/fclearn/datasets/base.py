@@ -74,10 +74,6 @@ class ImageDataset(LabelledSet):
         batch = batch[:, None] if self.channels == 1 else batch.permute(0, 3, 1, 2)
         return batch.to(torch.float32) / 255
 
-    def pixels(self) -> NDArray[np.uint8]:
-        """All images as an array; decodes them if they are files."""
-        return self.images.load() if isinstance(self.images, FileImages) else self.images
-
     def prefetch(self, index: NDArray[np.int64]) -> None:
         """Say which rows `tensor` will be asked for next, so that files are decoded meanwhile.
 
@@ -97,8 +93,8 @@ class ImageDataset(LabelledSet):
             self.images.start_epoch(epoch)
 
     def array(self) -> NDArray[np.uint8]:
-        """All images; decodes them if they are files."""
-        return self.pixels()
+        """All images, shape as of ``images``; decodes them if they are files."""
+        return self.images.load() if isinstance(self.images, FileImages) else self.images
 
     def _part(
         self, rows: NDArray[np.int64], labels: NDArray[np.int64], names: Sequence[str]

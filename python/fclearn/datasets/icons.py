@@ -92,7 +92,7 @@ def load_icons(cache_dir: str | os.PathLike[str] | None = None, size: int = 32) 
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
-                images=cached.pixels(),
+                images=cached.array(),
                 labels=cached.labels,
                 groups=_groups(cached),
                 ids=np.array(cached.ids),

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcl_ext.losses import MarginType, Reduction
+from fclearn._nearest import nearest_prototype
 from fclearn.distributed.collectives import Group, check_same_count, gather, total
 from fclearn.distributed.readout import logsumexp_over_shards, rows_of_shards, sum_over_shards
 
 # Below this squared sine, the derivative of the angle is taken as zero, as in the kernel.
 _TINY = 1e-12
-# Prototypes compared at a time when counting correct answers: no N x C matrix for large C.
-_BLOCK = 8192
 
 
 def sharded_compat_loss(
@@ -135,16 +134,10 @@ def nearest_class(embeddings: Tensor, shard: Tensor, *, first: int, group: Group
         Shape ``(n,)``, int64.
     """
     rows = gather(embeddings, group)
-    best = rows.new_full((len(rows),), -math.inf)
-    label = torch.zeros_like(best, dtype=torch.int64)
-    for start in range(0, len(shard), _BLOCK):
-        unit = F.normalize(shard[start : start + _BLOCK], dim=1)
-        value, place = (rows @ unit.T).max(1)
-        label = torch.where(value > best, place + start + first, label)
-        best = torch.maximum(value, best)
+    own = nearest_prototype(rows, shard)
     # Processes hold ascending classes, and the first of equal maxima wins.
-    winner = gather(best[None], group).argmax(0, keepdim=True)
-    found = gather(label[None], group).gather(0, winner)[0]
+    winner = gather(own.score[None], group).argmax(0, keepdim=True)
+    found = gather(own.row[None] + first, group).gather(0, winner)[0]
     return found.chunk(dist.get_world_size(group))[dist.get_rank(group)]
 
 

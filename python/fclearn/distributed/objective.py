@@ -54,7 +54,7 @@ class Objective(nn.Module):
         whole: WholeBatch | None = None
         values: dict[int, Tensor] = {}
         for number, term in self.terms.items():
-            if not getattr(term.module, "whole_batch", False):
+            if not term.whole_batch:
                 values[number] = term.value(embeddings, labels, rows, images)
                 continue
             if whole is None:

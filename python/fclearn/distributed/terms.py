@@ -18,13 +18,14 @@ from fclearn.losses import (
     CosineClassifierLoss,
     DistillCompatLoss,
     InstanceCompatLoss,
+    LossModule,
     LossTerm,
     PseudoClassifierLoss,
-    compatible_part,
+    compatible_unit,
 )
 
 
-class ShardedTerm(nn.Module):
+class ShardedTerm(LossModule):
     """A loss term of own rows against classes of all processes; base of the others.
 
     The text of one is that of the term it was made of, so that checkpoints of both agree on it.
@@ -42,9 +43,6 @@ class ShardedTerm(nn.Module):
     def __repr__(self) -> str:
         """The text of the term it was made of."""
         return self._text
-
-    def _unit(self, embeddings: Tensor, dim: int) -> Tensor:
-        return F.normalize(compatible_part(embeddings, dim), dim=1)
 
 
 class ShardedCosineClassifierLoss(ShardedTerm):
@@ -108,7 +106,7 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of own rows."""
-        unit = self._unit(embeddings, self.dim)
+        unit = compatible_unit(embeddings, self.dim)
         shard = local(self.prototypes)
         if self.soft_targets is None:
             return sharded_compat_loss(
@@ -164,7 +162,7 @@ class ShardedInstanceCompatLoss(ShardedTerm):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Mean loss of own rows."""
-        unit = self._unit(embeddings, self.features.shape[1])
+        unit = compatible_unit(embeddings, self.features.shape[1])
         logsumexp = logsumexp_over_shards(
             unit, self.features, first=self.first, group=self.group, scale=self.scale
         )
@@ -200,7 +198,7 @@ class ShardedDistillCompatLoss(ShardedTerm):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of own rows."""
-        unit = self._unit(embeddings, self.dim)
+        unit = compatible_unit(embeddings, self.dim)
         logsumexp = logsumexp_over_shards(
             unit, local(self.prototypes), first=self.first, group=self.group, scale=self.scale
         )

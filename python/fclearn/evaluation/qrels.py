@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fclearn.evaluation.relevance import Judged
+from fclearn.features.ids import row_of_id
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Qrels:
         Raises:
             ValueError: Ids that repeat; no query or no document in common with the judgements.
         """
-        queries = row_numbers(query_ids, "query_ids")
-        rows = row_numbers(gallery_ids, "gallery_ids")
+        queries = row_of_id(query_ids, "query_ids")
+        rows = row_of_id(gallery_ids, "gallery_ids")
         if not any(query in queries for query in self.grades):
             raise ValueError(
                 f"query_ids: expected ids of the qrels, as {next(iter(self.grades))!r}, got "
@@ -98,19 +99,3 @@ class Qrels:
             )
         offsets = np.concatenate([[0], np.cumsum([len(each) for each in lists])])
         return Judged(offsets, pairs[:, 0], pairs[:, 1].astype(np.float64))
-
-
-def row_numbers(ids: Sequence[object], name: str) -> dict[str, int]:
-    """The row of each id, as text.
-
-    Raises:
-        ValueError: An id that repeats; it and its rows are named.
-    """
-    rows: dict[str, int] = {}
-    for row, one in enumerate(ids):
-        first = rows.setdefault(str(one), row)
-        if first != row:
-            raise ValueError(
-                f"{name}: expected distinct ids, got {one!r} in rows {first} and {row}"
-            )
-    return rows

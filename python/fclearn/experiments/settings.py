@@ -56,7 +56,7 @@ class BenchConfig(UpgradeConfig):
         return "feature-head" if self.new_encoder in FROZEN_DIMS else self.new_encoder
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; without what came later and is as it was before that."""
+        """As plain values; without what the results in ``bench/results`` were written before."""
         facts = asdict(self)
         later = {"old_image_share": 0.3, "labels": "given"}
         return {name: facts[name] for name in facts if later.get(name, ...) != facts[name]}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fcl_ext
-from fclearn.losses import (
-    DistillCompatLoss,
-    L2CompatLoss,
-    PseudoClassifierLoss,
-    compatible_part,
-)
+from fclearn.losses import PseudoClassifierLoss, compatible_unit
 
 try:
     from pytorch_metric_learning.distances import CosineSimilarity
@@ -153,7 +149,7 @@ class OldFeaturesLoss(BaseMetricLossFunction):  # type: ignore[misc]
         return distance
 
     def _losses(self, embeddings: Tensor, labels: Tensor, old: _Rows) -> Tensor:
-        part = F.normalize(compatible_part(embeddings, old.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, old.features.shape[1])
         numbers = torch.searchsorted(old.classes, labels).clamp(max=len(old.classes) - 1)
         known = old.classes[numbers] == labels
         losses = fcl_ext.compat_supcon(
@@ -206,7 +202,7 @@ class TermLoss(BaseMetricLossFunction):  # type: ignore[misc]
         kwargs: Of `BaseMetricLossFunction`.
 
     Raises:
-        ValueError: A loss that looks up old features by training row, whose numbers the library
+        ValueError: A loss that must be called with the numbers of training rows, which the library
             passes to no loss; a call with ``ref_emb`` or ``indices_tuple``.
 
     Example:
@@ -218,11 +214,9 @@ class TermLoss(BaseMetricLossFunction):  # type: ignore[misc]
 
     def __init__(self, module: nn.Module, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if isinstance(module, L2CompatLoss | DistillCompatLoss) or (
-            isinstance(module, PseudoClassifierLoss) and module.soft_targets is not None
-        ):
+        if _needs_rows(module):
             raise ValueError(
-                f"module: {type(module).__name__} looks up old features by training row, which "
+                f"module: {type(module).__name__} needs the numbers of training rows, which "
                 "pytorch-metric-learning does not pass; expected a loss of embeddings and labels"
             )
         self.module = module
@@ -241,3 +235,14 @@ class TermLoss(BaseMetricLossFunction):  # type: ignore[misc]
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         loss = self.module(embeddings, labels)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
+def _needs_rows(module: nn.Module) -> bool:
+    if isinstance(module, PseudoClassifierLoss):
+        return module.soft_targets is not None
+    required = [
+        one.name
+        for one in inspect.signature(module.forward).parameters.values()
+        if one.default is one.empty and one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}
+    ]
+    return len(required) > 2  # embeddings and labels

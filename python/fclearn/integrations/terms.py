@@ -57,8 +57,8 @@ class CompatTerms(nn.Module):
         labels: Class of every training row, shape ``(N,)``, int64, as the terms were given.
 
     Raises:
-        ValueError: No terms, labels of another shape or dtype, or of another number than the old
-            features that a term looks up by row.
+        ValueError: No terms, one that sees images, labels of another shape or dtype, or of another
+            number than the old features that a term looks up by row.
 
     Example:
         >>> from fclearn.losses import InstanceCompatLoss, L2CompatLoss
@@ -82,9 +82,15 @@ class CompatTerms(nn.Module):
             )
         for term in terms:
             _check_table(term.module, len(labels))
+            if term.sees_images:
+                raise ValueError(
+                    f"terms: expected terms of embeddings, labels and rows, got {term.name!r} "
+                    f"({type(term.module).__name__}), which sees images; fclearn.Trainer gives them"
+                )
         self.register_buffer("labels", labels.detach().clone(), persistent=False)
         self.names = _names(terms)
         self.weights = [term.weight for term in terms]
+        self._whole_batch = [term.whole_batch for term in terms]
         self.modules_of_terms = nn.ModuleList([term.module for term in terms])
         self._epoch: tuple[int, int] | None = None
 
@@ -162,10 +168,10 @@ class CompatTerms(nn.Module):
         labels = self.labels[rows]
         values: dict[str, Tensor] = {}
         whole: SharedBatch | None = None
-        for name, weight, module in zip(
-            self.names, self.weights, self.modules_of_terms, strict=True
+        for name, weight, module, whole_batch in zip(
+            self.names, self.weights, self.modules_of_terms, self._whole_batch, strict=True
         ):
-            if getattr(module, "whole_batch", False) and _several_processes():
+            if whole_batch and _several_processes():
                 if whole is None:
                     from fclearn.distributed.whole_batch import SharedBatch  # noqa: PLC0415  (slow)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -31,7 +31,7 @@ from fclearn.methods.base import (
 )
 
 
-class ElasticBoundaryLoss(nn.Module):
+class ElasticBoundaryLoss(LossModule):
     """How far embeddings lie outside a learned radius around their class's old centre.
 
     Args:
@@ -62,7 +62,7 @@ class ElasticBoundaryLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.centres.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.centres.shape[1])
         radius = torch.lerp(self.radius, self.radius.mean(), torch.sigmoid(self.elasticity))
         distances = (part - self.centres[labels]).norm(dim=1)
         return F.relu(distances - radius[labels]).mean()
@@ -72,7 +72,7 @@ class ElasticBoundaryLoss(nn.Module):
         return f"num_classes={self.centres.shape[0]}, dim={self.centres.shape[1]}"
 
 
-class OldOrNewLoss(nn.Module):
+class OldOrNewLoss(LossModule):
     """A discriminator learns to tell new from old; the encoder gets its gradient reversed.
 
     Args:
@@ -106,7 +106,7 @@ class OldOrNewLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the discriminator over new and over old rows, added up."""
-        new = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        new = compatible_unit(embeddings, self.features.shape[1])
         # The value of `new` with -reversal times its gradient.
         reversed_new = new.detach() - self.reversal * (new - new.detach())
         is_old = self.discriminator(torch.cat([reversed_new, self.features[rows]]))[:, 0]

@@ -25,10 +25,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import fcl_ext
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -43,7 +43,7 @@ _LOSSES = ("regression", "contrastive", "contrastive+", "triplet", "multi-simila
 _POSITIVE_SCALE, _NEGATIVE_SCALE, _THRESHOLD = 2.0, 40.0, 0.5
 
 
-class AsymmetricMetricLoss(nn.Module):
+class AsymmetricMetricLoss(LossModule):
     """Pairs of new embeddings with old features, under one of the losses of metric learning.
 
     Args:
@@ -113,7 +113,7 @@ class AsymmetricMetricLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch."""
-        anchors = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        anchors = compatible_unit(embeddings, self.features.shape[1])
         own = self.features[rows]
         if self.loss == "regression":
             return 0.5 * (anchors - own).square().sum(1).mean()

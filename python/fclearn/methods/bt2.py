@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import L2CompatLoss, LossTerm, PseudoClassifierLoss
+from fclearn.losses import L2CompatLoss, LossModule, LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -32,7 +32,7 @@ from fclearn.methods.base import (
 )
 
 
-class RotatedCosineLoss(nn.Module):
+class RotatedCosineLoss(LossModule):
     """One minus the cosine between a frozen feature and the first dims of the rotated embedding.
 
     Args:

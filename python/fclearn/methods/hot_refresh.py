@@ -15,9 +15,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -28,7 +28,7 @@ from fclearn.methods.base import (
 )
 
 
-class RegressionAlleviatingLoss(nn.Module):
+class RegressionAlleviatingLoss(LossModule):
     """InfoNCE from an embedding to its own old feature, with new and old negatives.
 
     Args:
@@ -65,7 +65,7 @@ class RegressionAlleviatingLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch."""
-        new = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        new = compatible_unit(embeddings, self.features.shape[1])
         old = self.features[rows]
         same = labels[:, None] == labels
         positive = (new * old).sum(1, keepdim=True)

@@ -11,10 +11,10 @@ released code. Its optional learned transformations between the two spaces are l
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -25,7 +25,7 @@ from fclearn.methods.base import (
 )
 
 
-class AlignmentLoss(nn.Module):
+class AlignmentLoss(LossModule):
     """Mean squared difference between the rows of a trained classifier and frozen centres.
 
     Args:
@@ -53,11 +53,11 @@ class AlignmentLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """The same for every batch."""
-        part = compatible_part(self.classifier.prototypes, self.centres.shape[1])
-        return F.mse_loss(F.normalize(part, dim=1), self.centres)
+        part = compatible_unit(self.classifier.prototypes, self.centres.shape[1])
+        return F.mse_loss(part, self.centres)
 
 
-class BoundaryLoss(nn.Module):
+class BoundaryLoss(LossModule):
     """How far, in cosine, embeddings lie beyond the farthest old feature of their class.
 
     Args:
@@ -82,7 +82,7 @@ class BoundaryLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.centres.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.centres.shape[1])
         cosines = (part * self.centres[labels]).sum(1)
         return F.relu(self.boundary[labels] - cosines).mean()
 

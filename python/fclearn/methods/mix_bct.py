@@ -20,10 +20,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -34,7 +34,7 @@ from fclearn.methods.base import (
 )
 
 
-class MixedClassifierLoss(nn.Module):
+class MixedClassifierLoss(LossModule):
     """A trained cosine classifier on a batch part of which are old features.
 
     Args:
@@ -91,7 +91,7 @@ class MixedClassifierLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the mixed batch."""
-        part = F.normalize(compatible_part(embeddings, self.features.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.features.shape[1])
         # Random among the credible rows, which therefore come first in the order.
         draw = torch.rand(len(rows), device=rows.device) - self.credible[rows].float()
         chosen = draw.argsort()[: int(self.mix * len(rows))]

@@ -19,11 +19,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import fcl_ext
 from fclearn.classifiers import PseudoClassifier
-from fclearn.losses import CosineClassifierLoss, LossTerm, compatible_part
+from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -37,7 +37,7 @@ from fclearn.methods.base import (
 _HEAD_SCALE = 20.0
 
 
-class NeighbourContrastLoss(nn.Module):
+class NeighbourContrastLoss(LossModule):
     r"""Weighted contrast of embeddings against all credible old features.
 
     Args:
@@ -97,7 +97,7 @@ class NeighbourContrastLoss(nn.Module):
     def _query(self, embeddings: Tensor) -> Tensor:
         """What the rows of the bank are multiplied with: a D_old-vector per image."""
         if self.head is None or self.classifier is None:
-            return F.normalize(compatible_part(embeddings, self.bank.shape[1]), dim=1)
+            return compatible_unit(embeddings, self.bank.shape[1])
         unit = F.normalize(embeddings, dim=1)
         prototypes = F.normalize(self.classifier.prototypes, dim=1)
         # An embedding that no row of the classifier points at has outputs of length zero.

@@ -21,11 +21,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fclearn import _csr
 from fclearn.graph import KnnGraph
-from fclearn.losses import LossTerm
+from fclearn.losses import LossModule, LossTerm
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -39,7 +39,7 @@ from fclearn.methods.base import (
 _EPSILON = 1e-3
 
 
-class ScoreListLoss(nn.Module):
+class ScoreListLoss(LossModule):
     r"""KL between what old scores and new cosines say of the images in one's list.
 
     .. math:: \ell_i = \sum_{j \in S_i} p_{ij} \log\frac{p_{ij}}{q_{ij}}, \quad

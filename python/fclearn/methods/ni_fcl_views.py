@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods import ni_fcl
 from fclearn.methods.base import Assets, MethodSpec, Need, Settings
 
 
-class OldViewLoss(nn.Module):
+class OldViewLoss(LossModule):
     """Squared distance between unit embedding and unit old feature of the same view.
 
     Args:
@@ -69,7 +69,7 @@ class OldViewLoss(nn.Module):
         old = self._frozen[0].to(images.device)
         with torch.no_grad():
             target = F.normalize(old(images).float(), dim=1)
-        part = F.normalize(compatible_part(embeddings, target.shape[1]), dim=1)
+        part = compatible_unit(embeddings, target.shape[1])
         return (part - target).square().sum(1).mean()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fcl_ext
 from fclearn.classifiers import PseudoClassifier
 from fclearn.graph import KnnGraph
-from fclearn.losses import LossTerm, PseudoClassifierLoss, compatible_part
+from fclearn.losses import LossModule, LossTerm, PseudoClassifierLoss, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -32,7 +32,7 @@ from fclearn.methods.uni_bct import RefreshedPrototypeLoss
 _WALKS = ("within-class", "global", "soft-targets", "in-batch")
 
 
-class BatchWalkLoss(nn.Module):
+class BatchWalkLoss(LossModule):
     r"""Cross-entropy of embeddings that have walked over the affinities of their batch.
 
     With unit embeddings Z of B images, P the softmax of Z Zᵀ / temperature over the *other* images,
@@ -76,7 +76,7 @@ class BatchWalkLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         return fcl_ext.compat_loss(
             self._walked(part), self.prototypes, labels, scale=self.scale, normalize=False
         )

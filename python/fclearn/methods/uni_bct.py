@@ -17,12 +17,12 @@ images, not with their squares. It warms up for 10 of 35 epochs and refines at 1
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import fcl_ext
 from fclearn.classifiers import PseudoClassifier
 from fclearn.graph import KnnGraph
-from fclearn.losses import LossTerm, compatible_part
+from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
     Assets,
@@ -33,7 +33,7 @@ from fclearn.methods.base import (
 )
 
 
-class RefreshedPrototypeLoss(nn.Module):
+class RefreshedPrototypeLoss(LossModule):
     """Cross-entropy against class means of old features, walked over a graph of the embeddings.
 
     Args:
@@ -98,7 +98,7 @@ class RefreshedPrototypeLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch, whose embeddings are kept for the next refinement."""
-        part = F.normalize(compatible_part(embeddings, self.prototypes.shape[1]), dim=1)
+        part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.training:
             self.last_embeddings[rows] = part.detach().to(self.last_embeddings.dtype)
         if not self.active:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation import Qrels
-from fclearn.evaluation.qrels import row_numbers
+from fclearn.features.ids import row_of_id
 from fclearn.probe.held import Draw, Held, Split, left_out_keys
 from fclearn.probe.items import Items, Judgements, ProbeQueries
 from fclearn.probe.ways import JudgementCounts
@@ -104,7 +104,7 @@ def _touched(
     order: NDArray[np.int64],
 ) -> list[NDArray[np.int64]]:
     """Items that each query judges, right or wrong, their groups, and its own id or group."""
-    rows = row_numbers(np.asarray(judgements.item_ids).tolist(), "item_ids")
+    rows = row_of_id(np.asarray(judgements.item_ids).tolist(), "item_ids")
     by_own = np.argsort(items.own, kind="stable")
     ordered = items.own[by_own]
     found = []

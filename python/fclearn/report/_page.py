@@ -77,7 +77,7 @@ def render(
         ),
         has_goal="independent/independent" in matrix,
         figures={
-            "gain": {"uri": gain_uri, "alt": _gain_alt(matrix, data.get("primary", "map"))},
+            "gain": {"uri": gain_uri, "alt": _gain_alt(matrix, data["primary"])},
             "curves": [
                 {"uri": uri, "alt": f"{title} over epochs of the models: {models}"}
                 for title, uri in curve_uris.items()
@@ -89,7 +89,7 @@ def render(
 
 
 def _tiles(data: Mapping[str, Json]) -> list[dict[str, str]]:
-    name = data.get("primary", "map")  # reports of earlier releases do not say
+    name = data["primary"]
     cross, intervals = data["matrix"]["new/old"][name], data["intervals"]
     change = data["differences"]["new/old - old/old"][name]
     tiles = [
@@ -164,7 +164,7 @@ def _derived(data: Mapping[str, Json], names: Sequence[str]) -> list[Row]:
 
 def skipped(data: Mapping[str, Json]) -> str:
     """How many queries had nothing to find, and what could not be found, to go on a sentence."""
-    count, missing = data["num_skipped"], data.get("num_missing", 0)
+    count, missing = data["num_skipped"], data["num_missing"]
     text = f"; {count:,} queries without a match skipped" if count else ""
     return (
         f"{text}; {missing:,} relevant rows not in the gallery count as lost" if missing else text

@@ -60,7 +60,7 @@ def plan_section(data: Mapping[str, Json], title: str) -> Section:
         f"{counts['gallery']:,} rows in the gallery, {counts['done']:,} embedded anew already, "
         f"{counts['left_in_budget']:,} of the {counts['left']:,} others in the budget.",
         *_skipped(curve),
-        *_missing(data.get("num_missing", 0)),
+        *_missing(data["num_missing"]),
         *_thresholds(data),
     ]
     return {

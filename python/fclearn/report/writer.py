@@ -113,8 +113,7 @@ def rebuild_report(run_dir: str | os.PathLike[str]) -> dict[str, object]:
 
 
 def _write(folder: Path, data: dict[str, Any], examples: list[StoredExample]) -> None:
-    primary = data.get("primary", "map")
-    gain = gain_figure(data["matrix"], data["intervals"], data["update_gain"], primary)
+    gain = gain_figure(data["matrix"], data["intervals"], data["update_gain"], data["primary"])
     files = {"update_gain.png": gain}
     curves = {}
     for column, (title, factor, name) in _CURVES.items():

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained model as two files: ``model.safetensors`` and ``model.json``."""
+"""A trained model as a folder: what ``fcl train`` writes and ``fcl embed`` reads.
+
+``model.safetensors`` holds the weights, ``model.json`` what must be known to use them. Beside them
+may stand the model's own classifier: ``classifier.npy`` and ``classes.txt``.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,16 @@ from fclearn._schema import build
 from fclearn.encoders import build_encoder
 from fclearn.features import Fingerprint
 
+__all__ = [
+    "CLASSES",
+    "CLASSIFIER",
+    "ModelCard",
+    "load_model",
+    "read_card",
+    "save_classifier",
+    "save_model",
+]
+
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 #: Rows of the model's own classifier, and the class name of each: what some methods want of an old
 #: model.
@@ -32,15 +46,16 @@ class ModelCard:
     """What must be known to use a model's weights.
 
     Attributes:
-        encoder: Name for `build_encoder`.
+        encoder: Name for `fclearn.build_encoder`.
         dim: Embedding dim.
         channels: Of the images.
         size: Side of the images in pixels.
         grey: Whether the images are grey.
-        fingerprint: Of the features it makes.
+        fingerprint: Of the features it makes: for `fclearn.embed`.
         weights: Hash of ``model.safetensors``.
         version: Of this format.
-        short_side: What the short side of image files is scaled to; None: to ``size``.
+        short_side: What the short side of image files is scaled to before a square of ``size`` is
+            cut out; None: to ``size``.
     """
 
     encoder: str
@@ -65,20 +80,31 @@ def save_model(
     method: str,
     short_side: int | None = None,
 ) -> ModelCard:
-    """Write both files, each whole or not at all; the card, written last, names its weights.
+    """Write weights and card, each whole or not at all; the card, written last, names its weights.
 
     Args:
         folder: Made if needed.
-        encoder: From `build_encoder`.
+        encoder: From `fclearn.build_encoder`; takes images ``(B, channels, size, size)``, float32
+            in [0, 1], to embeddings ``(B, dim)``.
         name: The encoder's name there.
         dim: Embedding dim.
-        channels: Of its images.
+        channels: Of its images: 1 (grey) or 3 (RGB).
         size: Side of its images in pixels.
         method: How it was trained, for the fingerprint.
         short_side: What the short side of image files is scaled to before that; None: to ``size``.
 
+    Returns:
+        The card, as written.
+
     Raises:
         OSError: The folder cannot be written.
+
+    Example:
+        >>> encoder = build_encoder("tiny-cnn", dim=8)
+        >>> card = save_model("runs/mine", encoder, name="tiny-cnn", dim=8, channels=1, size=32,
+        ...                   method="my training")
+        >>> card.fingerprint.preprocessing
+        'grey 32 px in [0, 1]'
     """
     content = save(
         {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
@@ -108,11 +134,17 @@ def save_classifier(
 
     Args:
         folder: Made if needed.
-        rows: Shape ``(C, D)``.
+        rows: Shape ``(C, D)``, floating.
         class_names: One per row.
 
     Raises:
         OSError: The folder cannot be written.
+
+    Example:
+        >>> import torch
+        >>> save_classifier("runs/mine", torch.eye(2), ["cat", "dog"])
+        >>> np.load("runs/mine/classifier.npy").shape
+        (2, 2)
     """
     if any(name.splitlines() != [name] for name in class_names):
         return
@@ -123,17 +155,29 @@ def save_classifier(
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
-    """Read both files; nothing is unpickled.
+    """Read a model that ``fcl train`` or `save_model` wrote; nothing is unpickled.
 
     Args:
-        folder: As given to `save_model`.
+        folder: Of the model.
 
     Returns:
-        The encoder, on the CPU, and its card.
+        The encoder, on the CPU and in evaluation mode, from images ``(B, channels, size, size)``,
+        float32 in [0, 1], to embeddings ``(B, dim)``, not normalised; and its card, which says
+        these numbers and the fingerprint of its features.
 
     Raises:
         ValueError: A file missing or damaged, or files of two models.
         ModuleNotFoundError: A ``timm:`` encoder without timm.
+
+    Example:
+        >>> import torch
+        >>> trained = build_encoder("tiny-cnn", dim=8)
+        >>> _ = save_model("runs/mine", trained, name="tiny-cnn", dim=8, channels=1, size=32,
+        ...                method="my training")
+        >>> encoder, card = load_model("runs/mine")
+        >>> images = torch.zeros(2, card.channels, card.size, card.size)
+        >>> torch.equal(encoder(images), trained.eval()(images))
+        True
     """
     card = read_card(folder)
     weights_path = Path(folder) / _WEIGHTS
@@ -155,17 +199,23 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     except (SafetensorError, ValueError, RuntimeError) as error:
         text = f"{weights_path}: not weights of {card.encoder}: {reason(error)}"
         raise ValueError(text) from error
-    return encoder, card
+    return encoder.eval(), card
 
 
 def read_card(folder: str | os.PathLike[str]) -> ModelCard:
     """Read ``model.json`` alone.
 
     Args:
-        folder: As given to `save_model`.
+        folder: Of the model.
 
     Raises:
         ValueError: It is missing or damaged.
+
+    Example:
+        >>> _ = save_model("runs/mine", build_encoder("tiny-cnn", dim=8), name="tiny-cnn", dim=8,
+        ...                channels=1, size=32, method="my training")
+        >>> read_card("runs/mine").dim
+        8
     """
     path = Path(folder) / _CARD
     _expect(path)

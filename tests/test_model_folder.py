@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model folders from Python: written, read, refused, and the same as the command's."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fclearn import build_encoder, load_model
+from fclearn.features import FeatureStore
+from fclearn.model_folder import read_card, save_classifier, save_model
+
+QUICK_START = Path(__file__).parents[1] / "docs" / "quickstart.md"
+
+
+@pytest.fixture
+def trained():
+    """An encoder whose running statistics are no longer those it began with."""
+    encoder = build_encoder("tiny-cnn", dim=6, channels=3)
+    encoder(torch.rand(4, 3, 16, 16))
+    return encoder
+
+
+def save(folder, encoder, **changes):
+    facts = {"name": "tiny-cnn", "dim": 6, "channels": 3, "size": 16, "method": "l2", **changes}
+    return save_model(folder, encoder, **facts)
+
+
+def test_what_was_saved_is_loaded(trained, tmp_path):
+    written = save(tmp_path, trained, short_side=20)
+    encoder, card = load_model(tmp_path)
+    assert card == written == read_card(tmp_path)
+    assert (card.dim, card.channels, card.size, card.grey, card.short_side) == (6, 3, 16, False, 20)
+    assert card.fingerprint.preprocessing == "rgb 16 px of a short side of 20 in [0, 1]"
+    images = torch.rand(2, 3, 16, 16)
+    assert not encoder.training  # its rows do not depend on what else is in the batch
+    assert torch.equal(encoder(images), trained.eval()(images))
+
+
+def test_other_weights_have_another_fingerprint(trained, tmp_path):
+    before = save(tmp_path, trained).fingerprint
+    with torch.no_grad():
+        next(trained.parameters()).add_(1)
+    assert save(tmp_path, trained).fingerprint != before
+
+
+def test_what_is_no_model_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"model\.json: expected a model written by fcl train"):
+        load_model(tmp_path)
+    save(tmp_path, trained)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected a model written by"):
+        load_model(tmp_path)
+    save(tmp_path, trained, dim=7)
+    with pytest.raises(ValueError, match="no layer of 7 outputs, the dim in"):
+        load_model(tmp_path)
+    save(tmp_path, trained, name="small-cnn")
+    with pytest.raises(ValueError, match="not weights of small-cnn"):
+        load_model(tmp_path)
+
+
+def test_a_class_name_that_is_no_line_leaves_no_classifier(tmp_path):
+    save_classifier(tmp_path, torch.eye(2), ["one", "t\nwo"])
+    assert not list(tmp_path.iterdir())
+    save_classifier(tmp_path, torch.eye(2), ["one", "two"])
+    assert np.array_equal(np.load(tmp_path / "classifier.npy"), np.eye(2, dtype=np.float32))
+    assert (tmp_path / "classes.txt").read_text("utf-8").splitlines() == ["one", "two"]
+
+
+def test_the_quick_start_makes_the_store_of_the_command(work, photos, tmp_path, monkeypatch):
+    shutil.copytree(work / "new", tmp_path / "runs" / "new")
+    shutil.copytree(photos, tmp_path / "photos" / "test")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", QUICK_START.read_text("utf-8"), re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "quickstart", "exec"), names)
+    made, by_command = FeatureStore.open("stores/new-test"), FeatureStore.open(work / "new-store")
+    assert made.fingerprint == by_command.fingerprint
+    assert made.manifest.keys() == by_command.manifest.keys()
+    assert made.ids == by_command.ids
+    assert np.array_equal(made.features, by_command.features)
