@@ -20,10 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fclearn.features import Features, FeatureSource, as_features
-
-#: Metrics of `evaluate_retrieval`; larger scores are nearer.
-METRICS = ("cosine", "ip", "l2")
+from fclearn.features import METRICS, Features, FeatureSource, as_features
 
 # l2 adds three products, which leaves two bits less than one product has.
 _GRID_BITS = {"cosine": 26, "ip": 26, "l2": 25}

@@ -15,11 +15,12 @@ from fclearn.evaluation._inputs import Labels, build_relevance
 from fclearn.evaluation._keys import Ints, PerRow, exclusions
 from fclearn.evaluation._metrics import check_metrics, metric_values
 from fclearn.evaluation._relevance import Judged
-from fclearn.evaluation._rows import METRICS, Rows, RowSource, Scorer
+from fclearn.evaluation._rows import Rows, RowSource, Scorer
 from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.sharing import Values, values_of
+from fclearn.features import METRICS
 
 
 @dataclass(frozen=True, eq=False)

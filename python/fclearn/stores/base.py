@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from fclearn.stores.urls import StoreUrl
 
 Vectors = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
-TAG = "fclearn"
 _SHOWN = 3
 
 
@@ -35,7 +33,7 @@ class StoreInfo:
         count: Rows that have a vector.
         dim: Numbers per vector; 0 if the store is empty and does not say.
         dtype: ``"float32"`` or ``"float16"``: what the store keeps.
-        metric: ``"cosine"``, ``"dot"``, ``"euclidean"``, or ``""`` if the store has none.
+        metric: One of `fclearn.features.METRICS`, or ``""`` if the store has none.
         normalises: Whether vectors are brought to unit length when they are written.
         fingerprint: What made the vectors; None where nobody wrote that down.
         owned: Whether `push` made the whole table, collection or file.
@@ -175,25 +173,6 @@ class RowStore(VectorStore):
 
     def reconnect(self) -> None:
         """Connect anew after a `StoreConnectionError`."""
-
-
-def make_tag(fingerprint: Fingerprint, *, owned: bool) -> str:
-    """The text by which a store remembers what made its vectors."""
-    return json.dumps({TAG: {"fingerprint": fingerprint.to_dict(), "owned": owned}})
-
-
-def read_tag(text: str | None) -> tuple[Fingerprint | None, bool]:
-    """Fingerprint and ownership of `make_tag`; a text by somebody else says nothing.
-
-    Example:
-        >>> read_tag("customer table"), read_tag(make_tag(Fingerprint("m", 2), owned=True))[1]
-        ((None, False), True)
-    """
-    try:
-        tag = json.loads(text or "")[TAG]
-        return Fingerprint.from_dict(tag["fingerprint"]), tag["owned"] is True
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        return None, False
 
 
 def require(module: str, extra: str) -> Any:
