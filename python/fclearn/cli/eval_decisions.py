@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fclearn.cli.console import say
-from fclearn.cli.eval_rules import labels_of
 from fclearn.evaluation import OperatingPoint, evaluate_identification, evaluate_verification
 from fclearn.evaluation.qrels import row_numbers
 from fclearn.features import FeatureStore
+from fclearn.features.classes import row_classes
 
 if TYPE_CHECKING:
     from fclearn.evaluation._keys import RankingOptions
@@ -70,18 +68,16 @@ def decide(
         seed: Of the resamples.
 
     Raises:
-        ValueError: Several labels for a row, groups; as `evaluate_verification` and
+        ValueError: Groups; as `row_classes`, `evaluate_verification` and
             `evaluate_identification`.
     """
     content: dict[str, object] = {}
     numbers: dict[str, float] = {}
     if not verify and not identify:
         return content, numbers
-    if "labels" in query.manifest and "labels" in gallery.manifest:
-        raise ValueError("--verify, --identify: expected one label for a row, found several")
     if ranking.get("query_groups") is not None:
         raise ValueError("--verify, --identify: expected no --use-groups, they know ids alone")
-    labels = [np.asarray(side) for side in labels_of(query, gallery)]
+    labels = row_classes(query, gallery, instead="no --verify and --identify")
     options = {
         "query_labels": labels[0],
         "gallery_labels": labels[1],

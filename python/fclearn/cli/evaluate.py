@@ -116,9 +116,9 @@ def evaluate(
     gallery row) and --identify (1:N, where queries whose label the gallery lacks are the
     strangers).
 
-    What is right is said by the manifests: rows that share one of several labels (column labels,
-    parted by |), of the query's class_name, or of its label. Or by --qrels, lines "query-id 0
-    gallery-id grade".
+    What is right is said by the manifests, by the first of these columns that all have: labels
+    (several for a row, parted by |; rows that share one are right), class_name, label. Or by
+    --qrels, lines "query-id 0 gallery-id grade".
 
     With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
     torchrun, the processes share the queries; the numbers are those of one process.

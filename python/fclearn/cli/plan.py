@@ -26,7 +26,7 @@ def plan(
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Columns id, label; else the old store's labels."),
+        typer.Option(metavar="CSV", help="Columns id, label; else the old store's classes."),
     ] = None,
     clusters: Annotated[
         int | None,
