@@ -17,30 +17,6 @@ if TYPE_CHECKING:
     from fclearn.evaluation._keys import RankingOptions
 
 
-def read_rates(text: str | None, option: str) -> list[float]:
-    """Rates in (0, 1), by commas; none without a text.
-
-    Raises:
-        ValueError: Something else.
-
-    Example:
-        >>> read_rates("1e-3,0.01", "--verify")
-        [0.001, 0.01]
-    """
-    rates = []
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        try:
-            rate = float(part)
-        except ValueError:
-            rate = -1.0
-        if not 0 < rate < 1:
-            raise ValueError(f"{option}: expected rates in (0, 1) by commas, got {part.strip()!r}")
-        rates.append(rate)
-    return rates
-
-
 def names_of(verify: Sequence[float], identify: Sequence[float]) -> list[str]:
     """Names of the rates of true answers, for gates: ``tar@0.001``, ``tpir@0.01``."""
     return [f"tar@{rate:g}" for rate in verify] + [f"tpir@{rate:g}" for rate in identify]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, command_of, say
+from fclearn.cli.options import read_names
 
 
 def probe(
@@ -110,7 +111,7 @@ def probe(
         seed=seed,
     )
     stores.check()
-    names = [name.strip() for name in adapters.split(",") if name.strip()]
+    names = read_names(adapters)
     metrics = METRICS if qrels is None else JUDGED_METRICS
     known = {
         f"{way}.{metric}": "" if metric in metrics else "--qrels"

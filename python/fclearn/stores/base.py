@@ -18,7 +18,6 @@ from fclearn.stores.urls import StoreUrl
 
 Vectors = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
-_SHOWN = 3
 
 
 class StoreConnectionError(OSError):
@@ -195,17 +194,6 @@ def require(module: str, extra: str) -> Any:
         raise ModuleNotFoundError(
             f'{module} is missing: pip install "fcl-ext[{extra}]"', name=module
         ) from None
-
-
-def some(names: Sequence[object]) -> str:
-    """The first names, for messages.
-
-    Example:
-        >>> some(["a", "b", "c", "d"])
-        "'a', 'b', 'c', …"
-    """
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (", …" if len(names) > _SHOWN else "")
 
 
 def found_rows(ids: Sequence[str], dim: int, vectors: Mapping[str, Any], rows: set[str]) -> Found:

@@ -24,11 +24,11 @@ from fclearn.stores.base import (
     Vectors,
     found_rows,
     require,
-    some,
 )
 from fclearn.stores.milvus_requests import milvus_errors, quoted
 from fclearn.stores.tags import TAG, make_tag, metric_named, read_tag
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
 _METRICS = {"cosine": "COSINE", "ip": "IP", "l2": "L2"}
 _LONGEST_ID = 512

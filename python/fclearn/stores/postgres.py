@@ -22,11 +22,11 @@ from fclearn.stores.base import (
     StoreInfo,
     Vectors,
     found_rows,
-    some,
 )
 from fclearn.stores.postgres_table import PAYLOAD, TYPES, PostgresTable
 from fclearn.stores.tags import make_tag, read_tag
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
 
 class PostgresStore(RowStore):

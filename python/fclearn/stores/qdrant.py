@@ -23,12 +23,12 @@ from fclearn.stores.base import (
     Vectors,
     found_rows,
     require,
-    some,
 )
 from fclearn.stores.qdrant_ids import id_of, point_id
 from fclearn.stores.qdrant_session import QdrantSession
 from fclearn.stores.tags import TAG, make_tag, metric_named, read_tag
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
 _METRICS = {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"}
 _LOOKUP_LIMIT = 10_000
