@@ -149,7 +149,7 @@ def test_demo_passes_its_options_on(fcl, monkeypatch, tmp_path):
         return {"verdict": {"text": "Worth it."}, "update_gain": float("nan")}
 
     monkeypatch.setitem(sys.modules, "fclearn.demo", SimpleNamespace(run_demo=run_demo))
-    code, result, error = fcl("demo", "--output", tmp_path, "--seed", 3, "--quick", "--json")
+    code, result, error = fcl("demo", "--out", tmp_path, "--seed", 3, "--quick", "--json")
     assert code == 0
     assert calls == [(tmp_path, {"seed": 3, "quick": True})]
     assert result == {"verdict": {"text": "Worth it."}, "update_gain": None}

@@ -166,5 +166,5 @@ def test_labels_are_asked_for(stores, fcl):
     FeatureStore.write(stores / "old", np.array(old.features), {"id": old.ids}, old.fingerprint)
     code, _, error = fcl(*_fit(stores))
     assert code == 2
-    assert "expected a column 'label' or 'class_name' in the manifest, or --clusters" in error
+    assert "'class_name' or 'label' in the manifest, or --clusters" in error
     assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0

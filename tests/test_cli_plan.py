@@ -312,7 +312,7 @@ def test_refused_labels_and_traffic(stores, plan):
     old, _, labels = _features()
     everything = np.arange(ROWS)
     _write(stores / "bare", old, everything)
-    assert refused(plan(old="bare"), "expected a column 'label' in the manifest, or --labels")
+    assert refused(plan(old="bare"), "'label' in the manifest, or --labels")
     file = stores / "labels.csv"
     for text, part in (
         ("id,class\nitem0,1\n", "expected the columns 'id' and 'label', found id, class"),

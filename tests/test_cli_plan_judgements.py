@@ -211,7 +211,7 @@ def test_clusters_take_the_place_of_labels_in_orders(plan, stores):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--order", "margin"], ["order 'margin' needs labels, --labels or a column 'label'",
+        (["--order", "margin"], ["order 'margin' needs labels, --labels or one class",
                                  "or --clusters in their place",
                                  "random, predicted-error, centrality, traffic"]),
         (["--compare", "uncertainty"], ["order 'uncertainty' needs labels"]),

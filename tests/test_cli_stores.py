@@ -212,7 +212,7 @@ def test_a_qdrant_collection_normalises(fcl, tmp_path):
 def test_a_faiss_file_with_ids_in_lines(fcl, tmp_path):
     rows = vectors(4)
     ids = ["photo-1", "photo 2", "ü", "4"]
-    features(tmp_path / "new", rows, ids=ids, metric="euclidean")
+    features(tmp_path / "new", rows, ids=ids, metric="l2")
     url = f"faiss:{tmp_path}/g.index?ids={tmp_path}/g.txt"
     code, found, _ = fcl("push", tmp_path / "new", url, "--json")
     assert code == 0
@@ -220,7 +220,7 @@ def test_a_faiss_file_with_ids_in_lines(fcl, tmp_path):
     code, _, _ = fcl("pull", url, "--model", "m", "--out", tmp_path / "back")
     assert code == 0
     back = FeatureStore.open(tmp_path / "back")
-    assert (back.ids, back.fingerprint.metric) == (ids, "euclidean")
+    assert (back.ids, back.fingerprint.metric) == (ids, "l2")
     np.testing.assert_array_equal(back.features, rows)
     (tmp_path / "g.txt").write_text("a\nb\n")
     code, _, error = fcl("pull", url, "--model", "m", "--out", tmp_path / "more")

@@ -33,6 +33,7 @@ def test_fingerprint_names_missing_and_unknown_keys():
         ({"dim": "4"}, TypeError, "dim: expected an integer, got '4'"),
         ({"dim": True}, TypeError, "dim: expected an integer"),
         ({"norm": "l1"}, ValueError, "norm: expected 'l2' or 'none', got 'l1'"),
+        ({"metric": "dot"}, ValueError, "metric: expected one of cosine, ip, l2, got 'dot'"),
         ({"model": None}, TypeError, "model: expected text, got None"),
     ],
 )

@@ -108,7 +108,7 @@ def test_bad_build_arguments_are_named():
     for recall in (0.0, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"min_recall: expected a number in \(0, 1\], got"):
             build(features, 2, min_recall=recall)
-    with pytest.raises(ValueError, match="metric: expected 'cosine', 'ip' or 'l2', got 'dot'"):
+    with pytest.raises(ValueError, match="metric: expected one of cosine, ip, l2, got 'dot'"):
         build(features, 2, metric="dot")
     with pytest.raises(ValueError, match=r"labels: expected shape \[6\], got \[5\]"):
         build(features, 2, labels=torch.zeros(5, dtype=torch.long))

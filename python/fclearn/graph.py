@@ -16,7 +16,7 @@ from torch import Tensor
 from fclearn import _copies, _csr, _neighbours, _prepared
 from fclearn._graph_walks import GraphWalks
 from fclearn._tensor_files import load_tensors, reading, save_tensors
-from fclearn.features import FeatureSource
+from fclearn.features import METRICS, FeatureSource
 
 _FORMAT = "fclearn.KnnGraph"
 _VERSION = 1
@@ -98,8 +98,8 @@ class KnnGraph(GraphWalks):
                 backend or metric, faiss missing, a recall out of the backend's reach.
         """
         rows = _neighbours.rows_of(features)
-        if metric not in {"cosine", "ip", "l2"}:
-            raise ValueError(f"metric: expected 'cosine', 'ip' or 'l2', got {metric!r}")
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
         if k < 1:
             raise ValueError(f"k: expected at least 1 neighbour, got {k}")
         if not 0 < min_recall <= 1:

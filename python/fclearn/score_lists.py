@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fclearn.features.ids import row_of_id
 from fclearn.graph import KnnGraph
+from fclearn.wording import some
 
-_SHOWN = 3
 _COLUMNS = "query-id Q0 document-id rank score tag"
 # Ranks above are not those of lists; int64 holds what is below.
 _MOST = 2**62
@@ -65,8 +65,7 @@ def read_score_lists(path: str | os.PathLike[str], ids: Sequence[object]) -> Knn
     if lacking:
         raise ValueError(
             f"{path}: no list of other images for {len(lacking)} of the {len(rows)} images: "
-            + ", ".join(repr(name) for name in lacking[:_SHOWN])
-            + ", …" * (len(lacking) > _SHOWN)
+            + some(lacking)
         )
     crow = np.concatenate([[0], np.cumsum(counts)])
     scores, metadata = entries.scores[order], {}

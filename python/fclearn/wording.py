@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How messages suggest the right name."""
+"""How messages suggest the right name, and name what they are about."""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
+_Named = TypeVar("_Named")
+_MOST = 3
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 2, 120, 120, 40
 
@@ -35,3 +38,13 @@ def shown(value: object) -> str:
         ("[1, 'two']", True)
     """
     return _SHOWN.repr(value)
+
+
+def some(values: Sequence[_Named], text: Callable[[_Named], str] = repr) -> str:
+    """The first three, and whether there are more.
+
+    Example:
+        >>> some(["a", "b", "c", "d"]), some([1, 2], "no. {}".format)
+        ("'a', 'b', 'c', …", 'no. 1, no. 2')
+    """
+    return ", ".join(map(text, values[:_MOST])) + (", …" if len(values) > _MOST else "")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fclearn._files import replacing
 from fclearn.backfill.orders import BackfillOrder
+from fclearn.wording import some
 
 COLUMNS = ("id", "rank", "priority", "in_budget")
-_SHOWN = 3
 
 
 def write_plan(
@@ -93,7 +93,7 @@ def read_done(path: str | os.PathLike[str], ids: Collection[str]) -> set[str]:
     strange = [name for name in found if name not in known]
     if strange:
         raise ValueError(
-            f"{path}: {len(strange)} of {len(found)} ids are not in the gallery: {_some(strange)}"
+            f"{path}: {len(strange)} of {len(found)} ids are not in the gallery: {some(strange)}"
         )
     return set(found)
 
@@ -131,10 +131,5 @@ def read_labels(path: str | os.PathLike[str], ids: Sequence[str]) -> NDArray[np.
         raise ValueError(f"{path}: cannot read labels: {error}") from error
     missing = [name for name in ids if name not in labels]
     if missing:
-        raise ValueError(f"{path}: no label for {len(missing)} of {len(ids)} ids: {_some(missing)}")
+        raise ValueError(f"{path}: no label for {len(missing)} of {len(ids)} ids: {some(missing)}")
     return np.array([labels[name] for name in ids])
-
-
-def _some(names: Sequence[str]) -> str:
-    text = ", ".join(repr(name) for name in names[:_SHOWN])
-    return text + (", …" if len(names) > _SHOWN else "")

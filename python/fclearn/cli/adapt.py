@@ -64,7 +64,7 @@ def adapt(
     search the old gallery. Which adapter, and whether one at all: fcl probe tells first.
 
     The default trains a small head (--head, --orthogonal) with the compatibility loss and needs the
-    items' classes: the old store's column label, or class_name, or clusters. The file knows its
+    items' classes: of the old store (columns as for fcl eval), or clusters. The file knows its
     direction and which features it takes, and refuses others.
 
     \b

@@ -17,6 +17,7 @@ from fclearn.cli.console import say
 from fclearn.cli.eval_show import say_skipped
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
+from fclearn.features.classes import NoClassError, row_classes
 from fclearn.probe import ADAPTERS, NEW_TO_OLD, OLD, OLD_TO_NEW, ProbeResult, probe
 from fclearn.wording import nearest
 
@@ -145,14 +146,15 @@ def _labels(
 ) -> NDArray[np.int64] | None:
     if clusters is not None:
         return kmeans_labels(store.features, clusters, seed=seed)
-    if store.labels is None and "class_name" in store.manifest:
-        return np.unique([str(one) for one in store.manifest["class_name"]], return_inverse=True)[1]
-    if needed and store.labels is None:
-        raise ValueError(
-            f"{store.path}: expected a column 'label' or 'class_name' in the manifest, or "
-            "--clusters (--no-check with an adapter that needs no labels)"
-        )
-    return store.labels
+    instead = "--clusters (--no-check with an adapter that needs no labels)"
+    try:
+        (classes,) = row_classes(store, instead=instead)
+    except NoClassError:
+        if needed:
+            raise
+        return None
+    numbers: NDArray[np.int64] = np.unique(classes, return_inverse=True)[1]
+    return numbers
 
 
 def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
-
-_SHOWN = 3
+from fclearn.wording import some
 
 
 def rows_of_ids(store: FeatureStore, ids: Sequence[str], whose: str) -> NDArray[np.int64]:
@@ -33,7 +32,7 @@ def rows_of_ids(store: FeatureStore, ids: Sequence[str], whose: str) -> NDArray[
     if missing:
         raise ValueError(
             f"{store.path}: no features for {len(missing)} of the {len(ids)} ids of {whose}: "
-            f"{_some(missing)}"
+            f"{some(missing)}"
         )
     return np.array([row_of[name] for name in ids], dtype=np.int64)
 
@@ -101,16 +100,10 @@ def check_labels(
         return
     wrong = [at for at, pair in enumerate(zip(theirs, mine, strict=True)) if pair[0] != pair[1]]
     if wrong:
-        examples = [
-            f"{store.ids[rows[at]]!r} is {theirs[at]!r} there and {mine[at]!r} here"
-            for at in wrong[:_SHOWN]
-        ]
         raise ValueError(
             f"{store.path}: {len(wrong)} of {len(rows)} labels differ from those of {whose}: "
-            + ", ".join(examples)
+            + some(
+                wrong,
+                lambda at: f"{store.ids[rows[at]]!r} is {theirs[at]!r} there and {mine[at]!r} here",
+            )
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    text = ", ".join(repr(name) for name in names[:_SHOWN])
-    return text + (", …" if len(names) > _SHOWN else "")

@@ -21,8 +21,8 @@ from fclearn.graph import KnnGraph
 from fclearn.methods import Assets, MethodSpec, Need, get_method
 from fclearn.model_folder import ModelCard, load_model
 from fclearn.score_lists import read_score_lists
+from fclearn.wording import some
 
-_SHOWN = 3
 _HOW_TO_GIVE = {
     Need.FEATURE_CACHE: ("old_features", "give a store, as in old_features=runs/old/train"),
     Need.INDEPENDENT_FEATURES: (
@@ -123,10 +123,10 @@ def _check_classes(store: FeatureStore, data: ImageDataset) -> None:
     known = np.isin(np.array(data.ids), np.array(store.ids))
     lacking = np.setdiff1d(data.labels, data.labels[known])
     if len(lacking) and known.any():
-        names = ", ".join(repr(data.class_names[label]) for label in lacking[:_SHOWN])
+        names = some([data.class_names[label] for label in lacking])
         raise ValueError(
             f"{store.path}: no features for any image of {len(lacking)} of the "
-            f"{len(np.unique(data.labels))} classes: {names}{', …' * (len(lacking) > _SHOWN)}; "
+            f"{len(np.unique(data.labels))} classes: {names}; "
             "embed them, too, or leave the classes out by data.classes"
         )
 
@@ -186,7 +186,7 @@ def _old_classifier(
     if not kept:
         raise ValueError(
             f"{config.old_classes}: none of its {len(names)} classes is one of the images', such "
-            f"as {', '.join(repr(name) for name in list(label_of)[:_SHOWN])}"
+            f"as {some(list(label_of))}"
         )
     if len(kept) < len(names):
         say(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fclearn.cli.console import JsonFlag, command_of, draw, emit, say
+from fclearn.cli.options import read_integers, read_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,12 +62,12 @@ def bench_chain(
     config = QUICK_CHAIN if quick else ChainConfig()
     config = replace(
         config,
-        classes=config.classes if classes is None else _integers("--classes", classes),
-        encoders=config.encoders if encoders is None else tuple(_list(encoders)),
-        dims=config.dims if dims is None else _integers("--dims", dims),
+        classes=config.classes if classes is None else tuple(read_integers(classes, "--classes")),
+        encoders=config.encoders if encoders is None else tuple(read_names(encoders)),
+        dims=config.dims if dims is None else tuple(read_integers(dims, "--dims")),
     )
-    names = [get_method(name).name for name in _list(methods)]
-    numbers = _integers("--seeds", seeds)
+    names = [get_method(name).name for name in read_names(methods)]
+    numbers = read_integers(seeds, "--seeds")
     for option, values in (("--methods", names), ("--seeds", numbers)):
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{option}: expected at least one, each once, got {list(values)}")
@@ -134,14 +135,3 @@ def _table(reports: list[dict[str, Any]]) -> Table:
                 last = [f"{100 * report[name]:.1f}" for name in names]
             table.add_row(*head, model, *cells, *last)
     return table
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _integers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in _list(text))
-    except ValueError:
-        raise ValueError(f"{option}: expected integers by commas, got {text!r}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.options import read_integers, read_names
 
 if TYPE_CHECKING:
     from fclearn.experiments.settings import BenchConfig, Labels, Setting
@@ -134,8 +135,8 @@ def _run(
     from fclearn.experiments.benchmark import bench_methods
     from fclearn.experiments.sources import load_images, load_old
 
-    names = None if methods == "all" else _list(methods)
-    numbers = _integers(seeds)
+    names = None if methods == "all" else read_names(methods)
+    numbers = read_integers(seeds, "--seeds")
     with redirect_stdout(sys.stderr):
         images = load_images(config, path)
         bench_methods(
@@ -158,14 +159,3 @@ def _config(dataset: str, quick: bool) -> BenchConfig:
     if dataset not in known:
         raise ValueError(f"--dataset: unknown name {dataset!r}; {nearest(dataset, known)}")
     return known[dataset]
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _list(text)]
-    except ValueError:
-        raise ValueError(f"--seeds: expected integers by commas, got {text!r}") from None

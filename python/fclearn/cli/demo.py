@@ -14,7 +14,7 @@ from fclearn.cli.console import JsonFlag, emit, say
 
 
 def demo(
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where everything goes.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where everything goes.")] = Path(
         "runs/demo"
     ),
     seed: Annotated[int, typer.Option(help="Of the split of the classes and all trainings.")] = 0,
@@ -33,15 +33,15 @@ def demo(
     \b
     Examples:
       fcl demo
-      fcl demo --output runs/demo-1 --seed 1
+      fcl demo --out runs/demo-1 --seed 1
     """
     from fclearn.demo import run_demo
 
     with redirect_stdout(sys.stderr):
-        result = run_demo(output, seed=seed, quick=quick)
+        result = run_demo(out, seed=seed, quick=quick)
     verdict = result.get("verdict")
     if isinstance(verdict, dict):
         say(str(verdict["text"]))
-    say(f"report: {output / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
     if json:
         emit(result)

@@ -7,40 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fclearn.cli.console import say
-from fclearn.cli.eval_rules import labels_of
 from fclearn.evaluation import OperatingPoint, evaluate_identification, evaluate_verification
 from fclearn.features import FeatureStore
+from fclearn.features.classes import row_classes
 from fclearn.features.ids import row_of_id
 
 if TYPE_CHECKING:
     from fclearn.evaluation.types import RankingOptions
-
-
-def read_rates(text: str | None, option: str) -> list[float]:
-    """Rates in (0, 1), by commas; none without a text.
-
-    Raises:
-        ValueError: Something else.
-
-    Example:
-        >>> read_rates("1e-3,0.01", "--verify")
-        [0.001, 0.01]
-    """
-    rates = []
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        try:
-            rate = float(part)
-        except ValueError:
-            rate = -1.0
-        if not 0 < rate < 1:
-            raise ValueError(f"{option}: expected rates in (0, 1) by commas, got {part.strip()!r}")
-        rates.append(rate)
-    return rates
 
 
 def names_of(verify: Sequence[float], identify: Sequence[float]) -> list[str]:
@@ -70,18 +44,16 @@ def decide(
         seed: Of the resamples.
 
     Raises:
-        ValueError: Several labels for a row, groups; as `evaluate_verification` and
+        ValueError: Groups; as `row_classes`, `evaluate_verification` and
             `evaluate_identification`.
     """
     content: dict[str, object] = {}
     numbers: dict[str, float] = {}
     if not verify and not identify:
         return content, numbers
-    if "labels" in query.manifest and "labels" in gallery.manifest:
-        raise ValueError("--verify, --identify: expected one label for a row, found several")
     if ranking.get("query_groups") is not None:
         raise ValueError("--verify, --identify: expected no --use-groups, they know ids alone")
-    labels = [np.asarray(side) for side in labels_of(query, gallery)]
+    labels = row_classes(query, gallery, instead="no --verify and --identify")
     options = {
         "query_labels": labels[0],
         "gallery_labels": labels[1],

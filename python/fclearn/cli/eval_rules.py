@@ -12,6 +12,7 @@ import numpy as np
 from fclearn.evaluation import Qrels
 from fclearn.evaluation.types import Labels
 from fclearn.features import FeatureStore
+from fclearn.features.classes import row_labels
 
 if TYPE_CHECKING:
     from fclearn.evaluation.types import RankingOptions
@@ -52,11 +53,11 @@ class Truth:
         """For evaluations.
 
         Raises:
-            ValueError: As `labels_of`.
+            NoClassError: As `row_labels`.
         """
         if self.qrels is not None:
             return {"qrels": self.qrels}
-        labels = labels_of(self.query, self.gallery)
+        labels = row_labels(self.query, self.gallery)
         return {"query_labels": labels[0], "gallery_labels": labels[1]}
 
     def labels(self) -> tuple[Labels, Labels]:
@@ -65,10 +66,11 @@ class Truth:
         With judgements, the relevant documents of a query, and a document itself.
 
         Raises:
-            ValueError: As `labels_of`.
+            NoClassError: As `row_labels`.
         """
         if self.qrels is None:
-            return labels_of(self.query, self.gallery)
+            query, gallery = row_labels(self.query, self.gallery)
+            return query, gallery
         relevant = [
             {name for name, grade in self.qrels.grades.get(one, {}).items() if grade > 0}
             for one in self.query.ids
@@ -98,36 +100,6 @@ def ranking_of(
         "gallery_groups": groups_of(gallery) if use_groups else None,
         "metric": gallery.fingerprint.metric,
     }
-
-
-def labels_of(query: FeatureStore, gallery: FeatureStore) -> tuple[Labels, Labels]:
-    """What is right, by the best column both have: sets of labels, class names, else numbers.
-
-    A column ``labels`` holds several for a row: a list in parquet, text parted by ``|`` in csv. The
-    numbers of two stores may differ where their names do not.
-
-    Raises:
-        ValueError: A store without any of the columns.
-    """
-    if "labels" in query.manifest and "labels" in gallery.manifest:
-        return _sets(query), _sets(gallery)
-    if "class_name" in query.manifest and "class_name" in gallery.manifest:
-        return np.asarray(query.manifest["class_name"]), np.asarray(gallery.manifest["class_name"])
-    for store in (query, gallery):
-        if store.labels is None:
-            raise ValueError(f"{store.path}: expected a column 'label' in the manifest")
-    assert query.labels is not None
-    assert gallery.labels is not None
-    return query.labels, gallery.labels
-
-
-def _sets(store: FeatureStore) -> list[set[str]]:
-    return [
-        {part for part in cell.split("|") if part}
-        if isinstance(cell, str)
-        else {str(label) for label in cell or ()}
-        for cell in store.manifest["labels"]
-    ]
 
 
 def groups_of(store: FeatureStore) -> np.ndarray:

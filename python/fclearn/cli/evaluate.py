@@ -10,6 +10,7 @@ import typer
 
 from fclearn.cli.console import JsonFlag, command_of
 from fclearn.cli.eval_shared import shared_queries
+from fclearn.cli.options import read_names, read_rates
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
@@ -116,9 +117,9 @@ def evaluate(
     gallery row) and --identify (1:N, where queries whose label the gallery lacks are the
     strangers).
 
-    What is right is said by the manifests: rows that share one of several labels (column labels,
-    parted by |), of the query's class_name, or of its label. Or by --qrels, lines "query-id 0
-    gallery-id grade".
+    What is right is said by the manifests, by the first of these columns that all have: labels
+    (several for a row, parted by |; rows that share one are right), class_name, label. Or by
+    --qrels, lines "query-id 0 gallery-id grade".
 
     With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
     torchrun, the processes share the queries; the numbers are those of one process.
@@ -141,9 +142,7 @@ def evaluate(
       fcl eval --query q/new --gallery g/old --across --index live.faiss \\
         --index-parameter nprobe=16 --metrics map@100,cmc@1
     """
-    names = None
-    if metrics is not None:
-        names = [name.strip() for name in metrics.split(",") if name.strip()]
+    names = None if metrics is None else read_names(metrics)
     pair = (old_query, new_query, old_gallery, new_gallery, independent_query, independent_gallery)
     is_pair, is_chain = any(pair), bool(model or model_gallery)
     if is_pair + is_chain + (query is not None) > 1:
@@ -179,7 +178,6 @@ def evaluate(
                 show,
             )
         elif query is not None:
-            from fclearn.cli.eval_decisions import read_rates
             from fclearn.cli.eval_single import Single, run_single
             from fclearn.evaluation.compatibility import report_metrics
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, command_of, draw, say
+from fclearn.cli.options import read_names
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
@@ -26,7 +27,7 @@ def plan(
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Columns id, label; else the old store's labels."),
+        typer.Option(metavar="CSV", help="Columns id, label; else the old store's classes."),
     ] = None,
     clusters: Annotated[
         int | None,
@@ -119,7 +120,7 @@ def plan(
         new=new_features,
         out=out,
         order=order,
-        compare=[name.strip() for name in compare.split(",") if name.strip()],
+        compare=read_names(compare),
         budget=budget,
         labels=labels,
         clusters=clusters,

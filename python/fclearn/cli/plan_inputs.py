@@ -16,6 +16,7 @@ from fclearn.backfill.files import read_labels
 from fclearn.backfill.orders import check_traffic
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, check_rows
+from fclearn.features.classes import NoClassError, row_classes
 
 Labels = NDArray[np.generic]
 
@@ -144,8 +145,8 @@ def load_orders(
     if labels is None and asks_classes:
         others = ", ".join(one for one in ORDERS if "labels" not in ORDERS[one].needs)
         raise ValueError(
-            f"order {asks_classes[0]!r} needs labels, --labels or a column 'label' in the manifest "
-            f"of {old.path}, or --clusters in their place; without them there are {others}"
+            f"order {asks_classes[0]!r} needs labels, --labels or one class for each row in the "
+            f"manifest of {old.path}, or --clusters in their place; without them there are {others}"
         )
     return {
         name: backfill_order(
@@ -155,14 +156,29 @@ def load_orders(
     }
 
 
-def load_labels(store: FeatureStore, path: Path | None) -> Labels:
-    """Labels of a store's rows, from a csv or else from its manifest.
+def load_labels(options: PlanOptions, old: FeatureStore) -> list[Labels] | None:
+    """Labels of the gallery's rows, and of the queries if these are not judged.
+
+    Args:
+        options: A csv of labels, judgements, the queries.
+        old: The gallery.
+
+    Returns:
+        Each of shape ``(N,)``; None if nobody knows and, by judgements, nobody needs to.
 
     Raises:
-        ValueError: Neither; as `read_labels`.
+        NoClassError: Stores without classes.
+        ValueError: As `read_labels`.
     """
-    if path is not None:
-        return read_labels(path, store.ids)
-    if store.labels is None:
-        raise ValueError(f"{store.path}: expected a column 'label' in the manifest, or --labels")
-    return store.labels
+    stores = [old]
+    if options.old_query is not None and options.qrels is None:
+        stores.append(FeatureStore.open(options.old_query))
+    if options.labels is not None:
+        return [read_labels(options.labels, store.ids) for store in stores]
+    try:
+        return row_classes(*stores, instead="--labels")
+    except NoClassError:
+        # Judgements say what is right; then only orders need labels, and not all of them do.
+        if options.qrels is None:
+            raise
+        return None

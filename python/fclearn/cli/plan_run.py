@@ -82,11 +82,9 @@ def make_plan(options: PlanOptions) -> Plan:
     """
     old, new = open_store(options.old), open_store(options.new)
     done = set() if options.done is None else read_done(options.done, old.ids)
-    # Judgements say what is right; then only orders need labels, and not all of them do.
-    needs_labels = options.qrels is None or options.labels is not None or old.labels is not None
-    labels = load_labels(old, options.labels) if needs_labels else None
+    labels = load_labels(options, old)
     measured = load_sample(options, old, new, labels)
-    orders = load_orders(options, old, labels)
+    orders = load_orders(options, old, None if labels is None else labels[0])
     sample, metrics = measured.sample, metrics_of(options)
     calibrations = _calibrations(sample, options.seed)
     on_sample = {name: _restricted(order.rows, measured.rows) for name, order in orders.items()}

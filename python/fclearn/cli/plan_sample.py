@@ -14,7 +14,7 @@ from fclearn.backfill import MigrationSample
 from fclearn.backfill.sample import sample_rows
 from fclearn.cli.alignment import chosen_rows, rows_of_ids
 from fclearn.cli.eval_rules import groups_of
-from fclearn.cli.plan_inputs import Labels, PlanOptions, load_labels
+from fclearn.cli.plan_inputs import Labels, PlanOptions
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
 
@@ -53,7 +53,7 @@ class Measured:
 
 
 def load_sample(
-    options: PlanOptions, old: FeatureStore, new: FeatureStore, labels: Labels | None
+    options: PlanOptions, old: FeatureStore, new: FeatureStore, labels: Sequence[Labels] | None
 ) -> Measured:
     """Queries and gallery; without query stores rows of the gallery ask, themselves left out.
 
@@ -61,7 +61,7 @@ def load_sample(
         options: Query stores, judgements, limits, groups.
         old: Old features of the gallery.
         new: New features of some of it.
-        labels: Of the rows of ``old``; None only with judgements.
+        labels: As `load_labels` has them; None only with judgements.
 
     Raises:
         ValueError: Stores and judgements that do not agree; as `MigrationSample.build`.
@@ -82,8 +82,8 @@ def load_sample(
         sample = MigrationSample.build(
             old_query=gallery["old_gallery"][at],
             new_query=gallery["new_gallery"][at],
-            query_labels=labels[rows][at],
-            gallery_labels=labels[rows],
+            query_labels=labels[0][rows][at],
+            gallery_labels=labels[0][rows],
             query_ids=[ids[row] for row in at],
             gallery_ids=ids,
             query_groups=None if groups is None else groups[at],
@@ -103,8 +103,8 @@ def load_sample(
         assert labels is not None
         at = sample_rows(len(old_query), options.query_limit, options.seed + 1)
         right = {
-            "query_labels": load_labels(old_query, options.labels)[at],
-            "gallery_labels": labels[rows],
+            "query_labels": labels[1][at],
+            "gallery_labels": labels[0][rows],
         }
     else:
         at, right, missing = _judged(qrels, old_query.ids, ids, options)

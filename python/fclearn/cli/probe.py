@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, command_of, say
+from fclearn.cli.options import read_names
 
 
 def probe(
@@ -76,10 +77,10 @@ def probe(
     map (an adapter will do), train (compatibly), reindex (the old space has no room), stay (the new
     model is no better), or unclear (take more queries).
 
-    Rows are matched by id. What is right is said by labels (a column label or class_name): classes
-    fitted on and measured on are apart, and without --old-query and --new-query every held-out item
-    is a query, itself left out. Or by --qrels, lines "query-id 0 item-id grade" of the real
-    queries: what they judge is not fitted on, and clusters take the place of classes.
+    Rows are matched by id. What is right is said by classes (columns as for fcl eval): those fitted
+    on and measured on are apart, and without --old-query and --new-query every held-out item is a
+    query, itself left out. Or by --qrels, lines "query-id 0 item-id grade" of the real queries:
+    what they judge is not fitted on, and clusters take the place of classes.
 
     Gates: WAY.METRIC with way old/old, new/new, oracle/old, rank-merge, rank-merge-calibrated,
     two-stage-rerank, or an adapter (new queries on the old gallery), metric map or cmc@1, with
@@ -110,7 +111,7 @@ def probe(
         seed=seed,
     )
     stores.check()
-    names = [name.strip() for name in adapters.split(",") if name.strip()]
+    names = read_names(adapters)
     metrics = METRICS if qrels is None else JUDGED_METRICS
     known = {
         f"{way}.{metric}": "" if metric in metrics else "--qrels"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -15,7 +14,10 @@ from fclearn.cli.alignment import chosen_rows, rows_of_ids
 from fclearn.cli.eval_rules import groups_of
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
+from fclearn.features.classes import row_classes
 from fclearn.probe import Judgements, ProbeQueries
+
+_INSTEAD = "judgements of real queries: --qrels with --old-query and --new-query"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
         old.fingerprint.check_same(asked[0].fingerprint, "--old and --old-query")
         new.fingerprint.check_same(asked[1].fingerprint, "--new and --new-query")
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
-    labels = None if qrels is not None else _labels([old] if asked is None else [old, asked[0]])
+    labels = None
+    if qrels is None:
+        labels = row_classes(*([old] if asked is None else [old, asked[0]]), instead=_INSTEAD)
     rows = chosen_rows(old.ids, options.limit, options.seed, qrels)
     ids = [old.ids[row] for row in rows]
     # Ids of judgements are of two kinds, queries and documents: equal ones mean nothing.
@@ -110,28 +114,6 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
         "queries": queries,
         "judgements": Judgements(qrels, asked[0].ids, ids) if qrels and asked else None,
     }
-
-
-def _labels(stores: Sequence[FeatureStore]) -> list[NDArray[np.generic]]:
-    """Class of each row: of several stores by name, whose numbers may differ, else by number.
-
-    Raises:
-        ValueError: A store without classes.
-    """
-    is_numbered = all(store.labels is not None for store in stores)
-    if all("class_name" in store.manifest for store in stores) and (
-        len(stores) > 1 or not is_numbered
-    ):
-        return [np.array([str(name) for name in store.manifest["class_name"]]) for store in stores]
-    found: list[NDArray[np.generic]] = []
-    for store in stores:
-        if store.labels is None:
-            raise ValueError(
-                f"{store.path}: expected a column 'label' or 'class_name' in the manifest, or "
-                "judgements of real queries: --qrels with --old-query and --new-query"
-            )
-        found.append(store.labels)
-    return found
 
 
 def _own(store: FeatureStore, *, use_groups: bool) -> NDArray[np.generic]:

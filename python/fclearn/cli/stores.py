@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.options import read_names
 
 _STORE_HELP = (
     "faiss:FILE, parquet:FILE?column=C, qdrant:FOLDER_OR_URL?collection=C, "
@@ -69,7 +70,7 @@ def pull(
                 opened,
                 out,
                 model=model,
-                payload=_names(payload),
+                payload=read_names(payload),
                 batch_size=batch_size,
                 drop_invalid=drop_invalid,
                 progress=_progress("read"),
@@ -129,7 +130,7 @@ def push(
             replace=replace,
             dry_run=dry_run,
             journal=journal,
-            payload=_names(payload),
+            payload=read_names(payload),
             batch_size=batch_size,
             progress=_progress("written"),
         )
@@ -181,10 +182,6 @@ def rollback(
     say(f"{result.restored} rows {verb} put back, {result.removed} {verb} removed")
     if json:
         emit(vars(result))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _progress(done: str) -> Callable[[int, int], None]:

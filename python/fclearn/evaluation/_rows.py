@@ -13,10 +13,7 @@ from torch import Tensor
 
 from fclearn.evaluation.grid import row_norms, to_grid
 from fclearn.evaluation.types import InOrder, RowSource
-from fclearn.features import Features, as_features
-
-#: Metrics of `evaluate_retrieval`; larger scores are nearer.
-METRICS = ("cosine", "ip", "l2")
+from fclearn.features import METRICS, Features, as_features
 
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
 _CHECK_ELEMENTS = 2**17

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.evaluation._rows import METRICS, Rows, Scorer
+from fclearn.evaluation._rows import Rows, Scorer
 from fclearn.evaluation._ways import deepest, exact_ranks, indexed_ranks
 from fclearn.evaluation.indexed import IndexedGallery
 from fclearn.evaluation.inputs import build_relevance
@@ -21,6 +21,7 @@ from fclearn.evaluation.qrels import Qrels
 from fclearn.evaluation.relevance import Judged
 from fclearn.evaluation.sharing import Values, values_of
 from fclearn.evaluation.types import Interval, Ints, Labels, PerRow, RowSource
+from fclearn.features import METRICS
 
 
 @dataclass(frozen=True, eq=False)

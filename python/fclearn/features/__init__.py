@@ -8,13 +8,14 @@ takes features in any form.
 from __future__ import annotations
 
 from fclearn.features.access import FeatureSource, as_features, as_tensor, check_rows
-from fclearn.features.fingerprint import Fingerprint
+from fclearn.features.fingerprint import METRICS, Fingerprint
 from fclearn.features.manifest import Manifest
 from fclearn.features.npy import Features
 from fclearn.features.store import FeatureStore
 from fclearn.features.writer import FeatureWriter
 
 __all__ = [
+    "METRICS",
     "FeatureSource",
     "FeatureStore",
     "FeatureWriter",

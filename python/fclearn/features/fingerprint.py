@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+#: How rows are compared; larger is nearer. Every reader and writer of features uses these names.
+METRICS = ("cosine", "ip", "l2")
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -16,12 +19,14 @@ class Fingerprint:
         model: Name of the model that made the features, with its version.
         dim: Numbers per row, at least 1.
         norm: ``"l2"`` if rows have unit length, else ``"none"``.
-        metric: How rows are compared, for example ``"cosine"``.
+        metric: How rows are compared: ``"cosine"``, ``"ip"`` (inner product) or ``"l2"`` (minus the
+            squared distance).
         preprocessing: What was done to the inputs, in words or as a hash.
 
     Raises:
         TypeError: A field of another type.
-        ValueError: A width below 1, or a norm that is neither ``"l2"`` nor ``"none"``.
+        ValueError: A width below 1, a norm that is neither ``"l2"`` nor ``"none"``, a metric of
+            another name.
 
     Example:
         >>> old = Fingerprint("resnet18-v1", 128, norm="l2")
@@ -49,6 +54,10 @@ class Fingerprint:
             raise ValueError(f"fingerprint dim: expected at least 1, got {self.dim}")
         if self.norm not in {"l2", "none"}:
             raise ValueError(f"fingerprint norm: expected 'l2' or 'none', got {self.norm!r}")
+        if self.metric not in METRICS:
+            raise ValueError(
+                f"fingerprint metric: expected one of {', '.join(METRICS)}, got {self.metric!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON values."""

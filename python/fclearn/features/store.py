@@ -44,8 +44,9 @@ class FeatureStore:
     """Stored features of one model, opened for reading; make one with `open` or `write`.
 
     On disk: ``features.npy`` (float32 or float16, row-major), ``manifest.csv`` or
-    ``manifest.parquet`` (columns ``id``, and optionally ``label``, ``group``, ``class_name``,
-    ``path`` and any others) and ``fingerprint.json``.
+    ``manifest.parquet`` (columns ``id``, and optionally ``label``, ``class_name``, ``labels``,
+    ``group``, ``path`` and any others; which of them says what a row is of, is the rule of
+    `fclearn.features.classes`) and ``fingerprint.json``.
 
     Attributes:
         path: The folder.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from fclearn.stores.urls import StoreUrl
 
 Vectors = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
-TAG = "fclearn"
-_SHOWN = 3
 
 
 class StoreConnectionError(OSError):
@@ -35,7 +32,7 @@ class StoreInfo:
         count: Rows that have a vector.
         dim: Numbers per vector; 0 if the store is empty and does not say.
         dtype: ``"float32"`` or ``"float16"``: what the store keeps.
-        metric: ``"cosine"``, ``"dot"``, ``"euclidean"``, or ``""`` if the store has none.
+        metric: One of `fclearn.features.METRICS`, or ``""`` if the store has none.
         normalises: Whether vectors are brought to unit length when they are written.
         fingerprint: What made the vectors; None where nobody wrote that down.
         owned: Whether `push` made the whole table, collection or file.
@@ -177,25 +174,6 @@ class RowStore(VectorStore):
         """Connect anew after a `StoreConnectionError`."""
 
 
-def make_tag(fingerprint: Fingerprint, *, owned: bool) -> str:
-    """The text by which a store remembers what made its vectors."""
-    return json.dumps({TAG: {"fingerprint": fingerprint.to_dict(), "owned": owned}})
-
-
-def read_tag(text: str | None) -> tuple[Fingerprint | None, bool]:
-    """Fingerprint and ownership of `make_tag`; a text by somebody else says nothing.
-
-    Example:
-        >>> read_tag("customer table"), read_tag(make_tag(Fingerprint("m", 2), owned=True))[1]
-        ((None, False), True)
-    """
-    try:
-        tag = json.loads(text or "")[TAG]
-        return Fingerprint.from_dict(tag["fingerprint"]), tag["owned"] is True
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-        return None, False
-
-
 def require(module: str, extra: str) -> Any:
     """Import a package that only some stores need.
 
@@ -216,17 +194,6 @@ def require(module: str, extra: str) -> Any:
         raise ModuleNotFoundError(
             f'{module} is missing: pip install "fcl-ext[{extra}]"', name=module
         ) from None
-
-
-def some(names: Sequence[object]) -> str:
-    """The first names, for messages.
-
-    Example:
-        >>> some(["a", "b", "c", "d"])
-        "'a', 'b', 'c', …"
-    """
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (", …" if len(names) > _SHOWN else "")
 
 
 def found_rows(ids: Sequence[str], dim: int, vectors: Mapping[str, Any], rows: set[str]) -> Found:

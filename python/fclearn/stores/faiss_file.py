@@ -18,9 +18,11 @@ from fclearn._files import replacing
 from fclearn.features import Fingerprint
 from fclearn.stores.base import Batch, StoreInfo, Vectors, require
 from fclearn.stores.files import FileRows, FileStore
+from fclearn.stores.tags import metric_named
 from fclearn.stores.urls import StoreUrl
 
 _LARGEST = (1 << 63) - 1
+_METRICS = {"ip": "METRIC_INNER_PRODUCT", "l2": "METRIC_L2"}
 
 
 class FaissStore(FileStore):
@@ -58,8 +60,9 @@ class FaissStore(FileStore):
         if not self.path.exists():
             return None
         index = self._loaded()
-        metrics = {self._faiss.METRIC_INNER_PRODUCT: "dot", self._faiss.METRIC_L2: "euclidean"}
-        return StoreInfo(index.ntotal, index.d, metric=metrics.get(index.metric_type, ""))
+        kinds = {vars(self._faiss)[n]: n for n in dir(self._faiss) if n.startswith("METRIC_")}
+        kind = kinds.get(index.metric_type, f"metric {index.metric_type}")
+        return StoreInfo(index.ntotal, index.d, metric=metric_named(kind, _METRICS, self.url))
 
     def ids(self) -> list[str]:
         """See `FileStore`."""
@@ -104,10 +107,9 @@ class FaissStore(FileStore):
             raise ValueError(
                 f"store {self.url}: an index holds vectors alone, no {next(iter(payload))!r}"
             )
-        metric = self._faiss.METRIC_INNER_PRODUCT
-        if fingerprint.metric in {"l2", "euclidean"}:
-            metric = self._faiss.METRIC_L2
-        index = self._faiss.IndexFlat(fingerprint.dim, metric)
+        # Cosines are inner products of the unit rows that they are of.
+        kind = _METRICS["ip" if fingerprint.metric == "cosine" else fingerprint.metric]
+        index = self._faiss.IndexFlat(fingerprint.dim, getattr(self._faiss, kind))
         if self._ids_path is None:
             numbers = np.array([int(name) for name in new.ids], dtype=np.int64)
             index = self._faiss.IndexIDMap2(index)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.features import Fingerprint
-from fclearn.stores.base import Vectors, VectorStore, some
+from fclearn.stores.base import Vectors, VectorStore
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
 
 @dataclass(frozen=True)

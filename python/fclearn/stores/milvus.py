@@ -17,23 +17,20 @@ import numpy as np
 
 from fclearn.features import Fingerprint
 from fclearn.stores.base import (
-    TAG,
     Batch,
     Found,
     RowStore,
     StoreInfo,
     Vectors,
     found_rows,
-    make_tag,
-    read_tag,
     require,
-    some,
 )
 from fclearn.stores.milvus_requests import milvus_errors, quoted
+from fclearn.stores.tags import TAG, make_tag, metric_named, read_tag
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
-_METRICS = {"COSINE": "cosine", "IP": "dot", "L2": "euclidean"}
-_NAMES = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2", "l2": "L2"}
+_METRICS = {"cosine": "COSINE", "ip": "IP", "l2": "L2"}
 _LONGEST_ID = 512
 
 
@@ -93,11 +90,11 @@ class MilvusStore(RowStore):
             names = self._open().list_indexes(self._collection)
             indexes = [self._open().describe_index(self._collection, name) for name in names]
         metric = [index["metric_type"] for index in indexes if index["field_name"] == self._vector]
-        fingerprint, owned = read_tag(described.get("properties", {}).get(TAG))
+        fingerprint, owned = read_tag(described.get("properties", {}).get(TAG), self.url)
         return StoreInfo(
             count[0]["count(*)"],
             int(field["params"]["dim"]),
-            metric=_METRICS.get(metric[0] if metric else "", ""),
+            metric=metric_named(metric[0], _METRICS, self.url) if metric else "",
             fingerprint=fingerprint,
             owned=owned,
             takes_rows=count[0]["count(*)"] == 0,
@@ -150,11 +147,6 @@ class MilvusStore(RowStore):
 
     def create(self, fingerprint: Fingerprint) -> None:
         """A new collection."""
-        if fingerprint.metric not in _NAMES:
-            raise ValueError(
-                f"store {self.url}: expected a metric of {', '.join(_NAMES)}, the features have "
-                f"{fingerprint.metric!r}"
-            )
         kinds = self._module.DataType
         with milvus_errors(self._module, self.url):
             client = self._open()
@@ -163,7 +155,7 @@ class MilvusStore(RowStore):
             schema.add_field(self._vector, kinds.FLOAT_VECTOR, dim=fingerprint.dim)
             indexes = client.prepare_index_params()
             indexes.add_index(
-                self._vector, index_type="AUTOINDEX", metric_type=_NAMES[fingerprint.metric]
+                self._vector, index_type="AUTOINDEX", metric_type=_METRICS[fingerprint.metric]
             )
             client.create_collection(
                 self._collection,

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from fclearn.features import Fingerprint
-from fclearn.stores.base import Batch, Mask, StoreInfo, Vectors, make_tag, read_tag, require
+from fclearn.stores.base import Batch, Mask, StoreInfo, Vectors, require
 from fclearn.stores.files import FileRows, FileStore
+from fclearn.stores.tags import TAG, make_tag, read_tag
 from fclearn.stores.urls import StoreUrl
 
-_TAG = b"fclearn"
+_TAG = TAG.encode()
 _BLOCK_ROWS = 16384
 
 
@@ -47,7 +48,7 @@ class ParquetStore(FileStore):
         if self._pa.types.is_fixed_size_list(kind):
             dim = kind.list_size
         fingerprint, owned = read_tag(
-            (schema.metadata or {}).get(_TAG, b"").decode("utf-8", "replace")
+            (schema.metadata or {}).get(_TAG, b"").decode("utf-8", "replace"), self.url
         )
         dtype = "float16" if kind.value_type == self._pa.float16() else "float32"
         return StoreInfo(count, dim, dtype, fingerprint=fingerprint, owned=owned)

@@ -22,12 +22,11 @@ from fclearn.stores.base import (
     StoreInfo,
     Vectors,
     found_rows,
-    make_tag,
-    read_tag,
-    some,
 )
 from fclearn.stores.postgres_table import PAYLOAD, TYPES, PostgresTable
+from fclearn.stores.tags import make_tag, read_tag
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
 
 class PostgresStore(RowStore):
@@ -66,7 +65,7 @@ class PostgresStore(RowStore):
             if len(dims) > 1:
                 raise ValueError(f"store {self.url}: expected vectors of one width, found several")
             dim = dims[0][0]
-        fingerprint, owned = read_tag(table.comment)
+        fingerprint, owned = read_tag(table.comment, self.url)
         return StoreInfo(count, dim, TYPES[kind], fingerprint=fingerprint, owned=owned)
 
     def batches(

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from fclearn.stores.base import StoreConnectionError, require, some
+from fclearn.stores.base import StoreConnectionError, require
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
 PAYLOAD = "payload"
 TYPES = {"vector": "float32", "halfvec": "float16"}

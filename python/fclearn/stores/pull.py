@@ -16,8 +16,9 @@ import numpy as np
 from fclearn._files import replacing
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.features.folder import check_target
-from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore, some
+from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore
 from fclearn.stores.opening import patiently, wait_and_reconnect
+from fclearn.wording import some
 
 _PROGRESS = "progress.json"
 _VECTORS, _ROWS = "vectors.bin", "rows.jsonl"

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from fclearn.features import FeatureStore, Fingerprint
-from fclearn.stores.base import RowStore, StoreInfo, Vectors, VectorStore, some
+from fclearn.stores.base import RowStore, StoreInfo, Vectors, VectorStore
 from fclearn.stores.files import FileStore
 from fclearn.stores.journal import BEGUN, DONE, UNDONE, Journal
 from fclearn.stores.opening import patiently
 from fclearn.stores.push_checks import check_target_rows, check_written, mixed
 from fclearn.stores.push_file import push_file
 from fclearn.stores.selection import Selection, select
+from fclearn.wording import some
 
 Progress = Callable[[int, int], None]
 

@@ -10,11 +10,12 @@ from functools import partial
 import numpy as np
 
 from fclearn.features import Fingerprint
-from fclearn.stores.base import RowStore, StoreInfo, Vectors, VectorStore, some
+from fclearn.stores.base import RowStore, StoreInfo, Vectors, VectorStore
 from fclearn.stores.files import FileStore
 from fclearn.stores.journal import Journal
 from fclearn.stores.opening import patiently
 from fclearn.stores.selection import Selection
+from fclearn.wording import some
 
 # Of a row's norm: float16 rounds by 5e-4.
 _TOLERANCE = 2e-3

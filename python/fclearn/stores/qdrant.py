@@ -16,24 +16,21 @@ import numpy as np
 
 from fclearn.features import Fingerprint
 from fclearn.stores.base import (
-    TAG,
     Batch,
     Found,
     RowStore,
     StoreInfo,
     Vectors,
     found_rows,
-    make_tag,
-    read_tag,
     require,
-    some,
 )
 from fclearn.stores.qdrant_ids import id_of, point_id
 from fclearn.stores.qdrant_session import QdrantSession
+from fclearn.stores.tags import TAG, make_tag, metric_named, read_tag
 from fclearn.stores.urls import StoreUrl
+from fclearn.wording import some
 
-_METRICS = {"Cosine": "cosine", "Dot": "dot", "Euclid": "euclidean", "Manhattan": "manhattan"}
-_DISTANCES = {"cosine": "COSINE", "dot": "DOT", "euclidean": "EUCLID", "l2": "EUCLID"}
+_METRICS = {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"}
 _LOOKUP_LIMIT = 10_000
 _END = "null"  # the cursor after the last point
 
@@ -83,8 +80,8 @@ class QdrantStore(RowStore):
             )
             is_empty = self._session.open().count(self._collection).count == 0
         tag = (config.metadata or {}).get(self._tag_name)
-        fingerprint, owned = read_tag(None if tag is None else json.dumps(tag))
-        metric = _METRICS[params.distance.value]
+        fingerprint, owned = read_tag(None if tag is None else json.dumps(tag), self.url)
+        metric = metric_named(params.distance.value, _METRICS, self.url)
         return StoreInfo(
             count,
             params.size,
@@ -139,15 +136,9 @@ class QdrantStore(RowStore):
     def create(self, fingerprint: Fingerprint) -> None:
         """A new collection, or a new named vector of one that is there."""
         models = self._models
-        metric = fingerprint.metric
-        if metric not in _DISTANCES:
-            raise ValueError(
-                f"store {self.url}: expected a metric of {', '.join(_DISTANCES)}, the features "
-                f"have {metric!r}"
-            )
         settings: dict[str, Any] = {
             "size": fingerprint.dim,
-            "distance": models.Distance[_DISTANCES[metric]],
+            "distance": models.Distance(_METRICS[fingerprint.metric]),
         }
         fresh = not self.has_container()
         with self._session.errors():

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.features import Fingerprint
-from fclearn.stores.base import Found, RowStore, StoreInfo, VectorStore, some
+from fclearn.stores.base import Found, RowStore, StoreInfo, VectorStore
 from fclearn.stores.files import FileStore
 from fclearn.stores.journal import UNDONE, Before, Journal, same_rows, sketch
 from fclearn.stores.opening import patiently
 from fclearn.stores.push_file import digest, put_back
+from fclearn.wording import some
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.features import FeatureStore
-from fclearn.stores.base import Vectors, some
+from fclearn.stores.base import Vectors
+from fclearn.wording import some
 
 _BLOCK_ROWS = 8192
 

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How rows are compared, from a store that serves to an evaluation and back: one set of names."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from opened_stores import opened_pull, opened_push
+
+from fclearn.features import METRICS, FeatureStore, Fingerprint
+from fclearn.stores import open_store
+from fclearn.stores.tags import make_tag
+from served import features, need, serve
+
+COUNT, DIM = 40, 8
+NATIVE = {
+    "faiss": {"cosine": 0, "ip": 0, "l2": 1},  # an index of inner products, of L2
+    "qdrant": {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"},
+    "milvus": {"cosine": "COSINE", "ip": "IP", "l2": "L2"},
+}
+
+
+def rows_of_many_norms(seed):
+    """Rows that cosine, inner product and distance rank in three ways."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((COUNT, DIM)) * rng.uniform(0.3, 3, (COUNT, 1))
+    return rows.astype(np.float32)
+
+
+def fill(kind, folder, name, rows, metric):
+    """A store of another's making, by its own client."""
+    if kind == "faiss":
+        import faiss
+
+        index = faiss.IndexFlat(DIM, NATIVE[kind][metric])
+        index.add(rows)
+        faiss.write_index(index, f"{folder}/{name}.index")
+        return f"faiss:{folder}/{name}.index"
+    from qdrant_client import models
+
+    with serve(kind, folder, None)._qdrant() as client:
+        distance = models.Distance(NATIVE[kind][metric])
+        client.create_collection(name, models.VectorParams(size=DIM, distance=distance))
+        points = [models.PointStruct(id=n, vector=row) for n, row in enumerate(rows.tolist())]
+        client.upsert(name, points)
+    return f"qdrant:{folder}/qdrant?collection={name}"
+
+
+def native(kind, served, name):
+    """How the store's own client says that it compares."""
+    if kind == "faiss":
+        import faiss
+
+        return faiss.read_index(f"{served.folder}/{name}.index").metric_type
+    if kind == "qdrant":
+        with served._qdrant() as client:
+            return client.get_collection(name).config.params.vectors.distance.value
+    with served._milvus() as client:
+        (index,) = client.list_indexes(name)
+        return client.describe_index(name, index)["metric_type"]
+
+
+@pytest.mark.parametrize("kind", ["faiss", "qdrant"])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_what_was_pulled_is_evaluated_as_it_is_served(kind, metric, fcl, tmp_path):
+    need(kind)
+    query, gallery = rows_of_many_norms(0), rows_of_many_norms(1)
+    for name, rows in (("query", query), ("gallery", gallery)):
+        url = fill(kind, tmp_path, name, rows, metric)
+        assert fcl("pull", url, "--model", "m", "--out", tmp_path / f"{name}-rows")[0] == 0
+    (tmp_path / "judged.txt").write_text("".join(f"{n} 0 {n} 1\n" for n in range(COUNT)))
+    code, result, error = fcl(
+        "eval", "--query", tmp_path / "query-rows", "--gallery", tmp_path / "gallery-rows",
+        "--qrels", tmp_path / "judged.txt", "--metrics", "map", "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    wide, far = query.astype(np.float64), gallery.astype(np.float64)
+    scores = {
+        "ip": wide @ far.T,
+        "l2": -((wide[:, None] - far) ** 2).sum(2),
+        "cosine": (wide @ far.T) / np.linalg.norm(far, axis=1),
+    }
+    expected = {
+        name: np.mean(1 / (1 + (found > np.diag(found)[:, None]).sum(1)))
+        for name, found in scores.items()
+    }
+    assert len({round(value, 3) for value in expected.values()}) == 3
+    assert result["map"] == pytest.approx(expected[metric], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_of_each_metric_are_pushed(kind, metric, tmp_path):
+    served = serve(kind, tmp_path, None)
+    rows = rows_of_many_norms(0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    store = features(tmp_path / "new", rows, metric=metric)
+    opened_push(served.url("new"), store)
+    assert native(kind, served, "new") == NATIVE[kind][metric]
+    with open_store(served.url("new")) as opened:
+        # Of unit rows, a faiss file says inner product.
+        assert opened.info().metric == ("ip" if (kind, metric) == ("faiss", "cosine") else metric)
+    back = opened_pull(served.url("new"), tmp_path / "back", model=None if kind != "faiss" else "m")
+    if kind != "faiss":  # which cannot say what made its vectors
+        assert back.fingerprint == store.fingerprint
+
+
+def test_other_similarities_are_refused_by_name(fcl, tmp_path):
+    need("qdrant")
+    need("faiss")
+    import faiss
+    from qdrant_client import models
+
+    index = faiss.IndexFlat(DIM, faiss.METRIC_L1)
+    index.add(rows_of_many_norms(0))
+    faiss.write_index(index, f"{tmp_path}/a.index")
+    with serve("qdrant", tmp_path, None)._qdrant() as client:
+        distance = models.Distance.MANHATTAN
+        client.create_collection("a", models.VectorParams(size=DIM, distance=distance))
+    for url, message in (
+        (
+            f"faiss:{tmp_path}/a.index",
+            "one of METRIC_INNER_PRODUCT, METRIC_L2, found METRIC_L1",
+        ),
+        (f"qdrant:{tmp_path}/qdrant?collection=a", "one of Cosine, Dot, Euclid, found Manhattan"),
+    ):
+        code, _, error = fcl("pull", url, "--model", "m", "--out", tmp_path / "out")
+        assert (code, error) == (
+            2,
+            f"fcl: error: store {url}: expected vectors compared by {message}\n",
+        )
+
+
+def test_names_of_before_are_refused_where_they_are_read(tmp_path):
+    message = "fingerprint metric: expected one of cosine, ip, l2, got 'euclidean'"
+    folder = features(tmp_path / "old", rows_of_many_norms(0), metric="l2").path
+    file = folder / "fingerprint.json"
+    file.write_text(file.read_text().replace('"metric": "l2"', '"metric": "euclidean"'))
+    with pytest.raises(ValueError, match=rf"old/fingerprint\.json: {message}"):
+        FeatureStore.open(folder)
+
+    need("parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tag = json.loads(make_tag(Fingerprint("m", 2), owned=True))
+    tag["fclearn"]["fingerprint"]["metric"] = "euclidean"
+    table = pa.table({"id": ["a"], "embedding": [[1.0, 2.0]]})
+    pq.write_table(
+        table.replace_schema_metadata({"fclearn": json.dumps(tag)}), tmp_path / "a.parquet"
+    )
+    with (
+        open_store(f"parquet:{tmp_path}/a.parquet") as store,
+        pytest.raises(ValueError, match=rf"a\.parquet: what it says of its vectors: {message}"),
+    ):
+        store.info()
