@@ -90,6 +90,21 @@ def test_what_was_pulled_is_evaluated_as_it_is_served(kind, metric, fcl, tmp_pat
     assert result["map"] == pytest.approx(expected[metric], abs=1e-9)
 
 
+def test_inner_products_of_unit_rows_are_cosines(fcl, tmp_path):
+    rows = rows_of_many_norms(0)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    url = fill("faiss", tmp_path, "units", units, "ip")
+    assert fcl("pull", url, "--model", "m", "--out", tmp_path / "gallery")[0] == 0
+    features(tmp_path / "query", units, metric="cosine", model="m")
+    (tmp_path / "judged.txt").write_text("".join(f"{n} 0 {n} 1\n" for n in range(COUNT)))
+    code, result, error = fcl(
+        "eval", "--query", tmp_path / "query", "--gallery", tmp_path / "gallery",
+        "--qrels", tmp_path / "judged.txt", "--metrics", "map", "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    assert result["map"] == 1
+
+
 @pytest.mark.parametrize("kind", NATIVE)
 @pytest.mark.parametrize("metric", METRICS)
 def test_features_of_each_metric_are_pushed(kind, metric, tmp_path):

@@ -75,7 +75,10 @@ def pull(
                 drop_invalid=drop_invalid,
                 progress=_progress("read"),
             )
-            say(f"{len(written)} rows of {written.dim} numbers in {out}")
+            say(
+                f"{len(written)} rows of {written.dim} numbers, compared by "
+                f"{written.fingerprint.metric}, in {out}"
+            )
             result = {
                 "store": str(out),
                 "rows": len(written),

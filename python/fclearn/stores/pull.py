@@ -39,6 +39,8 @@ def pull(
     """Copy a store's vectors into a new feature store; the store is only read.
 
     Killed or disconnected, the same call goes on where it was. Rows without a vector are left out.
+    The metric is the store's; inner products of rows that all have unit length are called cosines,
+    unless the store has a fingerprint that says otherwise.
 
     Args:
         store: Where from.
@@ -77,7 +79,8 @@ def pull(
             partial.add(batch, np.dtype(info.dtype), drop_invalid=drop_invalid)
             if progress is not None:
                 progress(partial.count, info.count)
-        return partial.finish(target, replace(fingerprint, dim=partial.dim))
+        done = replace(fingerprint, dim=partial.dim)
+        return partial.finish(target, done, is_told=info.fingerprint is not None)
 
 
 def _fingerprint(store: VectorStore, info: StoreInfo, model: str | None) -> Fingerprint:
@@ -174,8 +177,12 @@ class _Partial:
         with replacing(self._folder / _PROGRESS) as temporary:
             temporary.write_text(json.dumps({**self._settings, "done": self._record}))
 
-    def finish(self, target: Path, fingerprint: Fingerprint) -> FeatureStore:
-        """Make the feature store, then remove the files."""
+    def finish(self, target: Path, fingerprint: Fingerprint, *, is_told: bool) -> FeatureStore:
+        """Make the feature store, then remove the files.
+
+        Inner products with unit rows rank as cosines do: unless a fingerprint was told, rows of
+        such an index are called what they are to models that are compared by cosine.
+        """
         if not self.count:
             raise ValueError(f"{self._settings['store']}: expected at least one finite vector")
         with (self._folder / _ROWS).open(encoding="utf-8") as file:
@@ -193,8 +200,10 @@ class _Partial:
             ).all()
             for at in range(0, self.count, 65536)
         )
-        norm = "l2" if unit else "none"
-        store = FeatureStore.write(target, vectors, manifest, replace(fingerprint, norm=norm))
+        fingerprint = replace(fingerprint, norm="l2" if unit else "none")
+        if unit and not is_told and fingerprint.metric == "ip":
+            fingerprint = replace(fingerprint, metric="cosine")
+        store = FeatureStore.write(target, vectors, manifest, fingerprint)
         del vectors
         shutil.rmtree(self._folder)
         return store
