@@ -63,7 +63,7 @@ inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tens
   const bool is_float = shape.dtype == Dtype::kFloat32;
   FCL_REQUIRE(is_float || shape.dtype == Dtype::kFloat64, "fcl::", op,
               ": expected features of dtype float32 or float64, got ",
-              torch::headeronly::toString(features.scalar_type()));
+              dtype_name(features.scalar_type()));
   if (!is_float || state.scalar_type() != ScalarType::BFloat16) {
     check_dtype(op, "state", state, features.scalar_type());
   }
@@ -74,7 +74,7 @@ inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tens
               num_bf16_steps);
   FCL_REQUIRE(num_bf16_steps == 0 || is_float, "fcl::", op,
               ": expected features of dtype float32 with num_bf16_steps > 0, got ",
-              torch::headeronly::toString(features.scalar_type()));
+              dtype_name(features.scalar_type()));
   return shape;
 }
 
