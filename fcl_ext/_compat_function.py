@@ -7,7 +7,6 @@ microseconds the latter's bookkeeping would cost as much again.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from fcl_ext import ops
 from fcl_ext._logits import room_for_logits
 from fcl_ext._packing import packed_prototypes
+from fcl_ext._versions import VersionedCache, counts_versions
 
 # Prototypes, and logits, up to so many numbers get their gradient in the forward call: on two
 # hundred classes a second call and what it takes to get there cost as much as the gradient. A
@@ -128,20 +128,16 @@ def mean_prototype(prototypes: Tensor, normalize: bool) -> Tensor:
     Kept for frozen prototypes until torch counts a new version of them or they go away: it reads
     all of them, which every step of a training with label smoothing would repeat.
     """
-    changes = prototypes.requires_grad or prototypes.is_inference()  # the latter count no versions
-    if torch.compiler.is_compiling() or changes:
+    if torch.compiler.is_compiling() or not counts_versions(prototypes):
         return _compute_mean(prototypes, normalize)
-    key = (id(prototypes), normalize)
-    version, mean = _means.get(key, (None, None))
+    mean = _means.find(prototypes, normalize)
     if mean is None:
-        weakref.finalize(prototypes, _means.pop, key, None).atexit = False
-    if mean is None or version != prototypes._version:
         mean = _compute_mean(prototypes, normalize)
-        _means[key] = (prototypes._version, mean)
+        _means.keep(prototypes, normalize, mean)
     return mean
 
 
-_means: dict[tuple[int, bool], tuple[int, Tensor]] = {}
+_means: VersionedCache[Tensor] = VersionedCache()
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ price of a second copy of the prototypes, that can be done once.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fcl_ext import ops
+from fcl_ext._versions import VersionedCache, counts_versions
 
 Packed = tuple[Tensor, Tensor] | tuple[None, None]
 
@@ -23,8 +23,7 @@ _NONE: Packed = (None, None)
 @dataclass
 class _Cache:
     max_bytes: int = 0
-    # (id of the tensor, normalize) -> its version, packed
-    kept: dict[tuple[int, bool], tuple[int, Packed]] = field(default_factory=dict)
+    kept: VersionedCache[tuple[Tensor, Tensor]] = field(default_factory=VersionedCache)
 
 
 _cache = _Cache()
@@ -69,30 +68,21 @@ def packed_prototypes(prototypes: Tensor, normalize: bool) -> Packed:
     """``ops.pack_prototypes`` of them, kept; or ``(None, None)`` where they are not to be kept."""
     if not _cache.max_bytes or torch.compiler.is_compiling():
         return _NONE
-    changes = prototypes.requires_grad or prototypes.is_inference()  # the latter count no versions
     is_packable = (
         prototypes.dtype in (torch.float32, torch.float64)
         and prototypes.device.type == "cpu"
         and prototypes.dim() == 2
         and prototypes.numel() > 0
     )
-    if changes or not is_packable or torch.is_autocast_enabled("cpu"):
+    frozen = counts_versions(prototypes)
+    if not (frozen and is_packable) or torch.is_autocast_enabled("cpu"):
         return _NONE
-    kept = _cache.kept
-    key = (id(prototypes), normalize)
-    version, packed = kept.get(key, (None, _NONE))
-    if version == prototypes._version:
-        return packed
-    is_new = kept.pop(key, None) is None
-    kept_bytes = sum(_bytes(others) for _, others in kept.values())
+    found = _cache.kept.find(prototypes, normalize)
+    if found is not None:
+        return found
+    kept_bytes = sum(part.numel() * part.element_size() for both in _cache.kept for part in both)
     if kept_bytes + prototypes.numel() * prototypes.element_size() > _cache.max_bytes:
         return _NONE
     packed = ops.pack_prototypes(prototypes, normalize)
-    kept[key] = (prototypes._version, packed)
-    if is_new:
-        weakref.finalize(prototypes, kept.pop, key, None).atexit = False
+    _cache.kept.keep(prototypes, normalize, packed)
     return packed
-
-
-def _bytes(packed: Packed) -> int:
-    return sum(part.numel() * part.element_size() for part in packed if part is not None)

@@ -93,6 +93,33 @@ def check_compat_loss(group: dist.ProcessGroup, rank: int, size: int) -> None:
         _close(shard.grad, whole_w.grad[begin:end], dtype, f"gradient to the shard, {what}")
 
 
+def check_arcface_beside_its_class(group: dist.ProcessGroup, rank: int, size: int) -> None:
+    """Cosines of 1 and -1, where the slope of the margin is infinite, and close to them.
+
+    Not in float64: its sines there are those of rounding.
+    """
+    options = {"margin": 0.5, "margin_type": "arcface", "scale": 20.0}
+    num_classes = 5
+    w = F.normalize(_random(num_classes, DIM, seed=13), dim=1)
+    y = torch.arange(ROWS) % num_classes
+    away = torch.tensor([0.0, 1e-5, 1e-4, 1e-3, 1e-2, 0.0]).repeat(ROWS // 6)
+    side = torch.where(torch.arange(ROWS) % 4 == 0, -1.0, 1.0)
+    x = side[:, None] * w[y] + away[:, None] * _random(ROWS, DIM, seed=14)
+    whole_x, whole_w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    expected = fcl_ext.compat_loss(whole_x, whole_w, y, reduction="none", **options)
+    expected.sum().backward()
+    mine = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+    begin, end = row_range(num_classes, rank, size)
+    own_x = x[mine].clone().requires_grad_()
+    shard = w[begin:end].clone().requires_grad_()
+    begun = {"first": begin, "num_classes": num_classes, "group": group}
+    losses = sharded_compat_loss(own_x, shard, y[mine], reduction="none", **begun, **options)
+    losses.sum().backward()
+    _close(losses.detach(), expected.detach()[mine], x.dtype, f"losses on {size}")
+    _close(own_x.grad, whole_x.grad[mine], x.dtype, f"gradient to embeddings on {size}")
+    _close(shard.grad, whole_w.grad[begin:end], x.dtype, f"gradient to the shard on {size}")
+
+
 def check_small_losses_keep_their_digits(group: dist.ProcessGroup, rank: int, size: int) -> None:
     w = torch.eye(8)[:5]
     y = torch.arange(ROWS) % 5

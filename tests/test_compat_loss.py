@@ -355,7 +355,39 @@ def test_unknown_reduction_is_named():
         _call(x, w, labels, OPTIONS[0], "max")
 
 
+def _other_calls(x, w, labels, scale=1.0, logits=None):
+    """The two operators beside `OP`, each with the start of its messages."""
+    smoothing, normalize = 0.0, True
+    yield (
+        "fcl::compat_loss_gradients: ",
+        lambda: GRADIENTS(
+            *(x, w, labels, None, scale, 0.0, False, smoothing, normalize, IGNORED, "mean")
+        ),
+    )
+    state, grad_loss = torch.zeros(4, len(x)), torch.ones(())
+    yield (
+        "fcl::compat_loss_backward: ",
+        lambda: BACKWARD(
+            *(x, w, labels, state, grad_loss, scale, smoothing, normalize, IGNORED, logits)
+        ),
+    )
+
+
+def test_messages_name_the_operator_that_was_called():
+    x, w, labels = _inputs((3, 4, 5), torch.float32, "cpu")
+    for name, call in _other_calls(x, w, labels, scale=0.0):
+        with pytest.raises(RuntimeError, match=f"{name}expected scale > 0 and finite, got 0"):
+            call()
+    *_, (name, call) = _other_calls(x, w, labels, logits=torch.zeros(1, 4, 128))
+    with pytest.raises(RuntimeError, match=f"{name}expected logits of shape"):
+        call()
+
+
 def test_label_out_of_range_names_the_row():
     x, w, _ = _inputs((3, 4, 5), torch.float32, "cpu")
-    with pytest.raises(RuntimeError, match=r"labels in \[0, 5\), got -1 in row 2"):
-        _call(x, w, torch.tensor([0, 4, -1]), OPTIONS[0])
+    labels, message = torch.tensor([0, 4, -1]), r"expected labels in \[0, 5\), got -1 in row 2"
+    with pytest.raises(RuntimeError, match=f"fcl::compat_loss: {message}"):
+        _call(x, w, labels, OPTIONS[0])
+    for name, call in _other_calls(x, w, labels):
+        with pytest.raises(RuntimeError, match=name + message):
+            call()

@@ -143,6 +143,10 @@ def test_compat_loss_outputs_are_those_of_the_cpu(reduction, needs, dtype, monke
         assert torch.equal(ours[2], expected[2])  # unit rows are rounded once, everywhere
 
 
+def test_compat_loss_messages_name_the_operator_that_was_called():
+    test_compat_loss.test_messages_name_the_operator_that_was_called()
+
+
 @pytest.mark.parametrize("label", [-1, 5])
 def test_compat_loss_label_out_of_range(label, operators):
     x, w, labels = test_compat_loss._inputs((3, 4, 5), torch.float32, "cpu")

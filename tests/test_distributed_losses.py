@@ -19,6 +19,7 @@ def checked():
     "check",
     [
         "compat_loss",
+        "arcface_beside_its_class",
         "small_losses_keep_their_digits",
         "terms",
         "a_shared_classifier_stays_whole",

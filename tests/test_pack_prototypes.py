@@ -133,7 +133,8 @@ def test_no_more_is_kept_than_there_is_room_for():
     fcl_ext.set_packing_cache(64 * 32 * 4 + 64 * 4)
     for prototypes in (first, second, first):
         fcl_ext.compat_loss(embeddings, prototypes, labels)
-    assert [key[0] for key in _packing._cache.kept] == [id(first)]
+    assert len(_packing._cache.kept) == 1
+    assert _packing._cache.kept.find(first, True) is not None
 
 
 @pytest.mark.parametrize("why", ["trainable", "bfloat16", "off"])

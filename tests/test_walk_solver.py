@@ -5,40 +5,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_samples import random_csr
+from walk_samples import float_features, normalized_graph, walk_limit
 
 import reference
 from fclearn import KnnGraph, _power, _solver
 
 
-def _graph(nodes=300, edges=3000, mode="symmetric"):
-    crow, col = random_csr(nodes, nodes, edges, padding=0.1)
-    similarities = torch.rand(
-        edges, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    return KnnGraph.from_csr(crow, col, similarities).normalize(0.3, mode)
-
-
-def _features(nodes=300, dim=5, dtype=torch.float64):
-    return torch.randn(nodes, dim, dtype=dtype, generator=torch.Generator().manual_seed(1))
-
-
-def _limit(graph, features, damping, *, transpose=False):
-    dense = reference.csr_to_dense(
-        graph.crow_indices, graph.col_indices, graph.values.double(), graph.num_nodes
-    )
-    dense = dense.T if transpose else dense
-    return reference.random_walk_limit(dense, features.double(), damping=damping)
-
-
 @pytest.mark.parametrize("damping", [0.1, 0.5, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("tol", [1e-2, 1e-6, 1e-11])
 def test_tolerance_is_kept_in_every_column(tol, damping):
-    graph, features = _graph(), _features()
+    graph, features = normalized_graph(), float_features()
     features[:, 2] *= 1e-8
     features[:, 3] = 0
     limit = graph.solve(features, damping, tol)
-    distance = (limit.features - _limit(graph, features, damping)).norm(dim=0)
+    distance = (limit.features - walk_limit(graph, features, damping)).norm(dim=0)
     assert (distance <= tol * features.norm(dim=0) + 1e-14 * features.norm(dim=0)).all()
     assert (limit.error <= tol).all()
     assert (distance <= limit.error * features.norm(dim=0) + 1e-11 * features.norm(dim=0)).all()
@@ -46,14 +26,14 @@ def test_tolerance_is_kept_in_every_column(tol, damping):
 
 
 def test_steps_grow_with_the_root_of_the_condition():
-    graph, features = _graph(), _features()
+    graph, features = normalized_graph(), float_features()
     few, many = (int(graph.solve(features, d, 1e-6).num_steps.max()) for d in (0.9, 0.999))
     assert few < 30
     assert many < 80  # power iteration takes about 14,500
 
 
 def test_columns_stop_on_their_own():
-    graph, features = _graph(), _features(dim=3)
+    graph, features = normalized_graph(), float_features(dim=3)
     dense = reference.csr_to_dense(graph.crow_indices, graph.col_indices, graph.values, 300)
     # An eigenvector is solved in one step, whatever its neighbours need.
     features[:, 1] = torch.linalg.eigh(dense).eigenvectors[:, 40]
@@ -64,9 +44,9 @@ def test_columns_stop_on_their_own():
 
 @pytest.mark.parametrize("damping", [0.5, 0.9, 0.99])
 def test_float32_stops_at_its_rounding(damping):
-    graph, features = _graph(), _features(dtype=torch.float32)
+    graph, features = normalized_graph(), float_features(dtype=torch.float32)
     limit = graph.solve(features, damping, 1e-12)
-    exact = _limit(graph, features, damping)
+    exact = walk_limit(graph, features, damping)
     assert limit.features.dtype == torch.float32
     assert (limit.features - exact).norm() <= 1e-6 / (1 - damping) * exact.norm()
     assert limit.num_steps.max() < 200
@@ -78,7 +58,7 @@ def test_blocks_of_columns_and_prepared_graphs_change_nothing(monkeypatch):
     ring = torch.empty(nodes, 4, dtype=torch.long)
     ring[order] = order[(torch.arange(nodes)[:, None] + torch.tensor([1, 2, 3, 4])) % nodes]
     graph = KnnGraph.from_knn(ring, torch.rand(nodes, 4).double()).normalize(0.3, "symmetric")
-    features = _features(nodes, 7)
+    features = float_features(nodes, 7)
     whole = graph.solve(features, 0.9, 1e-9)
     prepared = graph.prepare()
     assert prepared.prepared is not None
@@ -95,18 +75,18 @@ def test_blocks_of_columns_and_prepared_graphs_change_nothing(monkeypatch):
 
 
 def test_empty_inputs():
-    graph = _graph()
-    assert graph.solve(_features(dim=0)).features.shape == (300, 0)
+    graph = normalized_graph()
+    assert graph.solve(float_features(dim=0)).features.shape == (300, 0)
     none = KnnGraph.from_csr(torch.zeros(1).long(), torch.zeros(0).long(), torch.zeros(0))
     assert none.normalize(mode="symmetric").solve(torch.zeros(0, 3)).features.shape == (0, 3)
 
 
 def test_gradients_still_flow_through_the_symmetric_limit():
-    graph = _graph(20, 60)
-    features = _features(20, 3).requires_grad_()
+    graph = normalized_graph(20, 60)
+    features = float_features(20, 3).requires_grad_()
     graph.walk(features, 0.7, tol=1e-9).square().sum().backward()
     leaf = features.detach().clone().requires_grad_()
-    _limit(graph, leaf, 0.7).square().sum().backward()
+    walk_limit(graph, leaf, 0.7).square().sum().backward()
     torch.testing.assert_close(features.grad, leaf.grad, rtol=1e-6, atol=1e-8)
 
 
@@ -114,7 +94,7 @@ def test_gradients_still_flow_through_the_symmetric_limit():
 def test_chunks_give_the_same_walk_and_report_it(dtype, monkeypatch):
     monkeypatch.setattr(_solver, "_CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(_solver, "_FIRST_CHUNK", 0.0)
-    graph, features = _graph(mode="row"), _features(dtype=torch.float64).to(dtype)
+    graph, features = normalized_graph(mode="row"), float_features(dtype=torch.float64).to(dtype)
     seen = []
     got = graph.walk(features, num_steps=5, progress=lambda *done: seen.append(done))
     assert seen == [(n, 5) for n in range(1, 6)]
@@ -125,57 +105,22 @@ def test_chunks_give_the_same_walk_and_report_it(dtype, monkeypatch):
     assert torch.equal(got, whole)
 
 
-@pytest.mark.parametrize("transpose", [False, True])
-@pytest.mark.parametrize("damping", [0.3, 0.9])
-@pytest.mark.parametrize("prepared", [False, True])
-def test_watched_tolerance_is_kept(prepared, damping, transpose):
-    graph, features = _graph(mode="row"), _features(dtype=torch.float64)
-    limit = _limit(graph, features, damping, transpose=transpose)
-    walked = (graph.prepare() if prepared else graph).walk(
-        features, damping, tol=1e-7, transpose=transpose
-    )
-    error = (walked - limit).abs()
-    if transpose:
-        assert error.sum(0).max() <= 1e-7 * features.abs().sum(0).max()
-    else:
-        assert error.max() <= 1e-7 * features.abs().max()
-
-
-def test_watched_tolerance_ends_in_rounding_noise():
-    """float32 cannot come within 1e-9, so the walk ends where steps no longer bring it nearer."""
-    graph, features = _graph(mode="row"), _features(dtype=torch.float32)
-    limit = _limit(graph, features.double(), 0.9)
-    assert (graph.walk(features, tol=1e-9) - limit).abs().max() < 3e-6
-
-
-def test_watched_tolerance_refuses_what_has_no_bound():
-    features = _features(3, 2)
-    crow, col = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 0])
-    heavy = KnnGraph.from_csr(crow, col, torch.tensor([1.0, 1.5, 0.5])).normalize(mode="none")
-    for transpose in (False, True):
-        with pytest.raises(RuntimeError, match="sum to at most 1"):
-            heavy.walk(features, tol=1e-3, transpose=transpose)
-    light = KnnGraph.from_csr(crow, col, torch.ones(3)).normalize(mode="none")
-    with pytest.raises(RuntimeError, match="walk: expected finite features"):
-        light.walk(features / 0, tol=1e-3)
-
-
 def test_no_steps_give_a_copy():
-    features = _features()
-    walked = _graph(mode="row").walk(features, num_steps=0)
+    features = float_features()
+    walked = normalized_graph(mode="row").walk(features, num_steps=0)
     assert torch.equal(walked, features)
     assert walked.data_ptr() != features.data_ptr()
 
 
 def test_bfloat16_iterates_of_a_graph():
-    graph, features = _graph(mode="row"), _features(dim=40, dtype=torch.float32)
+    graph, features = normalized_graph(mode="row"), float_features(dim=40, dtype=torch.float32)
     half = graph.walk(features, num_steps=10, iterate_dtype=torch.bfloat16)
     full = graph.walk(features, num_steps=10)
     assert 0 < (half - full).norm() < 2e-3 * full.norm()
     with pytest.raises(ValueError, match="progress: expected a walk on the CPU"):
         graph.walk(features, num_steps=3, iterate_dtype=torch.bfloat16, progress=print)
     with pytest.raises(ValueError, match="iterate_dtype goes with num_steps"):
-        _graph().walk(features, iterate_dtype=torch.bfloat16)
+        normalized_graph().walk(features, iterate_dtype=torch.bfloat16)
 
 
 WALKS = [("row", {"num_steps": 50}), ("row", {"tol": 1e-6}), ("symmetric", {})]
@@ -194,17 +139,17 @@ def test_what_progress_raises_ends_the_walk(mode, options, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _graph(mode=mode).walk(_features(), progress=stop, **options)
+        normalized_graph(mode=mode).walk(float_features(), progress=stop, **options)
     assert len(calls) == 3
     assert calls == sorted(calls)
     assert all(done <= most for done, most in calls)
 
 
 def test_bad_arguments_are_named():
-    graph, features = _graph(mode="row"), _features()
+    graph, features = normalized_graph(mode="row"), float_features()
     with pytest.raises(ValueError, match="solve: expected mode 'symmetric', got 'row'"):
         graph.solve(features)
     with pytest.raises(ValueError, match="progress: expected a walk on the CPU, in full"):
         graph.walk(features.requires_grad_(), num_steps=3, progress=print)
     with pytest.raises(ValueError, match=r"tol: expected a number in \(0, 1\), got 2"):
-        _graph().solve(features.detach(), tol=2)
+        normalized_graph().solve(features.detach(), tol=2)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Argument checks of the operators. Every message names the operator, the argument, what was
-// expected and what was given; the fakes in fcl_ext/_registrations.py raise the same type.
+// expected and what was given; the fakes in fcl_ext/_registrations/ refuse the same in the same
+// words.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -47,10 +48,41 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, const
               "], got ", shape_string(t));
 }
 
+// As users of torch write it: float32, not Float.
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
   FCL_REQUIRE(t.scalar_type() == expected, "fcl::", op, ": expected ", name, " of dtype ",
-              torch::headeronly::toString(expected), ", got ",
-              torch::headeronly::toString(t.scalar_type()));
+              dtype_name(expected), ", got ", dtype_name(t.scalar_type()));
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& t,
@@ -80,8 +112,7 @@ inline std::optional<Dtype> storage_dtype(ScalarType type) {
 inline Dtype check_floating(const char* op, const char* name, const Tensor& t) {
   const std::optional<Dtype> dtype = storage_dtype(t.scalar_type());
   FCL_REQUIRE(dtype.has_value(), "fcl::", op, ": expected ", name,
-              " of dtype float32, float64, bfloat16 or float16, got ",
-              torch::headeronly::toString(t.scalar_type()));
+              " of dtype float32, float64, bfloat16 or float16, got ", dtype_name(t.scalar_type()));
   return *dtype;
 }
 

@@ -22,8 +22,7 @@ inline CsrShape check_csr(const char* op, const Tensor& crow_indices, const Tens
               ": expected crow_indices of shape [N + 1], got ", shape_string(crow_indices));
   const ScalarType index = col_indices.scalar_type();
   FCL_REQUIRE(index == ScalarType::Int || index == ScalarType::Long, "fcl::", op,
-              ": expected col_indices of dtype int32 or int64, got ",
-              torch::headeronly::toString(index));
+              ": expected col_indices of dtype int32 or int64, got ", dtype_name(index));
   check_shape(op, "col_indices", col_indices, "[E]", {-1});
   check_same_device(op, "col_indices", col_indices, crow_indices);
   return {crow_indices.size(0) - 1, col_indices.size(0), index == ScalarType::Long};

@@ -6,7 +6,10 @@
 //   dP_e = l sum_t A_{t+1}[row of e] . Z_t[col of e].
 // random_walk_tol stops by |Z_{t+1} - Z*| <= c / (1 - c) |Z_{t+1} - Z_t| with c = l |P|: |.| is the
 // largest entry and |P| the largest absolute row sum (norm "max"), or the largest absolute column
-// sum of both (norm "sum").
+// sum of both (norm "sum"). For a step brings any two states closer by c, Z_t and Z* too:
+//   |Z_{t+1} - Z*| <= c |Z_t - Z*| <= c (|Z_{t+1} - Z_t| + |Z_{t+1} - Z*|).
+// |P| is what the weights sum to, above 1 as well: a smaller c would promise too much.
+// fclearn/_power.py holds the same rule for a walk that comes back to Python.
 // Checks, and the loops over steps as templates over a backend that knows one step.
 #pragma once
 
@@ -63,7 +66,7 @@ inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tens
   const bool is_float = shape.dtype == Dtype::kFloat32;
   FCL_REQUIRE(is_float || shape.dtype == Dtype::kFloat64, "fcl::", op,
               ": expected features of dtype float32 or float64, got ",
-              torch::headeronly::toString(features.scalar_type()));
+              dtype_name(features.scalar_type()));
   if (!is_float || state.scalar_type() != ScalarType::BFloat16) {
     check_dtype(op, "state", state, features.scalar_type());
   }
@@ -74,7 +77,7 @@ inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tens
               num_bf16_steps);
   FCL_REQUIRE(num_bf16_steps == 0 || is_float, "fcl::", op,
               ": expected features of dtype float32 with num_bf16_steps > 0, got ",
-              torch::headeronly::toString(features.scalar_type()));
+              dtype_name(features.scalar_type()));
   return shape;
 }
 

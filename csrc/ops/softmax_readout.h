@@ -63,11 +63,14 @@ inline ReadoutShape check_softmax_readout_backward(
   const ScalarType accumulate = accumulate_type(shape.dtype);
   check_dtype(op, "logsumexp", logsumexp, accumulate);
   check_shape(op, "logsumexp", logsumexp, "[N]", {shape.num_rows});
+  check_same_device(op, "logsumexp", logsumexp, embeddings);
   check_dtype(op, "coefficient", coefficient, accumulate);
   check_shape(op, "coefficient", coefficient, "[N]", {shape.num_rows});
+  check_same_device(op, "coefficient", coefficient, embeddings);
   if (grad_mean.has_value()) {
     check_dtype(op, "grad_mean", *grad_mean, accumulate);
     check_shape(op, "grad_mean", *grad_mean, "[N, Dv]", {shape.num_rows, shape.value_dim});
+    check_same_device(op, "grad_mean", *grad_mean, embeddings);
   }
   return shape;
 }

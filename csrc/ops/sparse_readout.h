@@ -69,17 +69,22 @@ inline SparseReadoutShape check_sparse_readout_backward_rows(
   const ScalarType accumulate = accumulate_type(shape.dtype);
   check_dtype(op, "logsumexp", logsumexp, accumulate);
   check_shape(op, "logsumexp", logsumexp, "[N]", {shape.num_queries});
+  check_same_device(op, "logsumexp", logsumexp, embeddings);
   check_dtype(op, "coefficient", coefficient, accumulate);
   check_shape(op, "coefficient", coefficient, "[N]", {shape.num_queries});
+  check_same_device(op, "coefficient", coefficient, embeddings);
   check_int64_vector(op, "row_crow", row_crow, "[R + 1]", shape.num_rows + 1, embeddings);
   check_int64_vector(op, "row_labels", row_labels, "[E]", -1, embeddings);
   check_int64_vector(op, "query_crow", query_crow, "[L + 1]", -1, embeddings);
   check_int64_vector(op, "query_index", query_index, "[M]", -1, embeddings);
+  FCL_REQUIRE(query_crow.size(0) > 0, "fcl::", op,
+              ": expected query_crow of shape [L + 1], got [0]");
   shape.num_labels = query_crow.size(0) - 1;
   shape.num_edges = row_labels.size(0);
   if (row_log_weights.has_value()) {
     check_dtype(op, "row_log_weights", *row_log_weights, accumulate);
     check_shape(op, "row_log_weights", *row_log_weights, "[E]", {shape.num_edges});
+    check_same_device(op, "row_log_weights", *row_log_weights, embeddings);
   }
   return shape;
 }

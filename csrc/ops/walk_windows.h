@@ -42,7 +42,7 @@ inline WalkShape check_random_walk_union(const WalkWindows& windows, const Tenso
   const Dtype dtype = check_floating(op, "features", features);
   FCL_REQUIRE(dtype != Dtype::kFloat64, "fcl::", op,
               ": expected features of dtype float32, bfloat16 or float16, got ",
-              torch::headeronly::toString(features.scalar_type()));
+              dtype_name(features.scalar_type()));
   check_shape(op, "features", features, "[N, D]", {-1, -1});
   const int64_t num_rows = features.size(0);
   check_dtype(op, "window_crow", windows.window_crow, ScalarType::Long);

@@ -6,7 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fcl_ext._registrations.common import check_dtype, check_shape
+from fcl_ext._registrations.common import (
+    check_damping,
+    check_dtype,
+    check_num_steps,
+    check_same_device,
+    check_shape,
+    number,
+)
 from fcl_ext._registrations.csr_transpose import check_csr
 
 
@@ -25,18 +32,17 @@ def _fake(
     check_csr(op, crow_indices, col_indices)
     check_dtype(op, "values", values, torch.float32)
     check_shape(op, "values", values, "[E]", (col_indices.shape[0],))
+    check_same_device(op, "values", values, crow_indices)
     check_dtype(op, "labels", labels, torch.int64)
     check_shape(op, "labels", labels, "[N]", (crow_indices.shape[0] - 1,))
+    check_same_device(op, "labels", labels, crow_indices)
     torch._check(
         0 <= num_classes < 2**31,
         lambda: f"fcl::{op}: expected num_classes in [0, 2^31), got {num_classes}",
     )
-    torch._check(
-        0 < damping < 1,
-        lambda: f"fcl::{op}: expected damping in the open interval (0, 1), got {damping}",
-    )
-    torch._check(0 <= drop < 1, lambda: f"fcl::{op}: expected drop in [0, 1), got {drop}")
-    torch._check(num_steps >= 0, lambda: f"fcl::{op}: expected num_steps >= 0, got {num_steps}")
+    check_damping(op, damping)
+    torch._check(0 <= drop < 1, lambda: f"fcl::{op}: expected drop in [0, 1), got {number(drop)}")
+    check_num_steps(op, num_steps)
     # How many entries are left depends on the data.
     count = torch.library.get_ctx().new_dynamic_size()
     return (

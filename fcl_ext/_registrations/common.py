@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers shared by the registrations of all ops."""
+"""Helpers shared by the registrations of all ops; the checks are those of common/checks.h."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+# The most rows that int32 can number.
+INT32_MAX = 2**31 - 1
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -16,13 +19,23 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def number(value: float) -> str:
+    """A number as C++ prints it."""
+    return f"{float(value):g}"
+
+
 def check_floating(op: str, name: str, tensor: Tensor) -> None:
     """Refuse what check_floating of common/checks.h refuses."""
     torch._check(
         tensor.dtype in FLOATING,
         lambda: (
             f"fcl::{op}: expected {name} of dtype float32, float64, bfloat16 or float16, "
-            f"got {tensor.dtype}"
+            f"got {dtype_name(tensor.dtype)}"
         ),
     )
 
@@ -31,7 +44,10 @@ def check_dtype(op: str, name: str, tensor: Tensor, expected: torch.dtype) -> No
     """Refuse another dtype."""
     torch._check(
         tensor.dtype == expected,
-        lambda: f"fcl::{op}: expected {name} of dtype {expected}, got {tensor.dtype}",
+        lambda: (
+            f"fcl::{op}: expected {name} of dtype {dtype_name(expected)}, "
+            f"got {dtype_name(tensor.dtype)}"
+        ),
     )
 
 
@@ -50,6 +66,47 @@ def check_shape(
     for dim, size in enumerate(sizes):
         if size is not None:
             torch._check(tensor.shape[dim] == size, message)
+
+
+def check_same_device(op: str, name: str, tensor: Tensor, reference: Tensor) -> None:
+    """Refuse a tensor on another device."""
+    torch._check(
+        tensor.device == reference.device,
+        lambda: f"fcl::{op}: expected {name} on the same device as the other tensors",
+    )
+
+
+def check_classes(op: str, prototypes: Tensor) -> None:
+    """Refuse prototypes without a class or without a dim."""
+    for size in prototypes.shape:
+        torch._check(
+            size > 0,
+            lambda: (
+                f"fcl::{op}: expected prototypes with at least one class and one dim, "
+                f"got shape {list(prototypes.shape)}"
+            ),
+        )
+
+
+def check_positive_finite(op: str, name: str, value: float) -> None:
+    """Refuse zero, negative numbers, infinities and NaN."""
+    torch._check(
+        0 < value < math.inf,
+        lambda: f"fcl::{op}: expected {name} > 0 and finite, got {number(value)}",
+    )
+
+
+def check_damping(op: str, damping: float) -> None:
+    """Refuse what is not in (0, 1)."""
+    torch._check(
+        0 < damping < 1,
+        lambda: f"fcl::{op}: expected damping in the open interval (0, 1), got {number(damping)}",
+    )
+
+
+def check_num_steps(op: str, num_steps: int) -> None:
+    """Refuse a negative number."""
+    torch._check(num_steps >= 0, lambda: f"fcl::{op}: expected num_steps >= 0, got {num_steps}")
 
 
 def refuse_double_backward(op: str) -> None:

@@ -10,6 +10,7 @@ from fcl_ext._registrations.common import (
     accumulate_dtype,
     check_dtype,
     check_floating,
+    check_same_device,
     check_shape,
     register_float32_autocast,
 )
@@ -22,8 +23,10 @@ def _fake(crow_indices: Tensor, col_indices: Tensor, left: Tensor, right: Tensor
     check_csr(op, crow_indices, col_indices)
     check_floating(op, "left", left)
     check_shape(op, "left", left, "[N, D]", (crow_indices.shape[0] - 1, None))
+    check_same_device(op, "left", left, crow_indices)
     check_dtype(op, "right", right, left.dtype)
     check_shape(op, "right", right, "[M, D]", (None, left.shape[1]))
+    check_same_device(op, "right", right, crow_indices)
     return left.new_empty((col_indices.shape[0],), dtype=accumulate_dtype(left.dtype))
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fcl_ext._registrations.common import check_dtype, check_shape
-from fcl_ext._registrations.csr_transpose import check_csr
+from fcl_ext._registrations.common import check_dtype, check_same_device, check_shape
+from fcl_ext._registrations.csr_transpose import check_csr, check_num_nodes
 
 
 @torch.library.register_fake("fcl::graph_prepare")
@@ -16,10 +16,12 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "graph_prepare"
     check_csr(op, crow_indices, col_indices)
+    check_num_nodes(op, crow_indices)
     num_nodes = crow_indices.shape[0] - 1
     if order is not None:
         check_dtype(op, "order", order, torch.int64)
         check_shape(op, "order", order, "[N]", (num_nodes,))
+        check_same_device(op, "order", order, crow_indices)
     return (
         crow_indices.new_empty((num_nodes,)),
         torch.empty_like(crow_indices, memory_format=torch.contiguous_format),

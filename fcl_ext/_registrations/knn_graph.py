@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._registrations.common import (
+    INT32_MAX,
     accumulate_dtype,
     check_dtype,
     check_floating,
+    check_same_device,
     check_shape,
     register_float32_autocast,
 )
@@ -28,6 +30,10 @@ def _check_features(op: str, features: Tensor, metric: str) -> None:
         ),
     )
     torch._check(
+        features.shape[0] <= INT32_MAX,
+        lambda: f"fcl::{op}: expected at most 2^31 - 1 features, got {features.shape[0]}",
+    )
+    torch._check(
         metric in ("cosine", "ip", "l2"),
         lambda: f"fcl::{op}: expected metric cosine, ip or l2, got {metric}",
     )
@@ -38,10 +44,7 @@ def _check_segments(features: Tensor, offsets: Tensor, k: int, metric: str) -> N
     _check_features(op, features, metric)
     check_dtype(op, "offsets", offsets, torch.int64)
     check_shape(op, "offsets", offsets, "[S + 1]", (None,))
-    torch._check(
-        offsets.device == features.device,
-        lambda: f"fcl::{op}: expected offsets on the same device as the other tensors",
-    )
+    check_same_device(op, "offsets", offsets, features)
     torch._check(
         offsets.shape[0] > 0, lambda: f"fcl::{op}: expected offsets of shape [S + 1], got [0]"
     )

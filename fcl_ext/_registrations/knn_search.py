@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from fcl_ext._registrations.common import (
+    INT32_MAX,
     accumulate_dtype,
     check_dtype,
     check_floating,
+    check_same_device,
     check_shape,
     register_float32_autocast,
 )
@@ -28,11 +30,13 @@ def _check(query: Tensor, gallery: Tensor, k: int, metric: str) -> None:
     )
     check_dtype(_OP, "gallery", gallery, query.dtype)
     check_shape(_OP, "gallery", gallery, "[G, D]", (None, query.shape[1]))
-    torch._check(
-        gallery.device == query.device,
-        lambda: f"fcl::{_OP}: expected gallery on the same device as the other tensors",
-    )
+    check_same_device(_OP, "gallery", gallery, query)
     rows = gallery.shape[0]
+    for size in (rows, query.shape[0]):
+        torch._check(
+            size <= INT32_MAX,
+            lambda: f"fcl::{_OP}: expected at most 2^31 - 1 rows, got {query.shape[0]} and {rows}",
+        )
     for is_in_range in (k >= 1, k <= rows):
         torch._check(
             is_in_range,

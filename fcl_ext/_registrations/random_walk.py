@@ -11,9 +11,14 @@ from torch import Tensor
 from fcl_ext import ops
 from fcl_ext._registrations.common import (
     accumulate_dtype,
+    check_damping,
     check_dtype,
     check_floating,
+    check_num_steps,
+    check_same_device,
     check_shape,
+    dtype_name,
+    number,
     refuse_double_backward,
     register_float32_autocast,
 )
@@ -31,17 +36,12 @@ def _check(
     check_csr(op, crow_indices, col_indices)
     check_floating(op, "features", features)
     check_shape(op, "features", features, "[N, D]", (crow_indices.shape[0] - 1, None))
+    check_same_device(op, "features", features, crow_indices)
     if not (values.dtype == torch.float32 == accumulate_dtype(features.dtype)):
         check_dtype(op, "values", values, features.dtype)
     check_shape(op, "values", values, "[E]", (col_indices.shape[0],))
-    torch._check(
-        0 < damping < 1,
-        lambda: f"fcl::{op}: expected damping in the open interval (0, 1), got {damping}",
-    )
-
-
-def _check_num_steps(op: str, num_steps: int) -> None:
-    torch._check(num_steps >= 0, lambda: f"fcl::{op}: expected num_steps >= 0, got {num_steps}")
+    check_same_device(op, "values", values, crow_indices)
+    check_damping(op, damping)
 
 
 def _contiguous_like(tensor: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _fake(
     num_steps: int,
 ) -> Tensor:
     _check("random_walk", crow_indices, col_indices, values, features, damping)
-    _check_num_steps("random_walk", num_steps)
+    check_num_steps("random_walk", num_steps)
     return _contiguous_like(features)
 
 
@@ -76,9 +76,10 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor]:
     op = "random_walk_backward"
     _check(op, crow_indices, col_indices, values, features, damping)
-    _check_num_steps(op, num_steps)
+    check_num_steps(op, num_steps)
     check_dtype(op, "grad_output", grad_output, features.dtype)
     check_shape(op, "grad_output", grad_output, "[N, D]", tuple(features.shape))
+    check_same_device(op, "grad_output", grad_output, crow_indices)
     num_rows, dim = features.shape
     return (
         features.new_empty((num_rows if need_features else 0, dim)),
@@ -99,14 +100,18 @@ def _fake_resume(
 ) -> Tensor:
     op = "random_walk_resume"
     _check(op, crow_indices, col_indices, values, features, damping)
-    _check_num_steps(op, num_steps)
+    check_num_steps(op, num_steps)
     torch._check(
         features.dtype in (torch.float32, torch.float64),
-        lambda: f"fcl::{op}: expected features of dtype float32 or float64, got {features.dtype}",
+        lambda: (
+            f"fcl::{op}: expected features of dtype float32 or float64, "
+            f"got {dtype_name(features.dtype)}"
+        ),
     )
     if not (state.dtype == torch.bfloat16 and features.dtype == torch.float32):
         check_dtype(op, "state", state, features.dtype)
     check_shape(op, "state", state, "[N, D]", tuple(features.shape))
+    check_same_device(op, "state", state, crow_indices)
     torch._check(
         0 <= num_bf16_steps <= num_steps,
         lambda: (
@@ -119,7 +124,7 @@ def _fake_resume(
             features.dtype == torch.float32,
             lambda: (
                 f"fcl::{op}: expected features of dtype float32 with num_bf16_steps > 0, "
-                f"got {features.dtype}"
+                f"got {dtype_name(features.dtype)}"
             ),
         )
     dtype = state.dtype if num_steps == 0 else features.dtype
@@ -142,7 +147,8 @@ def _fake_tol(
     op = "random_walk_tol"
     _check(op, crow_indices, col_indices, values, features, damping)
     torch._check(
-        0 < tol < 1, lambda: f"fcl::{op}: expected tol in the open interval (0, 1), got {tol}"
+        0 < tol < 1,
+        lambda: f"fcl::{op}: expected tol in the open interval (0, 1), got {number(tol)}",
     )
     torch._check(max_steps >= 1, lambda: f"fcl::{op}: expected max_steps >= 1, got {max_steps}")
     torch._check(norm in ("max", "sum"), lambda: f"fcl::{op}: expected norm max or sum, got {norm}")

@@ -11,12 +11,16 @@ from torch import Tensor
 from fcl_ext import ops
 from fcl_ext._registrations.common import (
     accumulate_dtype,
+    check_classes,
     check_dtype,
     check_floating,
+    check_positive_finite,
+    check_same_device,
     check_shape,
     refuse_double_backward,
     register_float32_autocast,
 )
+from fcl_ext._registrations.pack_prototypes import check_packed, check_packed_device
 
 
 def _check(
@@ -31,20 +35,21 @@ def _check(
     check_shape(op, "embeddings", embeddings, "[N, D]", (None, None))
     check_dtype(op, "prototypes", prototypes, embeddings.dtype)
     check_shape(op, "prototypes", prototypes, "[C, D]", (None, embeddings.shape[1]))
-    torch._check(
-        prototypes.shape[0] > 0,
-        lambda: (
-            f"fcl::{op}: expected prototypes with at least one class and one dim, "
-            f"got shape {list(prototypes.shape)}"
-        ),
-    )
+    check_same_device(op, "prototypes", prototypes, embeddings)
+    check_classes(op, prototypes)
     if values is not None:
         check_dtype(op, "values", values, embeddings.dtype)
         check_shape(op, "values", values, "[C, Dv]", (prototypes.shape[0], None))
+        check_same_device(op, "values", values, embeddings)
+        torch._check(
+            values.shape[1] > 0,
+            lambda: f"fcl::{op}: expected values with at least one dim, got {list(values.shape)}",
+        )
     if exclude is not None:
         check_dtype(op, "exclude", exclude, torch.int64)
         check_shape(op, "exclude", exclude, "[N]", (embeddings.shape[0],))
-    torch._check(scale > 0, lambda: f"fcl::{op}: expected scale > 0 and finite, got {scale}")
+        check_same_device(op, "exclude", exclude, embeddings)
+    check_positive_finite(op, "scale", scale)
 
 
 @torch.library.register_fake("fcl::softmax_readout")
@@ -59,7 +64,10 @@ def _fake(
     packed: Tensor | None = None,
     squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check("softmax_readout", embeddings, prototypes, values, exclude, scale)
+    op = "softmax_readout"
+    check_packed_device(op, packed, prototypes)
+    _check(op, embeddings, prototypes, values, exclude, scale)
+    check_packed(op, packed, squared_norms, prototypes)
     dtype = accumulate_dtype(embeddings.dtype)
     num_rows = embeddings.shape[0]
     value_dim = (prototypes if values is None else values).shape[1]
@@ -93,9 +101,11 @@ def _fake_backward(
     for name, tensor in (("logsumexp", logsumexp), ("coefficient", coefficient)):
         check_dtype(op, name, tensor, dtype)
         check_shape(op, name, tensor, "[N]", (num_rows,))
+        check_same_device(op, name, tensor, embeddings)
     if grad_mean is not None:
         check_dtype(op, "grad_mean", grad_mean, dtype)
         check_shape(op, "grad_mean", grad_mean, "[N, Dv]", (num_rows, value_dim))
+        check_same_device(op, "grad_mean", grad_mean, embeddings)
     return (
         embeddings.new_empty((num_rows if need_embeddings else 0, dim), dtype=dtype),
         embeddings.new_empty((num_classes if need_prototypes else 0, dim), dtype=dtype),

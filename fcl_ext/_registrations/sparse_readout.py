@@ -13,6 +13,8 @@ from fcl_ext._registrations.common import (
     accumulate_dtype,
     check_dtype,
     check_floating,
+    check_positive_finite,
+    check_same_device,
     check_shape,
     refuse_double_backward,
     register_float32_autocast,
@@ -24,7 +26,26 @@ def _check_bank(op: str, embeddings: Tensor, rows: Tensor, scale: float) -> None
     check_shape(op, "embeddings", embeddings, "[N, D]", (None, None))
     check_dtype(op, "rows", rows, embeddings.dtype)
     check_shape(op, "rows", rows, "[R, D]", (None, embeddings.shape[1]))
-    torch._check(scale > 0, lambda: f"fcl::{op}: expected scale > 0 and finite, got {scale}")
+    check_same_device(op, "rows", rows, embeddings)
+    check_positive_finite(op, "scale", scale)
+
+
+def _check_vector(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    dtype: torch.dtype,
+    letters: str,
+    size: int | None,
+    reference: Tensor,
+) -> None:
+    check_dtype(op, name, tensor, dtype)
+    check_shape(op, name, tensor, letters, (size,))
+    check_same_device(op, name, tensor, reference)
+
+
+def _check_not_empty(op: str, name: str, crow: Tensor) -> None:
+    torch._check(crow.shape[0] > 0, lambda: f"fcl::{op}: expected {name} of shape [L + 1], got [0]")
 
 
 @torch.library.register_fake("fcl::sparse_readout")
@@ -43,15 +64,16 @@ def _fake(
     _check_bank(op, embeddings, rows, scale)
     num_queries, dim = embeddings.shape
     dtype = accumulate_dtype(embeddings.dtype)
-    check_dtype(op, "labels", labels, torch.int64)
-    check_shape(op, "labels", labels, "[N]", (num_queries,))
-    check_dtype(op, "crow_indices", crow_indices, torch.int64)
-    check_shape(op, "crow_indices", crow_indices, "[L + 1]", (None,))
-    check_dtype(op, "col_indices", col_indices, torch.int64)
-    check_shape(op, "col_indices", col_indices, "[E]", (None,))
+    for name, tensor, letters, size in (
+        ("labels", labels, "[N]", num_queries),
+        ("crow_indices", crow_indices, "[L + 1]", None),
+        ("col_indices", col_indices, "[E]", None),
+    ):
+        _check_vector(op, name, tensor, torch.int64, letters, size, embeddings)
+    _check_not_empty(op, "crow_indices", crow_indices)
     if log_weights is not None:
-        check_dtype(op, "log_weights", log_weights, dtype)
-        check_shape(op, "log_weights", log_weights, "[E]", (col_indices.shape[0],))
+        num_edges = col_indices.shape[0]
+        _check_vector(op, "log_weights", log_weights, dtype, "[E]", num_edges, embeddings)
     return (
         embeddings.new_empty((num_queries,), dtype=dtype),
         embeddings.new_empty((num_queries if need_mean else 0, dim), dtype=dtype),
@@ -76,15 +98,18 @@ def _fake_backward_rows(
     _check_bank(op, embeddings, rows, scale)
     dtype = accumulate_dtype(embeddings.dtype)
     for name, tensor in (("logsumexp", logsumexp), ("coefficient", coefficient)):
-        check_dtype(op, name, tensor, dtype)
-        check_shape(op, name, tensor, "[N]", (embeddings.shape[0],))
-    check_shape(op, "row_crow", row_crow, "[R + 1]", (rows.shape[0] + 1,))
-    check_shape(op, "row_labels", row_labels, "[E]", (None,))
-    check_shape(op, "query_crow", query_crow, "[L + 1]", (None,))
-    check_shape(op, "query_index", query_index, "[M]", (None,))
+        _check_vector(op, name, tensor, dtype, "[N]", embeddings.shape[0], embeddings)
+    for name, tensor, letters, size in (
+        ("row_crow", row_crow, "[R + 1]", rows.shape[0] + 1),
+        ("row_labels", row_labels, "[E]", None),
+        ("query_crow", query_crow, "[L + 1]", None),
+        ("query_index", query_index, "[M]", None),
+    ):
+        _check_vector(op, name, tensor, torch.int64, letters, size, embeddings)
+    _check_not_empty(op, "query_crow", query_crow)
     if row_log_weights is not None:
-        check_dtype(op, "row_log_weights", row_log_weights, dtype)
-        check_shape(op, "row_log_weights", row_log_weights, "[E]", (row_labels.shape[0],))
+        num_edges = row_labels.shape[0]
+        _check_vector(op, "row_log_weights", row_log_weights, dtype, "[E]", num_edges, embeddings)
     return embeddings.new_empty(tuple(rows.shape), dtype=dtype)
 
 

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from fcl_ext._registrations.common import (
+    check_damping,
     check_dtype,
     check_floating,
+    check_num_steps,
+    check_same_device,
     check_shape,
+    dtype_name,
     register_float32_autocast,
 )
-from fcl_ext._registrations.csr_transpose import check_csr
+from fcl_ext._registrations.csr_transpose import check_csr, check_num_nodes
 
 
 @torch.library.register_fake("fcl::walk_windows")
@@ -20,6 +24,7 @@ def _fake(
     crow_indices: Tensor, col_indices: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     check_csr("walk_windows", crow_indices, col_indices)
+    check_num_nodes("walk_windows", crow_indices)
     # How much rows share depends on the data.
     chunks = torch.library.get_ctx().new_dynamic_size()
     num_edges = torch.library.get_ctx().new_dynamic_size()
@@ -51,7 +56,7 @@ def _fake_union(
         features.dtype != torch.float64,
         lambda: (
             f"fcl::{op}: expected features of dtype float32, bfloat16 or float16, "
-            f"got {features.dtype}"
+            f"got {dtype_name(features.dtype)}"
         ),
     )
     check_shape(op, "features", features, "[N, D]", (None, None))
@@ -74,11 +79,16 @@ def _fake_union(
     check_shape(op, "positions", positions, "[P]", (None,))
     check_dtype(op, "values", values, torch.float32)
     check_shape(op, "values", values, "[P]", (positions.shape[0],))
-    torch._check(
-        0 < damping < 1,
-        lambda: f"fcl::{op}: expected damping in the open interval (0, 1), got {damping}",
-    )
-    torch._check(num_steps >= 0, lambda: f"fcl::{op}: expected num_steps >= 0, got {num_steps}")
+    for name, tensor in (
+        ("window_col", window_col),
+        ("chunk_crow", chunk_crow),
+        ("positions", positions),
+        ("values", values),
+        ("features", features),
+    ):
+        check_same_device(op, name, tensor, window_crow)
+    check_damping(op, damping)
+    check_num_steps(op, num_steps)
     torch._check(
         0 <= num_bf16_steps <= num_steps,
         lambda: (

@@ -75,7 +75,10 @@ class GraphWalks(ABC):
         Raises:
             TypeError: Features that are not floating.
             ValueError: A graph that is not normalised, a wrong number of rows, damping outside
-                (0, 1), ``num_steps`` and ``tol`` together, progress where it is not offered.
+                (0, 1), ``num_steps`` and ``tol`` together, progress where it is not offered. With
+                ``tol``, but in mode ``"symmetric"``: absolute weights of a row that sum to more
+                than 1, features or weights that are not finite.
+            RuntimeError: No convergence to ``tol``.
         """
         rows = self._walkable(features, damping, tol)
         if num_steps is not None and num_steps < 0:
@@ -116,6 +119,8 @@ class GraphWalks(ABC):
                 num_bf16_steps = 0 if iterate_dtype is None else bf16_steps(num_steps)
                 return windows.walk(rows, damping, num_steps, num_bf16_steps)
             if not watched:
+                if num_steps is None and iterate_dtype is None:
+                    _power.check_bounded((crow, col, values.detach()), rows, damping)
                 return fcl_ext.random_walk(
                     *arrays,
                     rows,

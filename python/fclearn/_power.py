@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tolerance form of the walk from Python: a loop that can be watched and stopped.
 
-The same stopping rule as the operator `random_walk_tol` (csrc/ops/random_walk.h), looked at once
-per halving of the error rather than at every step: up to that many steps more, and hardly any time
-lost in between.
+The stopping rule of the operator `random_walk_tol` (walk_to_limit in csrc/ops/random_walk.h, which
+derives it), looked at once per halving of the error rather than at every step, so that hardly any
+time is lost in between. Differences of iterates never grow, so a step that satisfies the bound is
+followed by none that does not: the walk ends at the first multiple of a halving from there on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Arrays = tuple[Tensor, Tensor, Tensor]
 # Seconds between two calls of `progress`, and rows compared at a time.
 _REPORT_SECONDS = 0.5
 _BLOCK_ROWS = 1 << 16
+_NOT_FINITE = "features: expected finite numbers, got a NaN or an infinity"
 
 
 def walk_to_tolerance(
@@ -50,21 +52,16 @@ def walk_to_tolerance(
         The limit, dtype of ``rows``. The number of steps depends on the data alone.
 
     Raises:
-        RuntimeError: Rows of P whose absolute weights sum to more than 1, features or weights that
-            are not finite, no convergence.
+        ValueError: What `contraction_of` refuses; features that are not finite, or so large that
+            a step is not.
+        RuntimeError: No convergence.
     """
     features = rows.double() if rows.dtype == torch.float64 else rows.float()
     norm = _largest_column_sum if transposed else _largest_entry
-    weight = _largest_row_sum(arrays, by_column=transposed)
-    if not weight <= 1 + 1e-4:  # NaN, too
-        raise RuntimeError(
-            "walk: expected every row of the graph to have absolute weights that sum to at most 1 "
-            f"(without that no error bound holds: normalise, or use num_steps), got {weight}"
-        )
-    contraction = damping * min(weight, 1.0)
+    contraction = contraction_of(arrays, damping, transposed=transposed)
     scale = norm(features, None)
     if not math.isfinite(scale):
-        raise RuntimeError("walk: expected finite features")
+        raise ValueError(_NOT_FINITE)
     halving = math.ceil(math.log(0.5) / math.log(contraction)) if contraction > 0 else 1
     max_steps = steps_for(damping, tol) + halving
     epsilon = torch.finfo(features.dtype).eps
@@ -78,13 +75,12 @@ def walk_to_tolerance(
         done += halving
         difference = norm(state, before)
         if not math.isfinite(difference):
-            raise RuntimeError(
-                f"walk: expected finite values and features, but step {done} gave a NaN or an "
-                "infinity"
+            raise ValueError(
+                f"features: expected numbers small enough to walk, but step {done} gave a NaN or "
+                "an infinity"
             )
         if difference <= halved / 2:
             halved, halved_at = difference, done
-        # Where halving takes three times as long as it should, differences are rounding alone.
         is_noise = done - halved_at > 2 * halving and difference <= 16 * epsilon * scale
         if contraction / (1 - contraction) * difference <= tol * scale or is_noise:
             return state.to(rows.dtype)
@@ -92,6 +88,52 @@ def walk_to_tolerance(
             reported = time.monotonic()
             progress(min(done, max_steps), max_steps)
     raise RuntimeError(f"walk: expected to come within tol = {tol} in {max_steps} steps")
+
+
+def check_bounded(arrays: Arrays, rows: Tensor, damping: float) -> None:
+    """Refuse, before the operator does in its own words, what `walk_to_tolerance` refuses.
+
+    Args:
+        arrays: CSR of P, detached.
+        rows: Features.
+        damping: In (0, 1).
+
+    Raises:
+        ValueError: As `walk_to_tolerance`.
+    """
+    contraction_of(arrays, damping, transposed=False)
+    if not rows.isfinite().all():
+        raise ValueError(_NOT_FINITE)
+
+
+def contraction_of(arrays: Arrays, damping: float, *, transposed: bool) -> float:
+    """Factor by which a step brings two states closer, in the norm that the tolerance is given in.
+
+    Args:
+        arrays: As `walk_to_tolerance`.
+        damping: In (0, 1).
+        transposed: As `walk_to_tolerance`.
+
+    Returns:
+        Damping times the largest absolute sum of a row of P, below 1.
+
+    Raises:
+        ValueError: A row of P whose absolute weights sum to more than 1, or are not finite.
+    """
+    weight = _largest_row_sum(arrays, by_column=transposed)
+    # Rounded weights may sum to a little more than 1, which the bound then counts in.
+    if not weight <= 1 + 1e-4:  # NaN, too
+        raise ValueError(
+            "walk: expected every row of the graph to have absolute weights that sum to at most 1 "
+            f"(without that no error bound holds: normalise, or use num_steps), got {weight}"
+        )
+    contraction = damping * weight
+    if not contraction < 1:
+        raise ValueError(
+            "walk: expected damping times the largest row sum to be below 1, got "
+            f"{damping} * {weight}"
+        )
+    return contraction
 
 
 def _largest_entry(a: Tensor, b: Tensor | None) -> float:

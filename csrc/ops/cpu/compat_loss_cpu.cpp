@@ -25,6 +25,7 @@ namespace {
 constexpr double kSmallestNorm = 1e-12;  // F.normalize's eps
 
 struct CompatProblem {
+  const char* op;  // its name, for messages
   CompatLossShape shape;
   CompatLossOptions options;
   const void* embeddings;
@@ -98,9 +99,8 @@ std::vector<int64_t> excluded_classes(const CompatProblem& p) {
   for (int64_t i = 0; i < p.shape.num_rows; ++i) {
     const int64_t label = p.labels[i];
     const bool ignored = label == p.options.ignore_index;
-    FCL_REQUIRE(ignored || (label >= 0 && label < p.shape.num_classes),
-                "fcl::compat_loss: expected labels in [0, ", p.shape.num_classes, "), got ", label,
-                " in row ", i);
+    FCL_REQUIRE(ignored || (label >= 0 && label < p.shape.num_classes), "fcl::", p.op,
+                ": expected labels in [0, ", p.shape.num_classes, "), got ", label, " in row ", i);
     exclude[i] = ignored ? -1 : label;
   }
   return exclude;
@@ -221,17 +221,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
     int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
     std::optional<Tensor> logits, std::optional<Tensor> packed,
     std::optional<Tensor> squared_norms) {
+  const char* op = "compat_loss";
   const CompatLossOptions options{scale,
                                   margin,
                                   arcface,
                                   label_smoothing,
                                   normalize,
                                   ignore_index,
-                                  parse_reduction("compat_loss", reduction)};
+                                  parse_reduction(op, reduction)};
   const CompatLossShape shape =
-      check_compat_loss("compat_loss", embeddings, prototypes, labels, mean_prototype, options);
-  check_compat_logits("compat_loss", logits, embeddings, shape);
-  check_packed("compat_loss", packed, squared_norms, prototypes);
+      check_compat_loss(op, embeddings, prototypes, labels, mean_prototype, options);
+  check_compat_logits(op, logits, embeddings, shape);
+  check_packed(op, packed, squared_norms, prototypes);
   embeddings = torch::stable::contiguous(embeddings);
   prototypes = torch::stable::contiguous(prototypes);
   labels = torch::stable::contiguous(labels);
@@ -247,6 +248,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
   Tensor state =
       torch::stable::new_empty(embeddings, {kStateRows, need_prototypes ? n : 0}, accumulate);
   const CompatProblem p{
+      op,
       shape,
       options,
       embeddings.const_data_ptr(),
@@ -340,7 +342,8 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
   const bool per_row = grad_loss.dim() == 1;
   Tensor grad = torch::stable::new_empty(prototypes, {shape.num_classes, shape.dim},
                                          accumulate_type(shape.dtype));
-  const CompatProblem p{shape,
+  const CompatProblem p{op,
+                        shape,
                         options,
                         embeddings.const_data_ptr(),
                         prototypes.const_data_ptr(),
@@ -394,7 +397,8 @@ std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(Tensor embeddings, Tens
         keeps_logits ? blocks * kLogitRows * shape.num_classes : 0);
     const auto unit = std::make_unique_for_overwrite<S[]>(normalize ? n * shape.dim : 0);
     const auto state = std::make_unique_for_overwrite<T[]>(kStateRows * n);
-    CompatProblem p{shape,
+    CompatProblem p{op,
+                    shape,
                     options,
                     embeddings.const_data_ptr(),
                     prototypes.const_data_ptr(),

@@ -34,23 +34,16 @@ CompatProblem make_problem(const CompatLossShape& shape, const Tensor& embedding
           options};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
-    Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
-    double scale, double margin, bool arcface, double label_smoothing, bool normalize,
-    int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
-    std::optional<Tensor> logits, std::optional<Tensor> packed,
-    [[maybe_unused]] std::optional<Tensor> squared_norms) {
-  FCL_REQUIRE(!packed.has_value(), "fcl::compat_loss: prototypes are packed on the CPU only");
-  const CompatLossOptions options{scale,
-                                  margin,
-                                  arcface,
-                                  label_smoothing,
-                                  normalize,
-                                  ignore_index,
-                                  parse_reduction("compat_loss", reduction)};
+// `op` is the operator that was called, which messages name.
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const char* op, Tensor embeddings,
+                                                       Tensor prototypes, Tensor labels,
+                                                       std::optional<Tensor> mean_prototype,
+                                                       const CompatLossOptions& options,
+                                                       bool need_embeddings, bool need_prototypes,
+                                                       const std::optional<Tensor>& logits) {
   const CompatLossShape shape =
-      check_compat_loss("compat_loss", embeddings, prototypes, labels, mean_prototype, options);
-  check_compat_logits("compat_loss", logits, embeddings, shape);
+      check_compat_loss(op, embeddings, prototypes, labels, mean_prototype, options);
+  check_compat_logits(op, logits, embeddings, shape);
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);
@@ -63,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
                     : torch::stable::new_empty(embeddings, {}, accumulate);
   Tensor grad =
       torch::stable::new_empty(embeddings, {need_embeddings ? n : 0, shape.dim}, accumulate);
-  Tensor unit = torch::stable::new_empty(embeddings, {normalize ? n : 0, shape.dim});
+  Tensor unit = torch::stable::new_empty(embeddings, {options.normalize ? n : 0, shape.dim});
   Tensor state =
       torch::stable::new_empty(embeddings, {kStateRows, need_prototypes ? n : 0}, accumulate);
   const CompatProblem p =
@@ -85,14 +78,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
   return {loss, grad, unit, state};
 }
 
-Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state,
-                            Tensor grad_loss, double scale, double label_smoothing, bool normalize,
-                            int64_t ignore_index, std::optional<Tensor> logits) {
+Tensor run_prototypes(const char* op, Tensor embeddings, Tensor prototypes, Tensor labels,
+                      Tensor state, Tensor grad_loss, double scale, double label_smoothing,
+                      bool normalize, int64_t ignore_index, const std::optional<Tensor>& logits) {
   const CompatLossOptions options{
       scale, 0, false, label_smoothing, normalize, ignore_index, Reduction::kNone};
-  const CompatLossShape shape = check_compat_loss_backward(
-      "compat_loss_backward", embeddings, prototypes, labels, state, grad_loss, options);
-  check_compat_logits("compat_loss", logits, embeddings, shape);
+  const CompatLossShape shape =
+      check_compat_loss_backward(op, embeddings, prototypes, labels, state, grad_loss, options);
+  check_compat_logits(op, logits, embeddings, shape);
   const CudaScope scope(embeddings);
   for (Tensor* t : {&embeddings, &prototypes, &labels, &state, &grad_loss}) *t = contiguous(*t);
   Tensor grad = torch::stable::new_empty(prototypes, {shape.num_classes, shape.dim},
@@ -114,21 +107,54 @@ Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels,
   return grad;
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> compat_loss(
+    Tensor embeddings, Tensor prototypes, Tensor labels, std::optional<Tensor> mean_prototype,
+    double scale, double margin, bool arcface, double label_smoothing, bool normalize,
+    int64_t ignore_index, Text reduction, bool need_embeddings, bool need_prototypes,
+    std::optional<Tensor> logits, std::optional<Tensor> packed,
+    [[maybe_unused]] std::optional<Tensor> squared_norms) {
+  const char* op = "compat_loss";
+  FCL_REQUIRE(!packed.has_value(), "fcl::", op, ": prototypes are packed on the CPU only");
+  const CompatLossOptions options{scale,
+                                  margin,
+                                  arcface,
+                                  label_smoothing,
+                                  normalize,
+                                  ignore_index,
+                                  parse_reduction(op, reduction)};
+  return run_forward(op, embeddings, prototypes, labels, mean_prototype, options, need_embeddings,
+                     need_prototypes, logits);
+}
+
+Tensor compat_loss_backward(Tensor embeddings, Tensor prototypes, Tensor labels, Tensor state,
+                            Tensor grad_loss, double scale, double label_smoothing, bool normalize,
+                            int64_t ignore_index, std::optional<Tensor> logits) {
+  return run_prototypes("compat_loss_backward", embeddings, prototypes, labels, state, grad_loss,
+                        scale, label_smoothing, normalize, ignore_index, logits);
+}
+
 std::tuple<Tensor, Tensor, Tensor> compat_loss_gradients(Tensor embeddings, Tensor prototypes,
                                                          Tensor labels,
                                                          std::optional<Tensor> mean_prototype,
                                                          double scale, double margin, bool arcface,
                                                          double label_smoothing, bool normalize,
                                                          int64_t ignore_index, Text reduction) {
-  check_scalar_reduction("compat_loss_gradients", reduction);
-  auto [loss, grad, unit, state] = compat_loss(
-      embeddings, prototypes, labels, mean_prototype, scale, margin, arcface, label_smoothing,
-      normalize, ignore_index, reduction, true, true, std::nullopt, std::nullopt, std::nullopt);
+  const char* op = "compat_loss_gradients";
+  check_scalar_reduction(op, reduction);
+  const CompatLossOptions options{scale,
+                                  margin,
+                                  arcface,
+                                  label_smoothing,
+                                  normalize,
+                                  ignore_index,
+                                  parse_reduction(op, reduction)};
+  auto [loss, grad, unit, state] = run_forward(op, embeddings, prototypes, labels, mean_prototype,
+                                               options, true, true, std::nullopt);
   Tensor one = torch::stable::new_empty(loss, {});
   torch::stable::fill_(one, 1.0);
   const Tensor grad_prototypes =
-      compat_loss_backward(normalize ? unit : embeddings, prototypes, labels, state, one, scale,
-                           label_smoothing, normalize, ignore_index, std::nullopt);
+      run_prototypes(op, normalize ? unit : embeddings, prototypes, labels, state, one, scale,
+                     label_smoothing, normalize, ignore_index, std::nullopt);
   return {loss, grad, grad_prototypes};
 }
 

@@ -15,9 +15,6 @@ from fclearn._nearest import nearest_prototype
 from fclearn.distributed.collectives import Group, check_same_count, gather, total
 from fclearn.distributed.readout import logsumexp_over_shards, rows_of_shards, sum_over_shards
 
-# Below this squared sine, the derivative of the angle is taken as zero, as in the kernel.
-_TINY = 1e-12
-
 
 def sharded_compat_loss(
     embeddings: Tensor,
@@ -40,7 +37,8 @@ def sharded_compat_loss(
     .. math:: L_i = \log(1 + e^{\ell_i^{others} - z_i}) + \epsilon (z_i - \overline{z}_i)
 
     with :math:`\ell^{others}` the log-sum-exp without the target class and :math:`z` the target's
-    logit after the margin: small losses keep their digits. Called by all processes of the group.
+    logit after the margin: small losses keep their digits. What is computed once per row, margins
+    above all, is so in float64, as in the kernel. Called by all processes of the group.
 
     Args:
         embeddings: Own rows, shape ``(n, D)``, floating, as many on every process.
@@ -88,9 +86,10 @@ def sharded_compat_loss(
         embeddings, shard = embeddings.float(), shard.float()
     valid = labels != ignore_index
     target_index = torch.where(valid, labels, -1)
-    unit = F.normalize(embeddings, dim=1) if normalize else embeddings
-    target = rows_of_shards(shard, target_index, first=first, group=group)
+    target = rows_of_shards(shard, target_index, first=first, group=group).double()
+    unit = embeddings
     if normalize:
+        unit = F.normalize(embeddings.double(), dim=1).to(embeddings.dtype)
         target = F.normalize(target, dim=1)
     others = logsumexp_over_shards(
         unit,
@@ -101,23 +100,23 @@ def sharded_compat_loss(
         exclude=target_index,
         normalize=normalize,
     )
-    wide = unit.to(others.dtype)
-    plain = scale * (wide * target.to(others.dtype)).sum(1)
-    shifted = _with_margin(plain, scale, margin, margin_type)
+    dtype, others, wide = others.dtype, others.double(), unit.double()
+    plain = scale * (wide * target).sum(1)
+    shifted = _with_margin(plain, scale, margin, margin_type, torch.finfo(dtype).eps)
     # Not softplus, which is linear from 20 on: that would cost float64 its last digits.
     losses = torch.logaddexp(torch.zeros_like(others), others - shifted)
     if label_smoothing > 0:
         rows = F.normalize(shard, dim=1) if normalize else shard
         mean = sum_over_shards(rows, group) / num_classes
-        smooth = scale * (wide @ mean.to(others.dtype)) + (shifted - plain) / num_classes
+        smooth = scale * (wide @ mean.double()) + (shifted - plain) / num_classes
         losses = losses + label_smoothing * (shifted - smooth)
     losses = torch.where(valid, losses, 0.0)
     if reduction == "none":
-        return losses
+        return losses.to(dtype)
     if reduction == "sum":
-        return losses.sum()
-    counted = total(valid.sum(), group).to(losses.dtype) / dist.get_world_size(group)
-    return losses.sum() / counted
+        return losses.sum().to(dtype)
+    counted = total(valid.sum(), group).double() / dist.get_world_size(group)
+    return (losses.sum() / counted).to(dtype)
 
 
 @torch.no_grad()
@@ -141,15 +140,18 @@ def nearest_class(embeddings: Tensor, shard: Tensor, *, first: int, group: Group
     return found.chunk(dist.get_world_size(group))[dist.get_rank(group)]
 
 
-def _with_margin(logit: Tensor, scale: float, margin: float, margin_type: MarginType) -> Tensor:
+def _with_margin(
+    logit: Tensor, scale: float, margin: float, margin_type: MarginType, tiny: float
+) -> Tensor:
+    """The rule of apply_margin (csrc/ops/compat_row.h): squared sines from ``tiny`` on."""
     if margin == 0:
         return logit
     if margin_type == "cosface":
         return logit - scale * margin
     cosine = logit / scale
     squared_sine = 1 - cosine.square()
-    smooth = squared_sine > _TINY
-    sine = torch.where(smooth, squared_sine, 1.0).sqrt() * smooth
+    # Not clamp, which would pass a gradient at `tiny` itself.
+    sine = torch.where(squared_sine > tiny, squared_sine, tiny).sqrt()
     turned = cosine * math.cos(margin) - sine * math.sin(margin)
     # Past pi, the cosine of the angle would rise again.
     straight = cosine - margin * math.sin(margin)

@@ -126,7 +126,7 @@ def read_per_query(folder: str | os.PathLike[str]) -> tuple[list[str], PerQuery]
         folder: Of the report.
 
     Raises:
-        ValueError: A file that is damaged, or not what `write_per_query` writes.
+        ValueError: A file that is damaged, or not what `replace_per_query` writes.
     """
     path = Path(folder) / PER_QUERY_FILE
     if not path.is_file():
