@@ -20,6 +20,7 @@ from torch import Tensor
 import fcl_ext
 from fclearn.distributed import (
     gather_rows,
+    leave_world,
     row_range,
     shard_terms,
     sharded_compat_loss,
@@ -238,7 +239,7 @@ def main() -> None:
                     if rank == 0:
                         print(name, size, flush=True)
     dist.barrier()
-    dist.destroy_process_group()
+    leave_world()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
+from fclearn.distributed import leave_world
 from fclearn.integrations.metric_learning import OldFeaturesLoss
 
 ROWS, CLASSES, OLD_DIM, DIM = 16, 4, 5, 7
@@ -33,7 +34,7 @@ def main() -> None:
     if rank == 0:
         print("as one process")
     dist.barrier()
-    dist.destroy_process_group()
+    leave_world()
 
 
 if __name__ == "__main__":

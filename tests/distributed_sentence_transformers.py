@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from fclearn.distributed import leave_world
 from fclearn.integrations import CompatTerms
 from fclearn.integrations.sentence_transformers import CompatLoss, pass_rows
 from fclearn.losses import InstanceCompatLoss, L2CompatLoss, LossTerm
@@ -70,7 +71,7 @@ def main() -> None:
         print(f"wrapped: {type(trainer.loss.model).__name__}, norm: {norm:.6f}")
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+        leave_world()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from fclearn.distributed.readout import (
 )
 from fclearn.distributed.sharding import row_range, sharded, whole
 from fclearn.distributed.terms import shard_terms
-from fclearn.distributed.world import World, joined_world, single_process
+from fclearn.distributed.world import World, joined_world, leave_world, single_process
 
 __all__ = [
     "World",
     "gather_rows",
     "joined_world",
+    "leave_world",
     "logsumexp_over_shards",
     "positives_over_shards",
     "row_range",

@@ -95,7 +95,7 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     try:
         yield _world(chosen)
     finally:
-        _part()
+        leave_world()
 
 
 @contextmanager
@@ -111,22 +111,31 @@ def single_process() -> Iterator[dist.ProcessGroup]:
     try:
         yield _world(torch.device("cpu")).group
     finally:
-        _part()
+        leave_world()
 
 
-def _part() -> None:
-    """Destroy the group, and wait until its threads have let go of all tensors.
+def leave_world() -> None:
+    """Destroy this process's group when nothing of it is left to do: safe before the process ends.
 
     A thread of gloo drops the tensors of a collective after it said that it is done, and takes the
-    interpreter's lock for that. One that asks for it while the interpreter shuts down aborts the
-    process (pytorch issue 190489); and the threads outlive `destroy_process_group` where
-    something, like a cache of `DTensor`, still holds the group.
+    interpreter's lock for that. One that asks for it while the group is destroyed or the
+    interpreter shuts down hangs or aborts the process (pytorch issue 190489); and the threads
+    outlive `torch.distributed.destroy_process_group` where something, like a cache of `DTensor`,
+    still holds the group. `joined_world` does this itself; call it where an engine made the group.
+
+    Example:
+        >>> import torch.distributed as dist
+        >>> from torch.distributed import HashStore
+        >>> dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        >>> leave_world()
+        >>> dist.is_initialized()
+        False
     """
-    dist.destroy_process_group()
     looks = 0
     while looks < 2:  # it may have waited, at the first, for the lock that this thread held
         time.sleep(1e-3)
         looks = 0 if _gloo_computes() else looks + 1
+    dist.destroy_process_group()
 
 
 def _gloo_computes() -> bool:
