@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fclearn.distributed import gather_rows, joined_world, single_process
+from fclearn.distributed import gather_rows, joined_world, leave_world, single_process
 
 
 def test_no_thread_holds_a_tensor_after_parting():
@@ -44,3 +44,8 @@ def test_joining_needs_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="expected to be started by torchrun"), joined_world():
         pass
+
+
+def test_leaving_needs_a_group():
+    with pytest.raises(ValueError, match="has joined no others"):
+        leave_world()

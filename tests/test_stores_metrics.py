@@ -62,6 +62,18 @@ def native(kind, served, name):
         return client.describe_index(name, index)["metric_type"]
 
 
+def mean_precision(fcl, query, gallery):
+    """What ``fcl eval`` finds where each query is judged right for the row of its own number."""
+    judged = gallery.with_suffix(".qrels")
+    judged.write_text("".join(f"{n} 0 {n} 1\n" for n in range(COUNT)))
+    code, result, error = fcl(
+        "eval", "--query", query, "--gallery", gallery,
+        "--qrels", judged, "--metrics", "map", "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    return result["map"]
+
+
 @pytest.mark.parametrize("kind", ["faiss", "qdrant"])
 @pytest.mark.parametrize("metric", ["ip", "l2"])
 def test_what_was_pulled_is_evaluated_as_it_is_served(kind, metric, fcl, tmp_path):
@@ -70,12 +82,6 @@ def test_what_was_pulled_is_evaluated_as_it_is_served(kind, metric, fcl, tmp_pat
     for name, rows in (("query", query), ("gallery", gallery)):
         url = fill(kind, tmp_path, name, rows, metric)
         assert fcl("pull", url, "--model", "m", "--out", tmp_path / f"{name}-rows")[0] == 0
-    (tmp_path / "judged.txt").write_text("".join(f"{n} 0 {n} 1\n" for n in range(COUNT)))
-    code, result, error = fcl(
-        "eval", "--query", tmp_path / "query-rows", "--gallery", tmp_path / "gallery-rows",
-        "--qrels", tmp_path / "judged.txt", "--metrics", "map", "--json",
-    )  # fmt: skip
-    assert code == 0, error
     wide, far = query.astype(np.float64), gallery.astype(np.float64)
     scores = {
         "ip": wide @ far.T,
@@ -87,7 +93,8 @@ def test_what_was_pulled_is_evaluated_as_it_is_served(kind, metric, fcl, tmp_pat
         for name, found in scores.items()
     }
     assert len({round(value, 3) for value in expected.values()}) == 3
-    assert result["map"] == pytest.approx(expected[metric], abs=1e-9)
+    found = mean_precision(fcl, tmp_path / "query-rows", tmp_path / "gallery-rows")
+    assert found == pytest.approx(expected[metric], abs=1e-9)
 
 
 def test_inner_products_of_unit_rows_are_cosines(fcl, tmp_path):
@@ -96,13 +103,7 @@ def test_inner_products_of_unit_rows_are_cosines(fcl, tmp_path):
     url = fill("faiss", tmp_path, "units", units, "ip")
     assert fcl("pull", url, "--model", "m", "--out", tmp_path / "gallery")[0] == 0
     features(tmp_path / "query", units, metric="cosine", model="m")
-    (tmp_path / "judged.txt").write_text("".join(f"{n} 0 {n} 1\n" for n in range(COUNT)))
-    code, result, error = fcl(
-        "eval", "--query", tmp_path / "query", "--gallery", tmp_path / "gallery",
-        "--qrels", tmp_path / "judged.txt", "--metrics", "map", "--json",
-    )  # fmt: skip
-    assert code == 0, error
-    assert result["map"] == 1
+    assert mean_precision(fcl, tmp_path / "query", tmp_path / "gallery") == 1
 
 
 @pytest.mark.parametrize("kind", NATIVE)

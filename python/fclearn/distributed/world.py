@@ -123,6 +123,9 @@ def leave_world() -> None:
     outlive `torch.distributed.destroy_process_group` where something, like a cache of `DTensor`,
     still holds the group. `joined_world` does this itself; call it where an engine made the group.
 
+    Raises:
+        ValueError: This process is in no group.
+
     Example:
         >>> import torch.distributed as dist
         >>> from torch.distributed import HashStore
@@ -131,6 +134,8 @@ def leave_world() -> None:
         >>> dist.is_initialized()
         False
     """
+    if not dist.is_initialized():
+        raise ValueError("leave_world: this process has joined no others")
     looks = 0
     while looks < 2:  # it may have waited, at the first, for the lock that this thread held
         time.sleep(1e-3)
