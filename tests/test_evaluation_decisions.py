@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds, chains of models, slices and paired tests, against their definitions."""
+"""Verification, identification and thresholds, against their definitions."""
 
 from __future__ import annotations
 
@@ -7,28 +7,18 @@ import json
 
 import numpy as np
 import pytest
+from noisy_models import models
 
 from fclearn.backfill import transfer_threshold_by_scores
 from fclearn.evaluation import (
     _pair_scores,
     _thresholds,
-    chain_report,
     evaluate_identification,
-    evaluate_retrieval,
     evaluate_verification,
-    paired_test,
     transfer_threshold_by_labels,
-    worst_slices,
 )
 from fclearn.evaluation import identification as identification_module
 from fclearn.evaluation.intervals import times_drawn
-
-
-def models(noise, num_rows, dim=10, seed=0, classes=8):
-    labels = np.random.default_rng(50 + num_rows).integers(0, classes, num_rows)
-    centres = np.random.default_rng(99).standard_normal((classes, dim))
-    noises = np.random.default_rng(seed).standard_normal((num_rows, dim))
-    return (centres[labels] + noise * noises).astype(np.float32), labels
 
 
 def scores_of(query, gallery, metric="cosine"):
@@ -313,161 +303,3 @@ def test_thresholds_that_let_in_all_or_none(threshold, rate):
 def test_bad_decisions(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.eye(2, 3) + 0.5)
-
-
-def chain(noises=(1.5, 1.2, 0.8), **options):
-    sides = [
-        [models(noise, size, dim=10, seed=seed + size)[0] for seed, noise in enumerate(noises)]
-        for size in (60, 120)
-    ]
-    labels = {"query_labels": models(0, 60)[1], "gallery_labels": models(0, 120)[1]}
-    return chain_report(*sides, **labels, num_bootstrap=200, **options), sides, labels
-
-
-def test_chain_by_definition():
-    report, (queries, galleries), labels = chain()
-    size = 3
-    matrix = np.full((size, size), np.nan)
-    for i in range(size):
-        for j in range(i + 1):
-            matrix[i, j] = evaluate_retrieval(queries[i], galleries[j], **labels)["map"]
-    np.testing.assert_array_equal(report.matrix, matrix)
-    pairs = [(i, j) for i in range(size) for j in range(i)]
-    assert report.average_compatibility == np.mean([matrix[i, j] > matrix[j, j] for i, j in pairs])
-    lower = [matrix[i, j] for i in range(size) for j in range(i + 1)]
-    assert report.average_accuracy == pytest.approx(np.mean(lower))
-    assert report.backward_compatibility == pytest.approx(
-        np.mean([matrix[2, i] - matrix[i, i] for i in range(2)])
-    )
-    assert report.forward_compatibility == pytest.approx(
-        np.mean([matrix[i, i - 1] - matrix[i, i] for i in (1, 2)])
-    )
-    numbers = report.numbers()
-    assert numbers["3/1"] == matrix[2, 0]
-    for name, (low, high) in report.intervals.items():
-        assert low <= numbers[name] <= high, name
-    printed = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert printed["matrix"][0] == [matrix[0, 0], None, None]
-
-
-def test_a_tie_is_not_compatible():
-    rows, labels = models(1.0, 40)
-    report = chain_report(
-        [rows] * 2, [rows] * 2, query_labels=labels, gallery_labels=labels, names=["a", "b"],
-        exclude_self=True, metric_name="cmc@1",
-    )  # fmt: skip
-    assert report.average_compatibility == 0.0
-    assert report.backward_compatibility == report.forward_compatibility == 0.0
-    assert report.metric_name == "cmc@1"
-    assert set(report.per_query) == {"a/a", "b/a", "b/b"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"queries": 1}, "queries: expected those of at least two models, got 1"),
-        ({"galleries": 1}, "galleries: expected one for each of the 2 models, got 1"),
-        ({"names": ["a", "a"]}, "names: expected 2 distinct ones, got 'a', 'a'"),
-        ({"metric_name": "nap"}, "1/1: metrics: unknown metric 'nap'"),
-        ({"num_bootstrap": 0}, "num_bootstrap: expected at least 1, got 0"),
-        ({"confidence": 1.0}, r"confidence: expected a number in \(0, 1\), got 1.0"),
-        (
-            {"exclude_self": True, "copies": True},
-            "exclude_self: expected query_ids and gallery_ids",
-        ),
-    ],
-)
-def test_bad_chains(changes, message):
-    rows, labels = models(1.0, 20)
-    changes = dict(changes)
-    queries = [rows] * changes.pop("queries", 2)
-    galleries = [rows.copy() if changes.pop("copies", False) else rows, rows]
-    galleries = galleries[: changes.pop("galleries", 2)]
-    with pytest.raises(ValueError, match=message):
-        chain_report(queries, galleries, query_labels=labels, gallery_labels=labels, **changes)
-
-
-def test_a_chain_whose_dims_shrink_names_the_entry():
-    rows, labels = models(1.0, 20)
-    with pytest.raises(ValueError, match=r"v2/v1: query: expected at least as many dims"):
-        chain_report([rows, rows[:, :4]], [rows, rows[:, :4]], query_labels=labels,
-                     gallery_labels=labels, names=["v1", "v2"])  # fmt: skip
-
-
-def test_worst_slices_by_definition():
-    rng = np.random.default_rng(0)
-    names = rng.choice(["apple", "fig", "kiwi", "lime"], 60)
-    values, baseline = rng.random(60), rng.random(60)
-    values[::7] = np.nan
-    counted = ~np.isnan(values)
-    means = {name: values[counted & (names == name)].mean() for name in set(names)}
-    found = worst_slices(values, names, n=3)
-    assert [one.name for one in found] == sorted(means, key=means.get)[:3]
-    for one in found:
-        assert one.mean == pytest.approx(means[one.name])
-        assert one.num_queries == (counted & (names == one.name)).sum()
-        assert one.change is None
-        assert one.interval[0] <= one.mean <= one.interval[1]
-    losses = {n: (values - baseline)[counted & (names == n)].mean() for n in set(names)}
-    lost = worst_slices(values, names, baseline=baseline)
-    assert [one.name for one in lost] == sorted(losses, key=losses.get)
-    assert [one.change for one in lost] == pytest.approx(sorted(losses.values()))
-    assert worst_slices(np.array([0.5, 0.1]), [3, 4], min_queries=2) == []
-    single = worst_slices(np.array([0.5, 0.1]), [3, 4])[0]
-    assert (single.name, single.interval, single.to_dict()["num_queries"]) == ("4", None, 1)
-    with pytest.raises(ValueError, match="slices: expected one for each of the 2 values"):
-        worst_slices(np.array([0.5, 0.1]), [3])
-    with pytest.raises(ValueError, match="n: expected at least 1, got 0"):
-        worst_slices(np.array([0.5]), [3], n=0)
-
-
-def test_paired_tests():
-    rng = np.random.default_rng(0)
-    first = rng.random(300)
-    first[:10] = np.nan
-    second = first + rng.normal(0.02, 0.05, 300)
-    better = paired_test(first, second, num_samples=2000)
-    assert better.p_value == pytest.approx(1 / 2001)
-    assert better.num_queries == 290
-    assert better.difference == pytest.approx(np.nanmean(second - first))
-    assert better.interval[0] < better.difference < better.interval[1]
-    assert better.num_better + better.num_worse == 290
-    back = paired_test(second, first, num_samples=2000)
-    assert (back.difference, back.p_value) == (-better.difference, better.p_value)
-    same = paired_test(first, first)
-    assert (same.p_value, same.difference, same.num_better, same.num_worse) == (1.0, 0.0, 0, 0)
-
-
-def test_the_paired_test_is_wrong_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    values = [
-        paired_test(*rng.random((2, 50)), num_samples=300, seed=seed).p_value for seed in range(200)
-    ]
-    assert 0.05 < np.mean(np.array(values) < 0.1) < 0.16
-
-
-def test_bad_paired_tests():
-    for first, second, message in (
-        ([0.1], [0.1, 0.2], r"expected one value per query in both, got shapes \[1\] and \[2\]"),
-        ([np.nan], [0.1], "expected a query with a value in both, got none"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            paired_test(np.array(first), np.array(second))
-    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
-        paired_test(np.zeros(2), np.ones(2), num_samples=0)
-
-
-def test_intervals_of_a_result():
-    rows, labels = models(1.3, 100)
-    named = {"query_labels": labels, "gallery_labels": labels, "exclude_self": True}
-    result = evaluate_retrieval(
-        rows, rows, metrics=["map", "cmc@1"], return_per_query=True, **named
-    )
-    intervals = result.intervals(num_bootstrap=500)
-    for name, (low, high) in intervals.items():
-        spread = 1.96 * np.nanstd(result.per_query[name]) / np.sqrt(result.num_queries)
-        assert low == pytest.approx(result[name] - spread, abs=0.03)
-        assert high == pytest.approx(result[name] + spread, abs=0.03)
-    assert result.intervals(num_bootstrap=500) == intervals
-    with pytest.raises(ValueError, match="intervals: expected return_per_query=True"):
-        evaluate_retrieval(rows, rows, **named).intervals()
