@@ -6,9 +6,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+
+
+def launch_command(
+    processes: int, options: Sequence[str], command: Sequence[str | Path], restarts: int
+) -> list[str]:
+    """The command line of torchrun by this Python."""
+    return [
+        *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
+        *(*options, "--nproc-per-node", str(processes)),
+        *("--max-restarts", str(restarts), "--monitor-interval", "0.2"),
+        *map(str, command),
+    ]
+
+
+def launch_environment() -> dict[str, str]:
+    """What its processes find around them."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",  # a process that aborts says where
+        # A script under torchrun finds the packages where this process found them.
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
 
 
 def torchrun(
@@ -22,21 +46,9 @@ def torchrun(
         restarts: How often all are started again when one dies.
         check: Whether it must succeed.
     """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONFAULTHANDLER": "1",  # a process that aborts says where
-        # A script under torchrun finds the packages where this process found them.
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
     run = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
-            *("--standalone", "--nproc-per-node", str(processes)),
-            *("--max-restarts", str(restarts), "--monitor-interval", "0.2"),
-            *map(str, command),
-        ],
-        env=environment,
+        launch_command(processes, ["--standalone"], command, restarts),
+        env=launch_environment(),
         capture_output=True,
         text=True,
         timeout=240,

@@ -45,7 +45,8 @@ class ShardFiles:
         world: Processes, all of which see the same disk.
 
     Raises:
-        ValueError: The folder holds pieces of another job; every process raises.
+        ValueError: The folder holds pieces of another job, or is not one that all processes see;
+            every process raises.
         OSError: It cannot be written.
     """
 
@@ -66,6 +67,7 @@ class ShardFiles:
                 f"{self.folder}: holds pieces of a job with other inputs or settings; remove it "
                 "to start afresh"
             )
+        world.check_shared(self.folder)
 
     def _claim(self, wanted: str) -> str:
         with suppress(FileNotFoundError):

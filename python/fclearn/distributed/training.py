@@ -232,6 +232,7 @@ class DistributedTrainer(Trainer):
                 f"{folder}: holds a training by one process; resume it without torchrun, or use "
                 "another output folder"
             )
+        self._world.check_shared(folder)
         found = load_sharded(folder / SHARDED_CHECKPOINTS, self._world)
         if found is None:
             return

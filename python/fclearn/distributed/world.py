@@ -8,17 +8,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from fclearn._launch import under_torchrun
 
 T = TypeVar("T")
+_DISK_DELAY = 5.0  # seconds in which one host sees what another wrote, on a disk like NFS
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,29 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
         dist.barrier(self.group)
+
+    def check_shared(self, folder: Path) -> None:
+        """Refuse a folder, which the first process can write, where others see another one.
+
+        Raises:
+            ValueError: They do; every process raises.
+            OSError: The first cannot write there.
+        """
+        mark = folder / self.from_first(f".seen-by-all-{uuid4().hex}")
+        if self.is_first:
+            mark.touch()
+        self.barrier()
+        deadline = time.monotonic() + _DISK_DELAY
+        while not (here := mark.exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        blind = [rank for rank, seen in enumerate(self.all_of(here)) if not seen]
+        if self.is_first:
+            mark.unlink()
+        if blind:
+            raise ValueError(
+                f"{folder}: what process 0 writes there is not seen by {blind}; all processes, on "
+                "whichever host, must see the same disk"
+            )
 
     def from_first(self, value: T) -> T:
         """The first process's value, on each: plain data, not tensors."""
@@ -85,17 +112,45 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     store, rank, size = next(rendezvous("env://"))
-    # torchrun's own store outlives a restart: a process that comes early would find addresses of
-    # the dead. Agents of several hosts count restarts each for itself, so this is for one host.
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = PrefixStore(f"after {restarts} restarts", store)
+    store = _met(store, rank, size)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield _world(chosen)
     finally:
         leave_world()
+
+
+def _met(store: Store, rank: int, size: int) -> PrefixStore:
+    """A part of torchrun's store for those processes alone that were started this time.
+
+    The store outlives a restart, and a process that comes early would find addresses of the dead
+    there. The agents of several hosts count restarts each for itself, so no number tells starts
+    apart: the first process names this one, and all are in it whose name it has repeated.
+
+    Raises:
+        DistStoreError: Others did not come within torch's default timeout.
+    """
+    mine = uuid4().hex
+    if rank == 0:
+        store.set("fcl/start", mine)
+        names = [store.get(f"fcl/{mine}/{other}").decode() for other in range(1, size)]
+        store.set(f"fcl/{mine}/names", " ".join(names))
+        return PrefixStore(f"fcl/{mine}/met", store)
+    deadline = time.monotonic() + default_pg_timeout.total_seconds()
+    while True:
+        start = store.get("fcl/start").decode()  # of the dead, perhaps
+        store.set(f"fcl/{start}/{rank}", mine)
+        key = f"fcl/{start}/names"
+        try:
+            store.wait([key], timedelta(seconds=1))
+        except dist.DistStoreError:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        if mine in store.get(key).decode().split():
+            return PrefixStore(f"fcl/{start}/met", store)
+        time.sleep(0.05)
 
 
 @contextmanager
