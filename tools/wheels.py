@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds manylinux wheels, one per Python, and tries one in an empty environment.
+"""Builds manylinux wheels, one per Python, and tries them in empty environments.
 
 Only ``fcl_ext._C`` depends on the Python it is built for (pybind11 has no stable ABI). The two op
 libraries, which take nearly all of the time and of the size, do not: all wheels share one build
@@ -11,7 +11,7 @@ own. They are found by name, since torch is always loaded before them. The CUDA 
 the CUDA library, linked statically.
 
     python tools/wheels.py --python python3.10 --python python3.12   # and for this Python
-    python tools/wheels.py --check                                   # README's code, from the wheel
+    python tools/wheels.py --check --torch torch==2.13.0             # README's code, from each wheel
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def check(wheel: Path, python: str, torch: str) -> None:
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         for command in (["-I", "-c", code], ["-I", "-m", "fclearn.cli", "doctor"]):
             subprocess.run([str(inside), *command], cwd=folder, env=variables, check=True)
-    print(f"{wheel.name}: the README's code runs in an empty environment")
+    print(f"{wheel.name}: the README's code runs in an empty environment with {torch}", flush=True)
 
 
 def main() -> int:
@@ -126,16 +126,18 @@ def main() -> int:
     parser.add_argument("--python", action="append", default=[], help="a further interpreter")
     parser.add_argument("--out", type=Path, default=ROOT / "wheelhouse")
     parser.add_argument("--cuda", choices=("ON", "OFF"), default="ON")
-    parser.add_argument("--check", action="store_true", help="try the wheel of this Python")
-    parser.add_argument("--torch", default="torch", help="requirement that --check installs")
+    parser.add_argument("--check", action="store_true", help="try every wheel")
+    parser.add_argument(
+        "--torch", action="append", default=[], help="what --check installs (default: torch)"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for python in (sys.executable, *arguments.python):
         wheel = repair(build(python, arguments.cuda), arguments.out)
         print(describe(wheel, arguments.cuda))
         print(f"its _C loads in {python}: {load_native(wheel, python)}", flush=True)
-        if arguments.check and python == sys.executable:
-            check(wheel, python, arguments.torch)
+        for torch in (arguments.torch or ["torch"]) if arguments.check else []:
+            check(wheel, python, torch)
     return 0
 
 

@@ -212,7 +212,9 @@ def _versions(native: ModuleType | None) -> dict[str, str | None]:
     }
     if native is not None:
         compiled = importlib.import_module("fcl_ext._C")
+        torch = importlib.import_module("torch")
         found |= {
+            "torch": torch.__version__,  # with the build, like +cpu, which the package may not tell
             "fcl_ext": compiled.version,
             "built against torch": compiled.torch_build_version,
             "compiler": compiled.compiler,
