@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from cli_samples import refused
 
-from fclearn.features import FeatureStore, FeatureWriter
+from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.graph import KnnGraph
 
 
@@ -36,6 +36,22 @@ def test_within_class_graph(work, fcl, tmp_path):
     labels = torch.from_numpy(FeatureStore.open(work / "old-store").labels)
     rows = torch.arange(graph.num_nodes).repeat_interleave(graph.crow_indices.diff())
     assert (labels[rows] == labels[graph.col_indices.long()]).all()
+
+
+def test_within_class_graph_by_names_and_by_the_metric_of_the_store(fcl, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((6, 4), dtype=np.float32)
+    classes = ["dog", "cat", "dog", "cat", "dog", "cat"]
+    columns = {"id": [str(row) for row in range(6)], "labels": classes}
+    fingerprint = Fingerprint("m", 4, norm="none", metric="l2")
+    FeatureStore.write(tmp_path / "store", rows, columns, fingerprint)
+    graph = tmp_path / "graph.safetensors"
+    command = ["graph", tmp_path / "store", "--k", 1, "--out", graph, "--json"]
+    assert fcl(*command, "--within-class")[1]["metric"] == "l2"
+    squared = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+    other = (np.arange(6)[:, None] + np.arange(6)) % 2 == 1
+    squared[other | np.eye(6, dtype=bool)] = np.inf
+    assert KnnGraph.load(graph).col_indices.tolist() == squared.argmin(axis=1).tolist()
+    assert fcl(*command, "--metric", "cosine")[1]["metric"] == "cosine"
 
 
 def test_walk(work, fcl, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ own. They are found by name, since torch is always loaded before them. The CUDA 
 the CUDA library, linked statically.
 
     python tools/wheels.py --python python3.10 --python python3.12   # and for this Python
-    python tools/wheels.py --check --torch torch==2.13.0             # README's code, from each wheel
+    python tools/wheels.py --check --torch torch==2.13.0   # README's code, from each wheel
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from fclearn.cli.bench_methods import bench_methods
 from fclearn.cli.console import complain, one_line, say, unwrapped
 from fclearn.cli.demo import demo
 from fclearn.cli.doctor import doctor
+from fclearn.cli.embed import embed
 from fclearn.cli.evaluate import evaluate
-from fclearn.cli.features import embed, graph
+from fclearn.cli.graph import graph
 from fclearn.cli.methods import methods
 from fclearn.cli.plan import plan
 from fclearn.cli.probe import probe

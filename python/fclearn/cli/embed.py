@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs ``embed`` and ``graph``."""
+"""Verb ``embed``."""
 
 from __future__ import annotations
 
@@ -95,66 +95,5 @@ def embed(
                 "rows": len(store),
                 "dim": store.dim,
                 "fingerprint": store.fingerprint.to_dict(),
-            }
-        )
-
-
-def graph(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Feature store, or .npy file.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Graph to write, .safetensors.")],
-    k: Annotated[int, typer.Option(help="Neighbours per row.")] = 10,
-    within_class: Annotated[
-        bool, typer.Option("--within-class", help="Join rows of one class only.")
-    ] = False,
-    temperature: Annotated[float, typer.Option(help="Of the softmax over neighbours.")] = 0.05,
-    mode: Annotated[str, typer.Option(help="row, symmetric or none (see KnnGraph).")] = "row",
-    backend: Annotated[str, typer.Option(help="auto, exact, faiss or hnsw.")] = "auto",
-    json: JsonFlag = False,
-) -> None:
-    """Connect every row of a store to its nearest rows, as weights of a random walk.
-
-    In mode row, the weights of each row's neighbours are a softmax of their cosine similarities and
-    sum to 1. In Python: KnnGraph.load(FILE).walk(features, damping=0.9). Under torchrun, each
-    process searches its share, exactly, and no process holds all rows.
-
-    \b
-    Examples:
-      fcl graph runs/old-features --out runs/graph.safetensors
-      fcl graph runs/old-features --k 5 --within-class --out runs/within.safetensors
-    """
-    from fclearn.features import FeatureStore, as_features
-    from fclearn.graph import KnnGraph
-
-    labels = None
-    if within_class:
-        labels = FeatureStore.open(store).labels
-        if labels is None:
-            raise ValueError(f"{store}: --within-class needs a column 'label' in the manifest")
-    if under_torchrun():
-        from fclearn.distributed import joined_world
-        from fclearn.distributed.graph import graph_by_all
-
-        if backend not in {"auto", "exact"}:
-            raise ValueError(f"--backend: under torchrun the search is exact, got {backend!r}")
-        with joined_world("cpu") as world:
-            found = graph_by_all(as_features(store), k, out, world=world, labels=labels)
-        if found is None:  # of another process than the first, which writes
-            return
-        built = found
-    else:
-        built = KnnGraph.build(as_features(store), k, labels=labels, backend=backend)
-    isolated = int(built.isolated.sum())
-    built = built.normalize(temperature, mode)
-    built.save(out)
-    say(f"{built.num_nodes} nodes, {built.num_edges} edges, {isolated} isolated; in {out}")
-    if json:
-        emit(
-            {
-                "graph": str(out),
-                "nodes": built.num_nodes,
-                "edges": built.num_edges,
-                "isolated": isolated,
-                "mode": built.mode,
-                **built.metadata,
             }
         )

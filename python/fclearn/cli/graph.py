@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verb ``graph``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fclearn._launch import under_torchrun
+from fclearn.cli.console import JsonFlag, emit, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fclearn.features import FeatureStore
+
+
+def graph(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Feature store, or .npy file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Graph to write, .safetensors.")],
+    k: Annotated[int, typer.Option(help="Neighbours per row.")] = 10,
+    within_class: Annotated[
+        bool, typer.Option("--within-class", help="Join rows of one class only.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over neighbours.")] = 0.05,
+    mode: Annotated[str, typer.Option(help="row, symmetric or none (see KnnGraph).")] = "row",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="cosine, ip or l2; unless given, the store's own, cosine for a file."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, exact, faiss or hnsw.")] = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """Connect every row of a store to its nearest rows, as weights of a random walk.
+
+    In mode row, the weights of each row's neighbours are a softmax of their similarities and sum to
+    1. In Python: KnnGraph.load(FILE).walk(features, damping=0.9). Under torchrun, each process
+    searches its share, exactly, and no process holds all rows.
+
+    With --within-class, classes are those of the store's manifest: one in column labels, or
+    class_name, or label (there, rows below 0 have none and are joined to nothing).
+
+    \b
+    Examples:
+      fcl graph runs/old-features --out runs/graph.safetensors
+      fcl graph runs/old-features --k 5 --within-class --out runs/within.safetensors
+    """
+    from fclearn.features import FeatureStore, as_features
+    from fclearn.graph import KnnGraph
+
+    if within_class or store.is_dir():
+        opened = FeatureStore.open(store)
+        labels = _class_numbers(opened) if within_class else None
+        metric = metric or opened.fingerprint.metric
+    else:
+        labels, metric = None, metric or "cosine"
+    if under_torchrun():
+        from fclearn.distributed import joined_world
+        from fclearn.distributed.graph import graph_by_all
+
+        if backend not in {"auto", "exact"}:
+            raise ValueError(f"--backend: under torchrun the search is exact, got {backend!r}")
+        with joined_world("cpu") as world:
+            found = graph_by_all(
+                as_features(store), k, out, world=world, labels=labels, metric=metric
+            )
+        if found is None:  # of another process than the first, which writes
+            return
+        built = found
+    else:
+        built = KnnGraph.build(as_features(store), k, labels=labels, metric=metric, backend=backend)
+    isolated = int(built.isolated.sum())
+    built = built.normalize(temperature, mode)
+    built.save(out)
+    say(f"{built.num_nodes} nodes, {built.num_edges} edges, {isolated} isolated; in {out}")
+    if json:
+        emit(
+            {
+                "graph": str(out),
+                "nodes": built.num_nodes,
+                "edges": built.num_edges,
+                "isolated": isolated,
+                "mode": built.mode,
+                **built.metadata,
+            }
+        )
+
+
+def _class_numbers(store: FeatureStore) -> NDArray[np.int64]:
+    import numpy as np
+
+    from fclearn.features.classes import row_classes
+
+    (classes,) = row_classes(store)
+    if classes.dtype.kind in "iu":
+        return classes.astype(np.int64)
+    numbers: NDArray[np.int64] = np.unique(classes, return_inverse=True)[1]
+    return numbers
