@@ -172,3 +172,23 @@ def test_names_of_before_are_refused_where_they_are_read(tmp_path):
         pytest.raises(ValueError, match=rf"a\.parquet: what it says of its vectors: {message}"),
     ):
         store.info()
+
+
+@pytest.mark.parametrize("kind", ["faiss", "qdrant"])
+def test_a_store_that_compares_otherwise_is_noted(kind, tmp_path):
+    need(kind)
+    rows = rows_of_many_norms(0)
+    fingerprint = Fingerprint("new", DIM, norm="none", metric="ip")
+    columns = {"id": [str(number) for number in range(COUNT)]}
+    store = FeatureStore.write(tmp_path / "new", rows, columns, fingerprint)
+
+    def notes(metric, name):
+        url = fill(kind, tmp_path, name, rows, metric)
+        done = opened_push(url, store, dry_run=True, replace=True)
+        return [note for note in done.notes if "compares" in note]
+
+    assert notes("ip", "same") == []
+    assert notes("l2", "other") == [
+        "the store compares by distance, these features by inner product, and they are not unit "
+        "length: it finds others"
+    ]

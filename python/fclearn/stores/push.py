@@ -25,6 +25,7 @@ from fclearn.stores.selection import Selection, select
 from fclearn.wording import some
 
 Progress = Callable[[int, int], None]
+_METRIC_NAMES = {"cosine": "cosine", "ip": "inner product", "l2": "distance"}
 
 
 @dataclass(frozen=True)
@@ -245,9 +246,21 @@ def _notes(store: VectorStore, info: StoreInfo | None, fingerprint: Fingerprint)
         notes.append("the store keeps float16")
     if info is not None and info.fingerprint is None:
         notes.append("the store does not say what made the vectors it has")
-    if store.url.kind == "faiss" and fingerprint.metric == "cosine" and fingerprint.norm != "l2":
-        notes.append("a faiss index compares by inner products, and these rows are not unit length")
+    compares = _made_with(store, fingerprint) if info is None else info.metric
+    if compares not in {"", fingerprint.metric} and fingerprint.norm != "l2":
+        # Of unit rows, all three agree on who is nearer.
+        notes.append(
+            f"the store compares by {_METRIC_NAMES[compares]}, these features by "
+            f"{_METRIC_NAMES[fingerprint.metric]}, and they are not unit length: it finds others"
+        )
     return notes
+
+
+def _made_with(store: VectorStore, fingerprint: Fingerprint) -> str:
+    """How a container that is made for these features compares."""
+    if store.url.kind == "faiss" and fingerprint.metric == "cosine":
+        return "ip"
+    return fingerprint.metric
 
 
 def _result(
