@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test bench bench-check bench-classes bench-graphs bench-methods \
   bench-methods-quick lint format types dev docs \
-  wheels sanitize fuzz endurance cuda-resources check-cuda-torch clean
+  wheels sanitize properties fuzz endurance cuda-resources check-cuda-torch clean
 
 install: $(VENV)/.installed
 
@@ -115,6 +115,10 @@ wheels: install
 sanitize: install
 	$(BIN)/python tools/sanitize.py address
 	$(BIN)/python tools/sanitize.py thread
+
+# Every operator on thousands of drawn inputs, against its definition: a quarter of an hour.
+properties: install
+	$(BIN)/pytest tests/test_op_properties.py --hypothesis-profile long
 
 # Damaged files for every reader, kill -9 at random instants, memory over many steps: minutes each.
 fuzz: install

@@ -19,11 +19,17 @@ import pytest
 import store_samples
 import torch
 import training_samples
+from hypothesis import settings
 
 import fcl_ext
 from fclearn.cli import main
 from fclearn.datasets import ImageDataset
 from fclearn.features import FeatureStore
+
+# How many inputs a test with drawn ones sees: `pytest --hypothesis-profile long` for a night.
+settings.register_profile("ci", max_examples=40, deadline=None)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graph_samples import random_csr, row_stochastic
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
@@ -33,7 +33,6 @@ def _dense(crow, col, values, columns):
     return reference.csr_to_dense(crow, col, values.double(), columns)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     nodes=st.integers(1, 40),
     edges=st.integers(0, 300),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -87,7 +87,6 @@ def test_arguments_are_not_changed():
     assert torch.equal(labels, before[1])
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_means_do_not_depend_on_order_or_length(seed):
     features, labels = _clusters(seed=seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fclearn.config import (
@@ -134,7 +134,6 @@ def test_a_file_that_is_not_there(tmp_path):
         load_config(TrainRunConfig, tmp_path / "none.yaml")
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     epochs=st.integers(1, 10**6),
     rate=st.floats(1e-12, 1e12),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graph_samples import random_csr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fcl_ext
@@ -70,7 +70,6 @@ def test_defaults_to_a_square_matrix_and_takes_strided_columns(device):
         assert torch.equal(a, b)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 100), st.integers(0, 2**31))
 def test_twice_is_the_matrix_with_sorted_rows(rows, columns, edges, seed):
     crow, col = random_csr(rows, columns, edges, seed=seed)

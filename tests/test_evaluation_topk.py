@@ -81,7 +81,7 @@ def test_queries_it_cannot_decide_are_ranked_in_full(full_rankings):
     assert full_rankings == [30, 30]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_ties_of_few_distinct_vectors(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from graph_inputs import dense_matrix, random_rows
 from graph_samples import random_csr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
@@ -167,7 +167,6 @@ def _edges(graph):
     return {(i, j): value for i, j, value in pairs if j >= 0}
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     nodes=st.integers(0, 15),
     edges=st.integers(0, 60),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from graph_samples import random_csr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
@@ -32,7 +32,6 @@ def _clustered(nodes=8192, size=256, degree=12, shuffle=True, seed=0):
     return KnnGraph.from_knn(col.int(), similarities).normalize(0.3), cluster
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     nodes=st.integers(0, 40),
     edges=st.integers(0, 150),

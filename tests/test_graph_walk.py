@@ -9,7 +9,7 @@ import pytest
 import torch
 from graph_inputs import dense_matrix, random_rows
 from graph_samples import random_csr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
@@ -17,7 +17,6 @@ from fclearn import KnnGraph
 from support import DEVICES
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     nodes=st.integers(1, 25),
     edges=st.integers(0, 120),
@@ -109,7 +108,6 @@ def _pagerank(matrix, damping):
     return (1 - damping) * torch.linalg.solve(torch.eye(n) - damping * matrix.T, uniform)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     nodes=st.integers(3, 30),
     damping=st.floats(0.1, 0.95),

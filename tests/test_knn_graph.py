@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fcl_ext
@@ -158,7 +158,6 @@ def test_does_not_depend_on_the_number_of_threads_or_the_place_of_rows(rows):
     assert torch.equal(order[moved_indices.long()], results[0][0][order].long())
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(2, 40),
     dim=st.integers(1, 40),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fcl_ext
@@ -93,7 +93,6 @@ def test_ties_go_to_the_lower_index():
     assert indices[499].tolist() == [100, 101]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=0, max_size=8),
     dim=st.integers(1, 20),

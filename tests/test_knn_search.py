@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fcl_ext
@@ -139,7 +139,6 @@ def test_does_not_depend_on_threads_or_on_the_other_queries(num_queries):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     num_gallery=st.integers(2, 60),
     cut=st.floats(0, 1),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graph_samples import row_stochastic
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fcl_ext
@@ -335,7 +335,6 @@ def test_autocast_runs_in_float32(device):
     assert exact.dtype == limit.dtype == torch.float32
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     nodes=st.integers(1, 30),
     degree=st.integers(1, 8),

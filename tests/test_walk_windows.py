@@ -9,7 +9,7 @@ import pytest
 import torch
 import walk_checks as checks
 from graph_samples import random_csr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_graph_prepare import _clustered
 
@@ -50,7 +50,6 @@ def _edges(crow, col):
     return [edge for edge in listed if edge[1] >= 0]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     nodes=st.integers(1, 70),
     edges=st.integers(0, 300),

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator on drawn shapes, strides, dtypes and options, against its definition in float64.
+
+CI draws a few dozen of each; ``pytest tests/test_op_properties.py --hypothesis-profile long`` draws
+thousands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graph_samples import random_csr
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import fcl_ext
+import reference
+from support import DTYPES, error, error_budget
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Around the edges of vectors, tiles and blocks.
+SIZES = st.one_of(
+    st.integers(1, 20), st.sampled_from([31, 32, 33, 63, 64, 65, 95, 97, 127, 128, 129, 257])
+)
+CLASSES = st.one_of(SIZES, st.integers(1, 1500))
+SEEDS = st.integers(0, 2**31)
+INDEX = st.sampled_from([torch.int32, torch.int64])
+REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
+
+
+def _rows(draw, shape, dtype, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return _laid_out(draw, (scale * rows).to(dtype))
+
+
+def _laid_out(draw, x):
+    """The same numbers, in memory in one of the ways that views have."""
+    layout = draw(st.sampled_from(["contiguous", "columns", "slice", "step", "offset"]))
+    if layout == "columns" and x.ndim == 2:
+        return x.T.contiguous().T
+    if layout == "slice" and x.ndim == 2:
+        return torch.cat([x.new_zeros(len(x), 3), x, x.new_zeros(len(x), 2)], 1)[:, 3:-2]
+    if layout == "step":
+        return torch.stack([x, torch.zeros_like(x)], 1).flatten(0, 1)[::2]
+    if layout == "offset":  # not aligned to a vector
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    return x
+
+
+def _graph(draw, rows, columns, index, seed):
+    edges = draw(st.integers(0, 6 * rows))
+    padding = draw(st.sampled_from([0.0, 0.3]))
+    crow, col = random_csr(rows, columns, edges, padding=padding, index=index, seed=seed)
+    return _laid_out(draw, crow), _laid_out(draw, col)
+
+
+def _leaf(x, dtype=None):
+    return x.detach().to(dtype or x.dtype).requires_grad_()
+
+
+def _assert_within(got, naive, exact, dtype, slack=1.0, size=0.0):
+    exact = exact.detach()
+    finite = torch.isfinite(exact)
+    assert torch.equal(torch.isfinite(got), finite)
+    got, naive, exact = (t.detach().double()[finite] for t in (got, naive, exact))
+    # Of a single number, plain torch's error may be nothing by luck: half types have a floor too.
+    floor = 0.5 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+    # A difference of numbers of that size carries their rounding.
+    floor += size * 4 * torch.finfo(dtype).eps / float(exact.norm().clamp(min=1e-30))
+    assert error(got, exact) <= slack * error_budget(naive, exact, dtype) + floor
+
+
+def _assert_loss(ours, definition, inputs, dtype, size=0.0):
+    """Value and gradients of a loss, by random weights of its values where there are several.
+
+    Gradients are allowed twice the budget: a kernel rounds them once more, to the inputs' dtype.
+    ``size``: of the numbers whose difference the loss is.
+    """
+    results = []
+    for function, kind in ((ours, None), (definition, None), (definition, torch.float64)):
+        leaves = [_leaf(x, kind) for x in inputs]
+        value = function(*leaves)
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.rand(value.shape, dtype=torch.float64, generator=generator)
+        (value.double() * weights).sum().backward()
+        # What a result does not depend on has no gradient by plain torch, and one of zeros by ops.
+        grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+        results.append([value, *grads])
+    for place, (got, naive, exact) in enumerate(zip(*results, strict=True)):
+        assert got.shape == exact.shape
+        if exact.double().norm() > 1e-6:  # gradients that cancel have no relative error
+            if place == 0:
+                _assert_within(got, naive, exact, dtype, size=size * got.numel() ** 0.5)
+            else:
+                _assert_within(got, naive, exact, dtype, slack=2.0)
+
+
+@given(st.data(), SIZES, SIZES, CLASSES, st.sampled_from(DTYPES), SEEDS)
+def test_softmax_readout(data, rows, dim, classes, dtype, seed):
+    x = _rows(data.draw, (rows, dim), dtype, seed)
+    w = _rows(data.draw, (classes, dim), dtype, seed + 1)
+    value_dim = data.draw(st.one_of(st.none(), SIZES))
+    v = None if value_dim is None else _rows(data.draw, (classes, value_dim), dtype, seed + 2)
+    scale = data.draw(st.sampled_from([0.1, 1.0, 30.0])) / dim**0.5
+    got = fcl_ext.softmax_readout(x, w, v, scale=scale)
+    wide = [None if t is None else t.double() for t in (x, w, v)]
+    exact = reference.softmax_readout(*wide, scale=scale)
+    naive = reference.softmax_readout(x, w, v, scale=scale)
+    for place in range(2):
+        _assert_within(got[place], naive[place], exact[place], dtype)
+
+
+@given(st.data(), SIZES, SIZES, CLASSES, st.sampled_from(DTYPES), REDUCTIONS, SEEDS)
+def test_compat_loss(data, rows, dim, classes, dtype, reduction, seed):
+    x = _rows(data.draw, (rows, dim), dtype, seed)
+    w = _rows(data.draw, (classes, dim), dtype, seed + 1)
+    labels = torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
+    if rows > 1 and data.draw(st.booleans()):
+        labels[0] = -100
+    labels = _laid_out(data.draw, labels)
+    options = {
+        "scale": data.draw(st.sampled_from([1.0, 16.0, 30.0])),
+        "margin": data.draw(st.sampled_from([0.0, 0.2])),
+        "label_smoothing": data.draw(st.sampled_from([0.0, 0.1])),
+        "reduction": reduction,
+    }
+    _assert_loss(
+        lambda x, w: fcl_ext.compat_loss(x, w, labels, **options),
+        lambda x, w: reference.compat_loss(x, w, labels, **options),
+        (x, w),
+        dtype,
+    )
+
+
+@given(st.data(), SIZES, SIZES, CLASSES, st.sampled_from(DTYPES), REDUCTIONS, SEEDS)
+def test_compat_kl(data, rows, dim, classes, dtype, reduction, seed):
+    assume(classes > 1)  # of one class, it is 0 and all rounding
+    x = _rows(data.draw, (rows, dim), dtype, seed)
+    w = _rows(data.draw, (classes, dim), dtype, seed + 1)
+    teacher = _rows(data.draw, (rows, dim), dtype, seed + 2)
+    options = {"scale": data.draw(st.sampled_from([1.0, 16.0])), "reduction": reduction}
+    _assert_loss(
+        lambda x: fcl_ext.compat_kl(x, w, teacher_embeddings=teacher, **options),
+        lambda x: reference.compat_kl(
+            x, w.to(x.dtype), teacher_embeddings=teacher.to(x.dtype), **options
+        ),
+        (x,),
+        dtype,
+        size=math.log(classes) * (rows if reduction == "sum" else 1),
+    )
+
+
+@given(st.data(), SIZES, SIZES, SIZES, st.sampled_from(DTYPES), REDUCTIONS, SEEDS)
+def test_compat_supcon(data, rows, dim, bank, dtype, reduction, seed):
+    x = _rows(data.draw, (rows, dim), dtype, seed)
+    features = _rows(data.draw, (bank, dim), dtype, seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    feature_labels = torch.randint(data.draw(st.integers(1, bank)), (bank,), generator=generator)
+    labels = feature_labels[torch.randint(bank, (rows,), generator=generator)]
+    options = {"scale": data.draw(st.sampled_from([1.0, 10.0, 30.0])), "reduction": reduction}
+    _assert_loss(
+        lambda x, f: fcl_ext.compat_supcon(x, labels, f, feature_labels, **options),
+        lambda x, f: reference.compat_supcon(x, labels, f, feature_labels, **options),
+        (x, features),
+        dtype,
+    )
+
+
+@given(st.data(), SIZES, SIZES, SIZES, st.integers(1, 5), st.sampled_from(DTYPES), SEEDS)
+def test_sparse_readout(data, queries, dim, rows, labels, dtype, seed):
+    x = _rows(data.draw, (queries, dim), dtype, seed, dim**-0.5)
+    bank = _rows(data.draw, (rows, dim), dtype, seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    member = torch.rand(labels, rows, generator=generator) < data.draw(st.floats(0, 1))
+    crow = F.pad(member.sum(1).cumsum(0), (1, 0))
+    col = _laid_out(data.draw, member.nonzero()[:, 1])
+    y = torch.randint(-1, labels, (queries,), generator=generator)
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    log_weights = None
+    if data.draw(st.booleans()):
+        log_weights = _rows(data.draw, (len(col),), accumulated, seed + 2)
+    arguments = (y, crow, col, log_weights)
+    got = fcl_ext.sparse_readout(x, bank, *arguments, scale=10.0)
+    exact = reference.sparse_readout(x.double(), bank.double(), *arguments, scale=10.0)
+    naive = reference.sparse_readout(x, bank, *arguments, scale=10.0)
+    for place in range(2):
+        _assert_within(got[place], naive[place], exact[place], dtype)
+
+
+@given(st.data(), SIZES, SIZES, st.sampled_from(DTYPES), INDEX, SEEDS)
+def test_random_walk(data, nodes, dim, dtype, index, seed):
+    crow, col = _graph(data.draw, nodes, nodes, index, seed)
+    features = _rows(data.draw, (nodes, dim), dtype, seed + 1)
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(len(col), dtype=torch.float64, generator=generator)
+    degree = crow.diff().clamp(min=1).repeat_interleave(crow.diff().long())
+    values = _laid_out(data.draw, (values / degree).to(accumulated))
+    transpose = data.draw(st.booleans())
+    damping, steps = data.draw(st.floats(0.05, 0.95)), data.draw(st.integers(0, 8))
+
+    def definition(values, features):
+        dense = reference.csr_to_dense(crow, col, values, nodes)
+        matrix = dense.T if transpose else dense
+        return reference.random_walk(
+            matrix, features.to(matrix.dtype), damping=damping, num_steps=steps
+        )
+
+    _assert_loss(
+        lambda values, features: fcl_ext.random_walk(
+            crow, col, values, features, damping=damping, num_steps=steps, transpose=transpose
+        ),
+        lambda values, features: definition(values, features).to(features.dtype),
+        (values, features),
+        dtype,
+    )
+
+
+@given(st.data(), SIZES, SIZES, st.sampled_from(DTYPES[:2]), INDEX, SEEDS)
+def test_random_walk_to_a_tolerance(data, nodes, dim, dtype, index, seed):
+    crow, col = _graph(data.draw, nodes, nodes, index, seed)
+    features = _rows(data.draw, (nodes, dim), dtype, seed + 1)
+    degree = crow.diff().clamp(min=1).repeat_interleave(crow.diff().long())
+    values = _laid_out(data.draw, (1 / degree).to(dtype))
+    damping = data.draw(st.floats(0.05, 0.9))
+    got = fcl_ext.random_walk(crow, col, values, features, damping=damping, tol=1e-4)
+    dense = reference.csr_to_dense(crow, col, values.double(), nodes)
+    exact = reference.random_walk_limit(dense, features.double(), damping=damping)
+    bound = 1e-4 * features.double().abs().max() + 1e-6
+    assert (got.double() - exact).abs().max() <= bound
+
+
+@given(st.data(), SIZES, SIZES, SIZES, st.sampled_from(DTYPES), INDEX, SEEDS)
+def test_edge_dot(data, rows, columns, dim, dtype, index, seed):
+    crow, col = _graph(data.draw, rows, columns, index, seed)
+    left = _rows(data.draw, (rows, dim), dtype, seed + 1)
+    right = _rows(data.draw, (columns, dim), dtype, seed + 2)
+    got = torch.ops.fcl.edge_dot(crow, col, left, right)
+    row = torch.arange(rows).repeat_interleave(crow.diff().long())
+
+    def definition(left, right):
+        dots = (left[row] * right[col.long().clamp(min=0)]).sum(1)
+        return dots.masked_fill(col < 0, 0.0)
+
+    _assert_within(got, definition(left, right), definition(left.double(), right.double()), dtype)
+
+
+@given(st.data(), SIZES, SIZES, INDEX, SEEDS)
+def test_csr_transpose(data, rows, columns, index, seed):
+    crow, col = _graph(data.draw, rows, columns, index, seed)
+    values = torch.arange(1, len(col) + 1, dtype=torch.float64)
+    out_crow, out_col, edge = fcl_ext.csr_transpose(crow, col, columns)
+    dense = reference.csr_to_dense(crow, col, values, columns)
+    assert torch.equal(reference.csr_to_dense(out_crow, out_col, values[edge], rows), dense.T)
+    assert sorted(edge.tolist()) == list(range(len(col)))
+
+
+@given(st.data(), st.integers(2, 130), SIZES, st.sampled_from(DTYPES), SEEDS)
+def test_knn(data, rows, dim, dtype, seed):
+    """Each rank has the similarity that a full sort has there, and names a row that has it."""
+    features = _rows(data.draw, (rows, dim), dtype, seed)
+    queries = _rows(data.draw, (data.draw(st.integers(1, 40)), dim), dtype, seed + 1)
+    metric = data.draw(st.sampled_from(["cosine", "ip", "l2"]))
+    k = data.draw(st.integers(1, rows - 1))
+    split = data.draw(st.integers(0, rows))
+    offsets = torch.tensor([0, split, rows])
+    apart = torch.eye(rows, dtype=torch.bool)
+    parted = (torch.arange(rows)[:, None] < split) != (torch.arange(rows)[None, :] < split)
+    between = _scores(features, features, metric)
+    for got, scores in (
+        (fcl_ext.knn_graph(features, k, metric=metric), between.masked_fill(apart, -torch.inf)),
+        (
+            fcl_ext.knn_graph_segments(features, offsets, k, metric=metric),
+            between.masked_fill(apart | parted, -torch.inf),
+        ),
+        (
+            fcl_ext.knn_search(queries, features, k, metric=metric),
+            _scores(queries, features, metric),
+        ),
+    ):
+        indices, similarities = got
+        expected, order = torch.sort(scores, dim=1, descending=True, stable=True)
+        expected, order = expected[:, :k], order[:, :k]
+        there = torch.isfinite(expected)
+        assert torch.equal(indices >= 0, there)
+        size = max(1.0, float(scores[torch.isfinite(scores)].abs().max()) if there.any() else 1.0)
+        bound = size * (1e-12 if dtype == torch.float64 else 1e-5)
+        assert ((similarities - expected)[there].abs() <= bound).all()
+        # What is named has the similarity that is said of it, and no row is named twice.
+        named = scores.gather(1, indices.long().clamp(min=0))
+        assert ((named - expected)[there].abs() <= bound).all()
+        for row, keep in zip(indices.tolist(), there.sum(1).tolist(), strict=True):
+            assert len(set(row[:keep])) == keep
+
+
+def _scores(queries, rows, metric):
+    queries, rows = queries.double(), rows.double()
+    if metric == "cosine":
+        queries, rows = F.normalize(queries, dim=1), F.normalize(rows, dim=1)
+    if metric == "l2":
+        return -(queries[:, None] - rows[None]).square().sum(2)
+    return queries @ rows.T
