@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fcl_ext import ops
+from fcl_ext._derivatives import once
 from fcl_ext._logits import room_for_logits
 from fcl_ext._packing import packed_prototypes
 from fcl_ext._versions import VersionedCache, counts_versions
@@ -93,33 +93,42 @@ class CompatLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
-        grad, *rest = ctx.saved_tensors
-        grad_embeddings: Tensor | None = None
-        if need_embeddings:
-            per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
-            grad_embeddings = (grad * per_row).to(ctx.dtype)
-        grad_prototypes: Tensor | None = None
-        if len(rest) == 1:
-            grad_prototypes = (rest[0] * grad_loss).to(ctx.dtype)
-        elif need_prototypes:
-            rows, prototypes, labels, state, logits = rest
-            scale, label_smoothing, normalize, ignore_index = ctx.options
-            grad_prototypes = ops.compat_loss_backward(
-                rows,
-                prototypes,
-                labels,
-                state,
-                grad_loss,
-                scale,
-                label_smoothing,
-                normalize,
-                ignore_index,
-                logits,
-            ).to(prototypes.dtype)
-        return grad_embeddings, grad_prototypes, *(None,) * 9
+        if not torch.is_grad_enabled():
+            return *_gradients(ctx, grad_loss), *(None,) * 9
+        # create_graph=True: someone may differentiate these again.
+        with torch.no_grad():
+            gradients = _gradients(ctx, grad_loss)
+        return *once("compat_loss", *gradients), *(None,) * 9
+
+
+def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """To embeddings and prototypes."""
+    need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
+    grad, *rest = ctx.saved_tensors
+    grad_embeddings: Tensor | None = None
+    if need_embeddings:
+        per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
+        grad_embeddings = (grad * per_row).to(ctx.dtype)
+    grad_prototypes: Tensor | None = None
+    if len(rest) == 1:
+        grad_prototypes = (rest[0] * grad_loss).to(ctx.dtype)
+    elif need_prototypes:
+        rows, prototypes, labels, state, logits = rest
+        scale, label_smoothing, normalize, ignore_index = ctx.options
+        grad_prototypes = ops.compat_loss_backward(
+            rows,
+            prototypes,
+            labels,
+            state,
+            grad_loss,
+            scale,
+            label_smoothing,
+            normalize,
+            ignore_index,
+            logits,
+        ).to(prototypes.dtype)
+    return grad_embeddings, grad_prototypes
 
 
 def mean_prototype(prototypes: Tensor, normalize: bool) -> Tensor:

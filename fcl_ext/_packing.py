@@ -41,8 +41,9 @@ def set_packing_cache(max_bytes: int) -> None:
 
     What is kept belongs to a tensor object and to torch's count of its versions: operations in
     place, optimizers' included, are noticed, and its memory is released when the tensor goes away.
-    Writes torch does not count (through ``.data`` or a shared numpy array) are not noticed: call
-    this function again after them, which forgets everything kept.
+    Writes torch does not count (through ``.data`` or a shared numpy array) are noticed only where
+    they change one of 64 rows spread evenly: call this function again after writing some rows that
+    way, which forgets everything kept.
 
     Args:
         max_bytes: For all prototypes together; 0, as at the start, keeps none.

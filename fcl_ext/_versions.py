@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -24,10 +25,15 @@ def counts_versions(tensor: Tensor) -> bool:
     return not (tensor.requires_grad or tensor.is_inference())
 
 
+# Rows of a tensor on the CPU that are compared with what they were.
+_WITNESSES = 64
+
+
 class VersionedCache(Generic[T]):
     """One value per tensor object and key, while torch counts the same version of the tensor.
 
-    Writes that torch does not count (through ``.data`` or a shared numpy array) are not noticed.
+    Writes that torch does not count (through ``.data`` or a shared numpy array) are noticed on the
+    CPU where they change one of 64 rows spread evenly, as those to a whole tensor do.
 
     Example:
         >>> import torch
@@ -41,8 +47,8 @@ class VersionedCache(Generic[T]):
     """
 
     def __init__(self) -> None:
-        # (id of the tensor, key) -> its version, value
-        self._kept: dict[tuple[int, Hashable], tuple[int, T]] = {}
+        # (id of the tensor, key) -> its version, some of its rows, value
+        self._kept: dict[tuple[int, Hashable], tuple[int, Tensor | None, T]] = {}
         # Those whose tensor takes its value along when it goes away.
         self._watched: set[tuple[int, Hashable]] = set()
 
@@ -51,8 +57,8 @@ class VersionedCache(Generic[T]):
         place = id(tensor), key
         if place not in self._kept:
             return None
-        version, value = self._kept[place]
-        if version == tensor._version:
+        version, rows, value = self._kept[place]
+        if version == tensor._version and (rows is None or torch.equal(rows, _witnesses(tensor))):
             return value
         del self._kept[place]
         return None
@@ -60,7 +66,9 @@ class VersionedCache(Generic[T]):
     def keep(self, tensor: Tensor, key: Hashable, value: T) -> None:
         """Keep a value, of a tensor that `counts_versions`, in place of an earlier one."""
         place = id(tensor), key
-        self._kept[place] = (tensor._version, value)
+        # On a GPU, comparing would wait for it.
+        rows = _witnesses(tensor).clone() if tensor.device.type == "cpu" and tensor.dim() else None
+        self._kept[place] = (tensor._version, rows, value)
         if place not in self._watched:
             self._watched.add(place)
             weakref.finalize(tensor, self._forget, place).atexit = False
@@ -69,7 +77,7 @@ class VersionedCache(Generic[T]):
         return len(self._kept)
 
     def __iter__(self) -> Iterator[T]:
-        return (value for _, value in self._kept.values())
+        return (value for *_, value in self._kept.values())
 
     def clear(self) -> None:
         """Forget everything."""
@@ -78,3 +86,7 @@ class VersionedCache(Generic[T]):
     def _forget(self, place: tuple[int, Hashable]) -> None:
         self._kept.pop(place, None)
         self._watched.discard(place)
+
+
+def _witnesses(tensor: Tensor) -> Tensor:
+    return tensor.detach()[:: max(1, len(tensor) // _WITNESSES)]

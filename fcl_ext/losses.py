@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._compat_function import CompatLoss, mean_prototype
+from fcl_ext._derivatives import refuse_gradient
 from fcl_ext._packing import packed_prototypes
 
 Reduction = Literal["mean", "sum", "none"]
@@ -194,7 +195,7 @@ def compat_kl(
 
     Args:
         embeddings: New-model embeddings, shape ``(N, D)``, floating.
-        prototypes: Class rows, shape ``(C, D)``, same dtype and device.
+        prototypes: Class rows, shape ``(C, D)``, same dtype and device; constants.
         teacher_embeddings: Old-model features of the same images, shape ``(N, D)``; constants.
         teacher: Instead: what :func:`teacher_readout` returned for them (same prototypes, scale
             and normalize).
@@ -206,7 +207,8 @@ def compat_kl(
         Scalar, or shape ``(N,)`` for ``"none"``.
 
     Raises:
-        ValueError: Both or neither teacher given, or an option out of range.
+        ValueError: Both or neither teacher given, an option out of range, or a constant that
+            requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit.
 
     Example:
@@ -221,8 +223,11 @@ def compat_kl(
             "compat_kl: expected either teacher_embeddings or teacher, got both or neither"
         )
     if teacher_embeddings is not None:
+        refuse_gradient("teacher_embeddings", teacher_embeddings, "detach")
         teacher = teacher_readout(teacher_embeddings, prototypes, scale=scale, normalize=normalize)
     assert teacher is not None
+    # The teacher's distribution depends on them, too: half of their gradient would be missing.
+    refuse_gradient("prototypes", prototypes, "detach")
     mean, negative_entropy = teacher
     losses = _target_losses(
         "compat_kl: expected a teacher", embeddings, prototypes, mean, scale, normalize
@@ -249,11 +254,24 @@ class PositiveSets(NamedTuple):
 
         Args:
             feature_labels: Shape ``(R,)``, int64 >= 0.
-            num_labels: L; default the largest label + 1.
+            num_labels: L; default the largest label + 1. Memory grows with it: number the classes.
+
+        Raises:
+            ValueError: Another shape or dtype, or a negative label (CPU tensors).
         """
+        if feature_labels.dim() != 1 or feature_labels.dtype != torch.int64:
+            raise ValueError(
+                "feature_labels: expected shape [R] and dtype int64, got "
+                f"{list(feature_labels.shape)} and {feature_labels.dtype}"
+            )
         if num_labels is None:
             num_labels = int(feature_labels.max()) + 1 if len(feature_labels) else 0
         sorted_labels, order = torch.sort(feature_labels, stable=True)
+        if _can_look(feature_labels) and len(sorted_labels) and sorted_labels[0] < 0:
+            row = int(order[0])
+            raise ValueError(
+                f"feature_labels: expected labels >= 0, got {int(sorted_labels[0])} in row {row}"
+            )
         bounds = torch.arange(num_labels + 1, device=feature_labels.device)
         return cls(torch.searchsorted(sorted_labels, bounds), order)
 
@@ -325,7 +343,7 @@ def compat_supcon(
     crow_indices, col_indices, log_weights = positives
     _check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1)
     counts = crow_indices[labels + 1] - crow_indices[labels]
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (counts == 0).any():
+    if _can_look(labels) and (counts == 0).any():
         row = int((counts == 0).nonzero()[0])
         raise ValueError(
             f"compat_supcon: label {int(labels[row])} of row {row} has no row among the features"
@@ -429,6 +447,7 @@ def _check_weights(name: str, weights: Tensor, letters: str, size: int) -> None:
 def _check_options(
     scale: float, margin: float, margin_type: str, label_smoothing: float, reduction: str
 ) -> None:
+    refuse_gradient("scale", scale)
     if not scale > 0 or math.isinf(scale):
         raise ValueError(f"scale: expected a finite number > 0, got {scale}")
     if margin_type not in ("cosface", "arcface"):
@@ -441,14 +460,19 @@ def _check_options(
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
 
 
+def _can_look(labels: Tensor) -> bool:
+    """Whether looking at values neither waits for the device nor breaks a graph."""
+    return labels.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _check_labels(function: str, labels: Tensor, num_rows: int, num_classes: int) -> None:
     if labels.shape != (num_rows,) or labels.dtype != torch.int64:
         raise ValueError(
             f"{function}: expected labels of shape [N] = [{num_rows}] and dtype int64, "
             f"got {list(labels.shape)} and {labels.dtype}"
         )
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return  # looking at values would wait for the device, or break the graph
+    if not _can_look(labels):
+        return
     bad = (labels < 0) | (labels >= num_classes)
     if bad.any():
         row = int(bad.nonzero()[0])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fcl_ext import ops
+from fcl_ext._derivatives import refuse_gradient
 from fcl_ext._packing import packed_prototypes
 
 
@@ -47,6 +48,7 @@ def softmax_readout(
         >>> torch.allclose(logsumexp, torch.logsumexp(2.0 * x @ w.T, 1))
         True
     """
+    refuse_gradient("scale", scale)
     packed = packed_prototypes(prototypes, False)
     return ops.softmax_readout(embeddings, prototypes, values, None, scale, True, False, *packed)
 
@@ -131,6 +133,7 @@ def sparse_readout(
         >>> round(logsumexp.exp().item(), 4)  # rows 1 and 2: e^0 + e^0
         2.0
     """
+    refuse_gradient("scale", scale)
     return ops.sparse_readout(
         embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, True
     )

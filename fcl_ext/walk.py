@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fcl_ext import ops
+from fcl_ext._derivatives import refuse_gradient
 
 #: Tolerance of a walk for which neither ``num_steps`` nor ``tol`` is given.
 DEFAULT_TOL = 1e-6
@@ -148,6 +149,7 @@ def random_walk(
         tensor([[0.3333],
                 [0.6667]])
     """
+    refuse_gradient("damping", damping)
     if num_steps is not None and tol is not None:
         raise ValueError(
             f"random_walk: expected num_steps or tol, not both; got num_steps={num_steps} and "

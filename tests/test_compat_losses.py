@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -198,7 +199,7 @@ def test_compat_supcon_ready_and_weighted_positives():
     [
         lambda x, w, y: fcl_ext.compat_loss(x, w, y),
         lambda x, w, y: fcl_ext.compat_loss(x, w, y, margin=0.2, label_smoothing=0.1),
-        lambda x, w, y: fcl_ext.compat_kl(x, w, teacher_embeddings=x.detach(), scale=3.0),
+        lambda x, w, y: fcl_ext.compat_kl(x, w.detach(), teacher_embeddings=x.detach(), scale=3.0),
         lambda x, w, y: fcl_ext.compat_supcon(x, y % 3, w, torch.arange(len(w)) % 3),
     ],
 )
@@ -209,7 +210,7 @@ def test_losses_compile_to_one_graph(loss):
         leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
         value = function(*leaves, y)
         value.backward()
-        results.append((value.detach(), *(leaf.grad for leaf in leaves)))
+        results.append([value.detach(), *(x.grad for x in leaves if x.grad is not None)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -344,3 +345,16 @@ def test_prototype_gradient_repeats_itself():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, -1, 2]), "expected labels >= 0, got -1 in row 1"),
+        (torch.tensor([0.0, 1.0, 2.0]), "expected shape [R] and dtype int64, got [3] and"),
+        (torch.zeros(3, 1, dtype=torch.int64), "got [3, 1]"),
+    ],
+)
+def test_labels_of_features_are_checked(labels, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fcl_ext.PositiveSets.from_labels(labels)

@@ -29,3 +29,12 @@ def test_a_value_lives_as_long_as_the_version_of_its_tensor():
     cache.clear()
     assert len(cache) == 0
     assert cache.find(other, "key") is None
+
+
+def test_writes_that_torch_does_not_count_are_noticed_in_a_witness():
+    cache, tensor = VersionedCache(), torch.zeros(1000, 3)
+    cache.keep(tensor, "key", 1)
+    version = tensor._version
+    tensor.data.mul_(0.9).add_(1)
+    assert tensor._version == version
+    assert cache.find(tensor, "key") is None
