@@ -115,7 +115,7 @@ def torchrun_on(
     ended = []
     try:
         for process in running:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=480)
             ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     finally:
         for process in running:
