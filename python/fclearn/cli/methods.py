@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag, emit
+from fclearn.cli.console import JsonFlag, draw, emit
 
 if TYPE_CHECKING:
     from fclearn.methods import MethodSpec
+
+#: Of a column, where nothing else bounds it: sentences are read in a few words a line.
+_MAX_WIDTH = 40
 
 
 def methods(
@@ -56,17 +59,15 @@ def _facts(spec: MethodSpec) -> dict[str, object]:
 
 
 def _list(specs: Iterable[MethodSpec]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_lines=True)
-    table.add_column("name", no_wrap=True)
-    for heading in ("title", "needs", "settings", "source"):
-        table.add_column(heading)
+    for heading in ("name", "title", "needs", "settings", "source"):
+        table.add_column(heading, max_width=_MAX_WIDTH)
     for spec in specs:
         needs = ", ".join(need.name.lower().replace("_", " ") for need in spec.needs)
         table.add_row(spec.name, spec.title, needs, "\n".join(_settings(spec)), spec.source)
-    Console().print(table)
+    draw(table, stdout=True)
 
 
 def _explain(spec: MethodSpec) -> None:
