@@ -8,11 +8,13 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 import fcl_ext
 import fclearn
+from fclearn.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -61,6 +63,12 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     """The blocks share one namespace, as a reader who types them in order would."""
     monkeypatch.chdir(tmp_path)
     _run_blocks(name)
+
+
+def test_python_blocks_of_an_own_method_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(METHODS):  # what the page registers is not there for other tests
+        _run_blocks("docs/own_method.md")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the engines, about themselves

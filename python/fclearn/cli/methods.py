@@ -27,14 +27,18 @@ def methods(
 
     With a name: that method's idea, where it comes from, its needs and settings.
 
+    Methods of your own are there, too, where FCL_METHODS names the modules that register them.
+
     \b
     Examples:
       fcl methods
       fcl methods ni-fcl
       fcl methods --json
     """
+    from fclearn.cli.own_methods import load_own_methods
     from fclearn.methods import METHODS, get_method
 
+    load_own_methods()
     if name is not None:
         spec = get_method(name)
         if json:
@@ -80,9 +84,10 @@ def _explain(spec: MethodSpec) -> None:
 def _settings(spec: MethodSpec) -> list[str]:
     from fclearn.methods.base import NEW_CLASSIFIER_DEFAULTS
 
-    # Those that every method has come last.
+    # Those that all of the library's own methods have come last.
     own = [key for key in spec.defaults if key not in NEW_CLASSIFIER_DEFAULTS]
-    return [f"{key}={_yaml(spec.defaults[key])}" for key in [*own, *NEW_CLASSIFIER_DEFAULTS]]
+    common = [key for key in NEW_CLASSIFIER_DEFAULTS if key in spec.defaults]
+    return [f"{key}={_yaml(spec.defaults[key])}" for key in [*own, *common]]
 
 
 def _yaml(value: object) -> str:
