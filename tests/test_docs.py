@@ -8,11 +8,14 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import torch
 
 import fcl_ext
 import fclearn
+from fclearn.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -63,6 +66,12 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
     _run_blocks(name)
 
 
+def test_python_blocks_of_an_own_method_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(METHODS):  # what the page registers is not there for other tests
+        _run_blocks("docs/own_method.md")
+
+
 @pytest.mark.filterwarnings("ignore")  # of the engines, about themselves
 def test_python_blocks_of_integrations_run(tmp_path, monkeypatch):
     for engine in ("sentence_transformers", "datasets", "lightning", "pytorch_metric_learning"):
@@ -86,6 +95,32 @@ def test_every_metric_is_documented():
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name in METRIC_NAMES:
         assert f"`{name}`" in text
+
+
+def test_readme_names_the_operators_that_carry_gradients():
+    """Those registered with a context to differentiate by; other formulas only raise."""
+    sources = (ROOT / "fcl_ext" / "_registrations").glob("*.py")
+    pattern = r'register_autograd\(\s*"fcl::(\w+)",\s*\w+,\s*setup_context'
+    carry = {op for path in sources for op in re.findall(pattern, path.read_text("utf-8"))}
+    (said,) = re.findall(r"gradients carry ([^.]*)\.", README.read_text(encoding="utf-8"))
+    assert set(re.findall(r"`(\w+)`", said)) == carry
+
+
+@pytest.mark.parametrize("op", ["compat_loss", "compat_loss_gradients", "pack_prototypes"])
+def test_readme_names_the_operators_that_warn_in_backward(op):
+    x = torch.randn(4, 3, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3])
+    loss = [x, torch.eye(5, 3), labels, None, 1.0, 0.0, False, 0.0, False, -100, "mean"]
+    more = {
+        "compat_loss": [*loss, True, False],
+        "compat_loss_gradients": loss,
+        "pack_prototypes": [x, True],
+    }
+    first = getattr(torch.ops.fcl, op)(*more[op])[0]
+    with pytest.warns(UserWarning, match=f"fcl::{op}: an autograd kernel was not registered"):
+        first.sum().backward()
+    assert x.grad is None
+    assert f"`{op}`" in README.read_text(encoding="utf-8")
 
 
 def test_readme_links_exist():

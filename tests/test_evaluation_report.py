@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,19 +101,54 @@ def test_verdict_follows_the_interval(cross, status, start):
     assert {"compatible": low > 0, "unclear": low <= 0 <= high, "incompatible": high < 0}[status]
 
 
-def test_verdict_names_a_worse_first_hit():
-    """Same noise but for the best hit: rows are right on the whole and wrong at rank one."""
-    old_query = np.array([[1.0, 0.2, 0.0]] * 30, np.float32)
-    gallery = np.array([[1, 0, 0], [0, 1, 0], [0.3, 0.9, 0], [0, 0, 1]], np.float32)
-    report = compatibility_report(
-        old_query=old_query, old_gallery=gallery,
-        new_query=np.array([[0.0, 0.95, 1.0]] * 30, np.float32),
-        query_labels=[0] * 30, gallery_labels=[0, 0, 0, 1], num_bootstrap=50,
+def report_of_hits(new_query):
+    """Old queries find one of ten right rows first and the other nine last.
+
+    Axes: the first right row, the others, ten wrong rows, and a wrong row of its own.
+    """
+    gallery = np.repeat(np.eye(4, dtype=np.float32), [1, 9, 10, 1], axis=0)
+    return compatibility_report(
+        old_query=np.array([[1.0, 0.1, 0.3, 0.2]] * 30, np.float32), old_gallery=gallery,
+        new_query=np.array([new_query] * 30, np.float32),
+        query_labels=[0] * 30, gallery_labels=[0] * 10 + [1] * 11, num_bootstrap=50,
     )  # fmt: skip
-    assert report.matrix["old/old"]["cmc@1"] == 1
-    assert report.matrix["new/old"]["cmc@1"] == 0
-    assert report.negative_flip_rate == 1
-    assert report.verdict.status == "incompatible"
+
+
+def test_headline_and_status_say_that_the_first_hit_gets_worse():
+    report = report_of_hits([0.8, 0.7, 0.1, 0.9])  # one wrong row, then all that are right
+    assert report.differences["new/old - old/old"]["map"] > 0.1
+    assert report.differences["new/old - old/old"]["cmc@1"] == -1
+    verdict = report.verdict
+    assert verdict.status == report.to_dict()["verdict"]["status"] == "mixed"
+    assert verdict.headline == (
+        "Finds more, but the first hit is worse (CMC@1 −100.0 points); look before you switch"
+    )
+    assert "CMC@1 falls from 100.0% to 0.0% (−100.0 points, 95% interval" in verdict.details
+
+
+def test_a_first_hit_as_good_as_before_leaves_the_upgrade_worthwhile():
+    assert report_of_hits([0.9, 0.8, 0.1, 0.2]).verdict.status == "compatible"
+
+
+@pytest.mark.parametrize(("change", "status"), [(-0.011, "mixed"), (-0.009, "compatible")])
+def test_a_first_hit_without_an_interval_is_worse_by_more_than_a_point(change, status):
+    report = report_of_hits([0.8, 0.7, 0.1, 0.9])
+    row = "new/old - old/old"
+    without = replace(
+        report,
+        differences={**report.differences, row: {**report.differences[row], "cmc@1": change}},
+        intervals={**report.intervals, row: {**report.intervals[row], "cmc@1": None}},
+    )
+    assert without.verdict.status == status
+
+
+def test_no_clear_difference_does_not_hide_a_worse_first_hit():
+    report = report_of_hits([0.8, 0.7, 0.1, 0.9])
+    row = "new/old - old/old"
+    around_zero = {**report.intervals[row], "map": (-0.1, 0.1)}
+    verdict = replace(report, intervals={**report.intervals, row: around_zero}).verdict
+    assert verdict.status == "unclear"
+    assert verdict.headline == "Not decided, but the first hit is worse (CMC@1 −100.0 points)"
 
 
 def test_gain_is_undefined_without_room():

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from itertools import pairwise
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from test_report import Page
 
 from fclearn.cli import main
-from fclearn.evaluation import chain_report, compatibility_report, paired_test
+from fclearn.evaluation import Verdict, chain_report, compatibility_report, paired_test
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.probe import probe
 from fclearn.report import (
@@ -26,6 +27,7 @@ from fclearn.report import (
     write_report,
 )
 from fclearn.report._pictures import decode
+from fclearn.report._template import SIGNS
 from fclearn.report.items import read_per_query
 
 LABELS = np.arange(60) % 6
@@ -124,6 +126,23 @@ def test_upgrades_side_by_side_are_paired_by_id(tmp_path):
         for metric in report.metrics:
             assert f"{100 * report.matrix['new/old'][metric]:.1f}" in text
     assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("status", get_args(get_type_hints(Verdict)["status"]))
+def test_every_status_has_a_sign_and_a_colour(tmp_path, status):
+    for name in ("a", "b"):
+        write_upgrade(tmp_path / name, 0.8)
+    path = tmp_path / "a" / "report.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["verdict"] |= {"status": status, "headline": "This it is"}
+    path.write_text(json.dumps(data), encoding="utf-8")
+    rebuild(tmp_path / "a")
+    text = page(tmp_path / "a")
+    box = text[text.index(f'<section class="verdict {status}"') :]
+    assert f">{SIGNS[status]}</span>" in box
+    assert re.search(rf"\.{status}\b[^{{]*{{ background", text)
+    write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert f"{SIGNS[status]} This it is" in page(tmp_path / "both")
 
 
 def test_chains_and_a_single_upgrade_on_one_page(tmp_path):

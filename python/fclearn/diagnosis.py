@@ -71,6 +71,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "FCL_CUDA_PATH": "set of CUDA kernels: simt, mma, sm90, gather or union",
     "FCL_CUDA_CACHE_BYTES": "size of the GPU's L2 cache, for walks in panels of columns",
     "FCL_CACHE": "folder of the rendered icons (default: ~/.cache/fcl-ext)",
+    "FCL_METHODS": "Python modules with methods of your own, by commas: docs/own_method.md",
     "FCL_DEBUG": "1: tracebacks of errors",
     "OMP_NUM_THREADS": "threads of torch, and so of the kernels",
     "OMP_WAIT_POLICY": "PASSIVE: idle threads of torch do not spin",

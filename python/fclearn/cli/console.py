@@ -9,11 +9,14 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fclearn._launch import own_rank
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
@@ -32,12 +35,28 @@ def complain(text: str) -> None:
     print(f"[rank {rank}] {text}" if rank else text, file=sys.stderr, flush=True)
 
 
-def draw(drawing: object) -> None:
-    """Print a table for people, or anything else that rich draws; as `say`."""
-    if own_rank() == 0:
-        from rich.console import Console
+def draw(table: Table, *, stdout: bool = False) -> None:
+    """Print a table for people, with nothing of it cut; as `say`.
 
-        Console(stderr=True).print(drawing)
+    In a terminal, cells that are too wide go on in their next line. A file or another program gets
+    each row as wide as it is, as nothing there has a width to keep to.
+
+    Args:
+        table: Its columns are changed: they may wrap.
+        stdout: Whether to print there, as the result of a verb rather than beside it.
+    """
+    if own_rank() != 0:
+        return
+    from rich.console import Console
+
+    for column in table.columns:
+        column.no_wrap, column.overflow = False, "fold"
+    console = Console(stderr=not stdout)
+    # Asked of the stream itself: rich takes FORCE_COLOR for a terminal.
+    if not console.file.isatty():
+        console.width = sys.maxsize  # or the measure would be that of a terminal of 80 columns
+        console.width = console.measure(table).maximum
+    console.print(table)
 
 
 def emit(result: Mapping[str, object]) -> None:

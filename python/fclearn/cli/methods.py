@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fclearn.cli.console import JsonFlag, emit
+from fclearn.cli.console import JsonFlag, draw, emit
 
 if TYPE_CHECKING:
     from fclearn.methods import MethodSpec
+
+#: Of a column, where nothing else bounds it: sentences are read in a few words a line.
+_MAX_WIDTH = 40
 
 
 def methods(
@@ -24,14 +27,18 @@ def methods(
 
     With a name: that method's idea, where it comes from, its needs and settings.
 
+    Methods of your own are there, too, where FCL_METHODS names the modules that register them.
+
     \b
     Examples:
       fcl methods
       fcl methods ni-fcl
       fcl methods --json
     """
+    from fclearn.cli.own_methods import load_own_methods
     from fclearn.methods import METHODS, get_method
 
+    load_own_methods()
     if name is not None:
         spec = get_method(name)
         if json:
@@ -56,17 +63,15 @@ def _facts(spec: MethodSpec) -> dict[str, object]:
 
 
 def _list(specs: Iterable[MethodSpec]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_lines=True)
-    table.add_column("name", no_wrap=True)
-    for heading in ("title", "needs", "settings", "source"):
-        table.add_column(heading)
+    for heading in ("name", "title", "needs", "settings", "source"):
+        table.add_column(heading, max_width=_MAX_WIDTH)
     for spec in specs:
         needs = ", ".join(need.name.lower().replace("_", " ") for need in spec.needs)
         table.add_row(spec.name, spec.title, needs, "\n".join(_settings(spec)), spec.source)
-    Console().print(table)
+    draw(table, stdout=True)
 
 
 def _explain(spec: MethodSpec) -> None:
@@ -79,9 +84,10 @@ def _explain(spec: MethodSpec) -> None:
 def _settings(spec: MethodSpec) -> list[str]:
     from fclearn.methods.base import NEW_CLASSIFIER_DEFAULTS
 
-    # Those that every method has come last.
+    # Those that all of the library's own methods have come last.
     own = [key for key in spec.defaults if key not in NEW_CLASSIFIER_DEFAULTS]
-    return [f"{key}={_yaml(spec.defaults[key])}" for key in [*own, *NEW_CLASSIFIER_DEFAULTS]]
+    common = [key for key in NEW_CLASSIFIER_DEFAULTS if key in spec.defaults]
+    return [f"{key}={_yaml(spec.defaults[key])}" for key in [*own, *common]]
 
 
 def _yaml(value: object) -> str:

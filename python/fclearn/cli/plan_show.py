@@ -58,9 +58,9 @@ def _ways_table(result: Plan, budget: float) -> Table:
     metrics = list(result.curve.random_band)
     # 80 columns wide: three metrics need a line for intervals.
     apart = "\n" if len(metrics) > 2 else " "
-    table.add_column("way", no_wrap=True)
+    table.add_column("way")
     for metric in metrics:
-        table.add_column(metric_title(metric), justify="right", no_wrap=True)
+        table.add_column(metric_title(metric), justify="right")
     for name, way in result.table.ways.items():
         cells = [
             f"{100 * way.metrics[m]:.1f}{apart}[dim]\\[{100 * way.gain_intervals[m][0]:+.1f}, "
@@ -78,14 +78,14 @@ def _orders_table(result: Plan) -> Table:
         title=f"Orders, mAP in %, {curve.serving}{calibrated}",
         caption=f"random: {curve.num_random} seeds; 95 % intervals of the area's difference to it",
     )
-    table.add_column("order", no_wrap=True)
+    table.add_column("order")
     shares = curve.fractions
     shown = sorted(
         {min(range(len(shares)), key=lambda at: abs(shares[at] - goal)) for goal in _SHOWN}
     )
     for at in shown:
-        table.add_column(f"{100 * shares[at]:.3g} %", justify="right", no_wrap=True)
-    table.add_column("area", justify="right", no_wrap=True)
+        table.add_column(f"{100 * shares[at]:.3g} %", justify="right")
+    table.add_column("area", justify="right")
     for name, curves in curve.orders.items():
         found = curves["map"]
         low, high = found.gain_interval

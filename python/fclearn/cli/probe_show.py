@@ -88,9 +88,9 @@ def _table(result: ProbeResult) -> Table:
     is_wide = len(metrics) > 2
     table.show_edge, table.pad_edge = not is_wide, not is_wide
     table.add_column("way")
-    table.add_column("cost", no_wrap=True)
+    table.add_column("cost")
     for metric in metrics:
-        table.add_column(metric_title(metric), justify="right", no_wrap=True)
+        table.add_column(metric_title(metric), justify="right")
     direction = ""
     for way in sorted(result.ways, key=lambda way: list(_HEADINGS).index(way.direction)):
         if way.direction != direction:

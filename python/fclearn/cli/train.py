@@ -31,6 +31,8 @@ def train(
     also take the old model's classifier: its rows as .npy, and a text file with their class names.
     method.name=ni-fcl-scores takes the ranked lists of an old search service that gives no vectors.
 
+    FCL_METHODS=my_module adds the methods that this Python module registers.
+
     Under torchrun, all its processes train together, with the classifiers spread over them.
 
     Writes checkpoint.pt (under torchrun: the folder checkpoints), history.csv, args.yaml (every
@@ -62,9 +64,11 @@ def train(
       fcl train --config runs/new/args.yaml train.epochs=80 output=runs/longer
       torchrun --nproc-per-node 4 -m fclearn.cli train --config runs/new/args.yaml
     """
+    from fclearn.cli.own_methods import load_own_methods
     from fclearn.cli.train_run import run_training
     from fclearn.config import TrainRunConfig, load_config
 
+    load_own_methods()
     named = [] if method is None else [f"method.name={method}"]
     run = load_config(TrainRunConfig, config, [*(overrides or []), *named])
     trained = run_training(run)

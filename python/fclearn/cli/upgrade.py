@@ -43,6 +43,8 @@ def upgrade(
     method on all classes, embeds the test images by all of them, and compares: every test image is
     a query, the others are its gallery.
 
+    FCL_METHODS=my_module adds the methods that this Python module registers.
+
     Everything is done by other verbs; their commands are printed, so that they can be given by
     hand, on several machines, too. Stopped at any instant, the same command resumes.
 
@@ -61,12 +63,14 @@ def upgrade(
       fcl upgrade data.path=photos data.size=64 data.short_side=null "methods=[ni-fcl, bct]"
     """
     from fclearn.cli import main
+    from fclearn.cli.own_methods import load_own_methods
     from fclearn.cli.upgrade_config import UpgradeRunConfig
     from fclearn.cli.upgrade_run import read_reports, run_steps, write_steps
     from fclearn.config import load_config
 
     if under_torchrun():
         raise ValueError("upgrade: expected no torchrun around it; give --processes instead")
+    load_own_methods()
     wanted = load_config(UpgradeRunConfig, config, overrides or [])
     steps = write_steps(wanted)
     if dry_run:

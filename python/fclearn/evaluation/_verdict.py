@@ -19,6 +19,11 @@ TITLES = {
     "mrr": "MRR",
 }
 
+#: The first hit, of which a user sees more than of a mean over all ranks.
+FIRST_HIT = "cmc@1"
+#: How far it falls, as a fraction, to count as worse where nothing says how sure that is.
+FIRST_HIT_LOSS = 0.01
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -26,13 +31,14 @@ class Verdict:
 
     Attributes:
         status: ``"compatible"``: the interval of M(new/old) - M(old/old) on the primary metric lies
-            above zero;
-            ``"incompatible"``: below zero; ``"unclear"``: it includes zero.
+            above zero; ``"mixed"``: so it does, but that of ``cmc@1`` lies below zero (or, where
+            ``cmc@1`` has no interval, it falls by more than a point); ``"incompatible"``: the
+            primary metric's lies below zero; ``"unclear"``: it includes zero.
         headline: One line.
         details: The numbers behind it, a few sentences.
     """
 
-    status: Literal["compatible", "unclear", "incompatible"]
+    status: Literal["compatible", "mixed", "unclear", "incompatible"]
     headline: str
     details: str
 
@@ -66,9 +72,13 @@ def judge(report: CompatibilityReport) -> Verdict:
         f"reaches {percent(old)} ({points(cross - old)} points, "
         f"{percent(report.confidence, 0)} interval {points(change[0])} to {points(change[1])})."
     )
+    worse = _first_hit_is_worse(report)
     if change[0] > 0:
-        headline = "Upgrade without re-indexing is worthwhile"
-        return Verdict("compatible", headline, " ".join([measured, *_remarks(report)]))
+        details = " ".join([measured, *_remarks(report)])
+        if worse:
+            headline = f"Finds more, but {_lost(report)}; look before you switch"
+            return Verdict("mixed", headline, details)
+        return Verdict("compatible", "Upgrade without re-indexing is worthwhile", details)
     if change[1] < 0:
         headline = "Not compatible, keep the old model for queries or re-index"
         return Verdict("incompatible", headline, measured)
@@ -76,7 +86,8 @@ def judge(report: CompatibilityReport) -> Verdict:
         f"The interval includes zero, so these {report.num_queries:,} queries cannot tell whether "
         "the upgrade pays without re-indexing."
     )
-    return Verdict("unclear", "Not decided, no clear difference", f"{measured} {doubt}")
+    headline = "no clear difference" if not worse else f"but {_lost(report)}"
+    return Verdict("unclear", f"Not decided, {headline}", f"{measured} {doubt}")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -90,6 +101,19 @@ def points(value: float) -> str:
     return f"{'+' if rounded >= 0 else '−'}{abs(rounded):.1f}"
 
 
+def _first_hit_is_worse(report: CompatibilityReport) -> bool:
+    change = report.differences["new/old - old/old"].get(FIRST_HIT)
+    if change is None:
+        return False
+    interval = report.intervals["new/old - old/old"].get(FIRST_HIT)
+    return change < -FIRST_HIT_LOSS if interval is None else interval[1] < 0
+
+
+def _lost(report: CompatibilityReport) -> str:
+    change = report.differences["new/old - old/old"][FIRST_HIT]
+    return f"the first hit is worse ({metric_title(FIRST_HIT)} {points(change)} points)"
+
+
 def _remarks(report: CompatibilityReport) -> list[str]:
     remarks = []
     if report.update_gain is not None:
@@ -97,11 +121,16 @@ def _remarks(report: CompatibilityReport) -> list[str]:
             f"That is {percent(report.update_gain, 0)} of what re-indexing everything with the "
             "independent model would bring."
         )
-    first_hit = report.intervals["new/old - old/old"]["cmc@1"]
-    if first_hit is not None and first_hit[1] < 0:
+    if _first_hit_is_worse(report):
+        old, cross = (report.matrix[entry][FIRST_HIT] for entry in ("old/old", "new/old"))
+        change = f"{points(cross - old)} points"
+        bounds = report.intervals["new/old - old/old"].get(FIRST_HIT)
+        if bounds is not None:
+            sure = percent(report.confidence, 0)
+            change += f", {sure} interval {points(bounds[0])} to {points(bounds[1])}"
         remarks.append(
-            "The first hit, however, gets worse: CMC@1 "
-            f"{points(report.differences['new/old - old/old']['cmc@1'])} points."
+            f"The first hit, however, gets worse: {metric_title(FIRST_HIT)} falls from "
+            f"{percent(old)} to {percent(cross)} ({change})."
         )
     tax = report.intervals.get("self_test_tax", {}).get(report.primary)
     if tax is not None:

@@ -33,9 +33,10 @@ def render_table(report: CompatibilityReport) -> Table:
         caption=f"{report.num_queries:,} queries, {report.num_gallery:,} gallery rows, "
         f"{percent(report.confidence, 0)} intervals",
     )
-    table.add_column("query/gallery", no_wrap=True)
+    # What is too wide for a terminal goes on in the next line: no number is cut.
+    table.add_column("query/gallery", overflow="fold")
     for name in report.metrics:
-        table.add_column(metric_title(name), justify="right", no_wrap=True)
+        table.add_column(metric_title(name), justify="right", overflow="fold")
     for key, row in report.matrix.items():
         cells = [_cell(row[name], report.intervals[key][name]) for name in report.metrics]
         label = key.replace("independent", "indep.")

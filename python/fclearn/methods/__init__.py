@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fclearn.losses import LossTerm
 from fclearn.methods import (
     adv_bct,
@@ -24,7 +26,15 @@ from fclearn.methods import (
     ni_fcl_walk,
     uni_bct,
 )
-from fclearn.methods.base import Assets, MethodSpec, Need, Setting
+from fclearn.methods.base import (
+    NEW_CLASSIFIER_DEFAULTS,
+    Assets,
+    MethodSpec,
+    Need,
+    Setting,
+    Settings,
+    new_classifier,
+)
 from fclearn.wording import nearest
 
 METHODS: dict[str, MethodSpec] = {
@@ -53,7 +63,58 @@ METHODS: dict[str, MethodSpec] = {
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
-__all__ = ["METHODS", "Assets", "MethodSpec", "Need", "Setting", "build_method", "get_method"]
+# A name is also that of a folder, and `fcl upgrade` has one of the old model beside it.
+_NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+_TAKEN_BY_FOLDERS = {"old"}
+
+__all__ = [
+    "METHODS",
+    "NEW_CLASSIFIER_DEFAULTS",
+    "Assets",
+    "MethodSpec",
+    "Need",
+    "Setting",
+    "Settings",
+    "build_method",
+    "get_method",
+    "new_classifier",
+    "register",
+]
+
+
+def register(spec: MethodSpec) -> None:
+    """Add a method of your own to `METHODS`, for `build_method` and for the command ``fcl``.
+
+    ``fcl`` imports the modules that the environment variable ``FCL_METHODS`` names, by commas.
+
+    Args:
+        spec: The method; its ``build`` gets its ``defaults``, overridden by what the user gives.
+
+    Raises:
+        TypeError: Not a `MethodSpec`, or a default that is no setting.
+        ValueError: A name that exists, or cannot be that of a folder.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> register(replace(get_method("l2"), name="l2"))
+        Traceback (most recent call last):
+        ...
+        ValueError: name: expected one that no method has yet, got 'l2'
+    """
+    if not isinstance(spec, MethodSpec):
+        raise TypeError(f"spec: expected a MethodSpec, got {type(spec).__name__}")
+    if not _NAME.fullmatch(spec.name) or spec.name in _TAKEN_BY_FOLDERS:
+        raise ValueError(
+            f"name: expected words of a-z and 0-9 joined by '-', and not 'old', got {spec.name!r}"
+        )
+    if spec.name in METHODS:
+        raise ValueError(f"name: expected one that no method has yet, got {spec.name!r}")
+    for key, value in spec.defaults.items():
+        if type(value) not in _KINDS:
+            raise TypeError(
+                f"defaults: expected {key} to be {', '.join(_KINDS.values())}, got {value!r}"
+            )
+    METHODS[spec.name] = spec
 
 
 def get_method(name: str) -> MethodSpec:

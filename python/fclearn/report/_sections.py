@@ -10,9 +10,6 @@ from fclearn.report._numbers import Table
 from fclearn.report._pictures import as_data_uri
 from fclearn.report._template import Json, fill
 
-#: A verdict's look, by what it says.
-SIGNS = {"compatible": "✓", "unclear": "?", "incompatible": "✗"}
-
 
 class Block(TypedDict):
     """Something in a section: ``kind`` says what ``content`` is."""

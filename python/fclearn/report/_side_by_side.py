@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from fclearn.evaluation import metric_title
 from fclearn.report._numbers import Cell, Row, Table, cell, number, row, text_cell
 from fclearn.report._run_figures import gains_figure, runs_figure
-from fclearn.report._sections import SIGNS, Block, Section, figures, notes, table
-from fclearn.report._template import Json
+from fclearn.report._sections import Block, Section, figures, notes, table
+from fclearn.report._template import SIGNS, Json
 from fclearn.report.chains import SUMMARY_TITLES
 from fclearn.report.comparison import Difference, Run, common_metrics
 

@@ -12,6 +12,9 @@ import yaml
 # The values of report.json: JSON has no narrower type.
 Json = Any
 
+#: A verdict's sign, by its status; style.css has a colour for each.
+SIGNS = {"compatible": "✓", "mixed": "!", "unclear": "?", "incompatible": "✗"}
+
 # Shown in places of their own, on every page.
 _PLACED = frozenset({"title", "data", "command", "config", "versions", "kind", "items"})
 
@@ -43,6 +46,7 @@ def fill(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["signs"] = SIGNS
     return environment.get_template(template).render(
         title=str(data.get("title", kind.capitalize())),
         kind=kind,

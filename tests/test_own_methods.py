@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method of one's own: registered from a module, found by the command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from cli_samples import refused, train
+
+from fclearn.cli import main
+from fclearn.diagnosis import ENVIRONMENT
+from fclearn.methods import METHODS, Assets, build_method, get_method, register
+
+PAGE = Path(__file__).parents[1] / "docs" / "own_method.md"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(monkeypatch):
+    """What a test registers and imports is not there for others."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with patch.dict(METHODS), patch.dict(sys.modules):
+        yield
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The module of the page in the working directory, named by the variable."""
+    (source,) = re.findall(r"```python\n(\"\"\"My InfoNCE.*?)```", PAGE.read_text("utf-8"), re.S)
+    (tmp_path / "my_nce.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCL_METHODS", " my_nce,")
+
+
+@pytest.mark.usefixtures("module")
+def test_the_command_explains_it_and_trains_by_it(fcl, work, photos, tmp_path):
+    _, found, _ = fcl("methods", "my-nce", "--json")
+    assert found["idea"].startswith("My InfoNCE")
+    assert found["settings"]["scale"] == 20
+    assert found["needs"] == ["labels", "feature_cache"]
+    _, everything, _ = fcl("methods", "--json")
+    assert [one["name"] for one in everything["methods"]] == [*METHODS]
+    more = ["--method", "my-nce", "train.epochs=1"]
+    assert refused(fcl(*train(photos, tmp_path / "run", *more)), "old_features", "'my-nce' needs")
+    more += [f"old_features={work}/old-store", "method.settings.scale=10"]
+    code, result, _ = fcl(*train(photos, tmp_path / "run", *more), "--json")
+    assert code == 0
+    assert result["epochs"] == 1
+    assert "loss_compat" in (tmp_path / "run" / "history.csv").read_text(encoding="utf-8")
+    assert "scale: 10" in (tmp_path / "run" / "args.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("module")
+def test_the_script_and_an_upgrade_find_it(tmp_path):
+    """A script has its own folder on its path, not the working directory."""
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+    script = tmp_path / "bin" / "fcl"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom fclearn.cli import main\nsys.exit(main())\n")
+    done = subprocess.run(
+        [sys.executable, str(script), "upgrade", f"data.path={tmp_path}", "methods=[my-nce]",
+         "--dry-run"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "my-nce" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        (None, "ModuleNotFoundError: No module named 'my_broken'"),
+        ("def (", "SyntaxError: "),
+        ("from fclearn import nothing_like_it", "ImportError: cannot import name"),
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        (
+            "from fclearn.methods import get_method, register\nregister(get_method('l2'))",
+            "ValueError: name: expected one that no method has yet, got 'l2'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "methods", "upgrade"])
+def test_a_module_that_fails_is_one_line(fcl, tmp_path, monkeypatch, source, part, verb):
+    if source is not None:
+        (tmp_path / "my_broken.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCL_METHODS", "my_broken")
+    assert refused(fcl(verb), "FCL_METHODS: module 'my_broken' cannot be imported: ", part)
+
+
+def test_other_verbs_do_not_mind(fcl, monkeypatch):
+    monkeypatch.setenv("FCL_METHODS", "not_there")
+    code, result, _ = fcl("doctor", "--json")
+    assert code == 0
+    assert result["environment"]["FCL_METHODS"] == "not_there"
+    assert "own_method.md" in ENVIRONMENT["FCL_METHODS"]
+
+
+def test_a_registered_method_is_built_and_refused_like_any_other():
+    bare = replace(get_method("l2"), name="my-l2", defaults={"weight": 2.0}, build=lambda *_: [])
+    register(bare)
+    assert get_method("my-l2") is bare
+    labels = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="method 'my-l2' needs the old model's features"):
+        build_method("my-l2", Assets(labels), 4)
+    assets = Assets(labels, old_features=torch.eye(2))
+    with pytest.raises(ValueError, match="no setting 'wait'; did you mean 'weight'"):
+        build_method("my-l2", assets, 4, wait=1.0)
+    assert build_method("my-l2", assets, 4) == []
+
+
+def test_settings_without_those_of_the_new_classifier_are_listed(capsys):
+    register(replace(get_method("l2"), name="my-l2", defaults={"weight": 2.0}))
+    assert main(["methods"]) == 0
+    assert main(["methods", "my-l2"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("  weight=2.0")
+
+
+@pytest.mark.parametrize("name", ["", "My-NCE", "a b", "a/b", "..", "old", "-a"])
+def test_names_that_cannot_be_folders_are_refused(name):
+    with pytest.raises(ValueError, match=r"name: expected words of a-z and 0-9 .* got "):
+        register(replace(get_method("l2"), name=name))
+
+
+def test_what_is_no_method_is_refused():
+    with pytest.raises(TypeError, match="spec: expected a MethodSpec, got str"):
+        register("my-nce")
+    spec = replace(get_method("l2"), name="my-l2", defaults={"layers": [1, 2]})
+    with pytest.raises(TypeError, match=r"defaults: expected layers to be .* got \[1, 2\]"):
+        register(spec)
+    with pytest.raises(ValueError, match="name: expected one that no method has yet, got 'bct'"):
+        register(get_method("bct"))
+    assert "my-l2" not in METHODS
