@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import torch
 from PIL import Image
+from store_samples import norm_of
 
 from fclearn.datasets import load_icons
 from fclearn.features import FeatureStore, Fingerprint
@@ -55,9 +56,9 @@ def refused(result, *parts):
 def write_store(path, rows, labels, model="m", ids=None, **columns):
     rows = np.asarray(rows, dtype=np.float32)
     ids = [f"i{n}" for n in range(len(rows))] if ids is None else ids
-    return FeatureStore.write(
-        path, rows, {"id": ids, "label": labels, **columns}, Fingerprint(model, rows.shape[1])
-    ).path
+    fingerprint = Fingerprint(model, rows.shape[1], norm=norm_of(rows))
+    manifest = {"id": ids, "label": labels, **columns}
+    return FeatureStore.write(path, rows, manifest, fingerprint).path
 
 
 def train(photos, output, *more):

@@ -106,7 +106,7 @@ def _store(folder: Path, file: str, manifest_format: str = "csv") -> Path:
         "group": np.arange(12) % 4,
         "class_name": ['a,"b"'] * 12,
     }
-    fingerprint = Fingerprint("old", 5)
+    fingerprint = Fingerprint("old", 5, norm="none")
     FeatureStore.write(folder / "store", _rows(), columns, fingerprint, manifest_format)
     return folder / "store" / file
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store_samples import norm_of
 
 from fclearn.features import FeatureStore, Fingerprint
 
@@ -41,7 +42,8 @@ def vectors(count, dim=8, seed=0):
 def features(path, rows, model="new", ids=None, **columns):
     """A feature store of rows whose ids are numbers, unless given."""
     ids = [str(number) for number in range(len(rows))] if ids is None else ids
-    fingerprint = Fingerprint(model, rows.shape[1], metric=columns.pop("metric", "cosine"))
+    metric = columns.pop("metric", "cosine")
+    fingerprint = Fingerprint(model, rows.shape[1], norm=norm_of(rows), metric=metric)
     return FeatureStore.write(path, rows, {"id": ids, **columns}, fingerprint)
 
 

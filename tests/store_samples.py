@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fclearn.features import Fingerprint
+from fclearn.features import FeatureStore, Fingerprint
 
-FINGERPRINT = Fingerprint("old-api", 4, preprocessing="resize 32")
+FINGERPRINT = Fingerprint("old-api", 4, norm="none", preprocessing="resize 32")
 IDS = ["a", 'b,"x"', "c\r\nd", "é", "e"]
 MANIFEST = {
     "id": IDS,
@@ -19,6 +19,18 @@ MANIFEST = {
 
 def sample_rows(num_rows=5, dim=4, dtype=np.float32):
     return np.random.default_rng(0).standard_normal((num_rows, dim)).astype(dtype)
+
+
+def norm_of(rows):
+    """What a fingerprint says of rows."""
+    norms = np.linalg.norm(np.asarray(rows, dtype=np.float64), axis=1)
+    return "l2" if np.allclose(norms, 1, atol=1e-3) else "none"
+
+
+def overwritten(path, rows):
+    """A store with rows that no writer takes, such as NaN, or lengths the fingerprint denies."""
+    np.save(path / "features.npy", np.asarray(rows, dtype=np.float32))
+    return FeatureStore.open(path)
 
 
 def truncate(path):

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from store_samples import overwritten
 
 from fclearn.adapters import load_adapter
 from fclearn.features import FeatureStore, Fingerprint
@@ -168,3 +171,52 @@ def test_labels_are_asked_for(stores, fcl):
     assert code == 2
     assert "'class_name' or 'label' in the manifest, or --clusters" in error
     assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0
+
+
+def _retold(path, rows=None, **changes):
+    """A store again, with another fingerprint and maybe other rows."""
+    store = FeatureStore.open(path)
+    rows = np.array(store.features) if rows is None else rows
+    fingerprint = replace(store.fingerprint, **changes)
+    return FeatureStore.write(path, rows, dict(store.manifest), fingerprint)
+
+
+@pytest.mark.parametrize("side", ["old", "new"])
+@pytest.mark.parametrize("verb", ["adapt", "probe", "plan"])
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_features_that_the_cosine_does_not_rank_are_refused_alike(stores, fcl, verb, side, metric):
+    _retold(stores / side, metric=metric)
+    command = [verb, "--old", stores / "old", "--new", stores / "new"]
+    if verb == "plan":  # the gallery is the store of more items
+        command = [verb, "--old-features", stores / "new", "--new-features", stores / "old"]
+    command += [] if verb == "probe" else ["--out", stores / "out"]
+    expected = "expected features compared by the cosine, or of unit length; the fingerprint says"
+    said = f"fcl: error: {stores / side}: {expected} metric '{metric}', norm"
+    assert fcl(*command) == (2, None, f"{said} 'none'\n")
+
+    rows = FeatureStore.open(stores / side).features
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    _retold(stores / side, rows / lengths, norm="l2")
+    assert fcl(*command)[0] == 0
+    overwritten(stores / side, rows)
+    assert fcl(*command) == (2, None, f"{said} 'l2', but row 0 has length {lengths[0, 0]:.4g}\n")
+
+
+def test_mapped_rows_say_how_they_are_compared(stores, fcl):
+    rows = FeatureStore.open(stores / "old").features
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    _retold(stores / "old", units, norm="l2", metric="l2")
+    assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0
+    file = stores / "adapter.safetensors"
+    command = ["adapt", "--apply", file, "--features", stores / "new", "--out", stores / "mapped"]
+    assert fcl(*command)[0] == 0
+    mapped = FeatureStore.open(stores / "mapped").fingerprint
+    assert (mapped.metric, mapped.norm) == ("l2", "l2")
+
+    # Fitted from Python, where nobody looks: these rows would be ranked by their lengths.
+    adapter = load_adapter(file)
+    adapter.target = replace(adapter.target, norm="none")
+    adapter.save(file)
+    code, _, error = fcl(*command[:-1], stores / "other")
+    assert code == 2
+    assert "adapter 'ridge', where it leads: expected features compared by the cosine" in error

@@ -30,7 +30,7 @@ def write(path, rows, model, order=None, **columns):
         path,
         rows[order].astype(np.float32),
         manifest,
-        Fingerprint(model, rows.shape[1]),
+        Fingerprint(model, rows.shape[1], norm="none"),
         file_format,
     ).path
 
@@ -256,9 +256,8 @@ def test_several_labels_in_a_manifest(fcl, tmp_path, kind):
     labels = [["a"], ["a", "b"], ["b"], ["c"], ["c", "a"], []]
     cells = {"labels": labels} if kind == "parquet" else {"labels": ["|".join(x) for x in labels]}
     manifest = {"id": [str(i) for i in range(6)], **cells}
-    FeatureStore.write(
-        tmp_path / "s", rows.astype("f4"), manifest, Fingerprint("m", 4), manifest_format=kind
-    )
+    fingerprint = Fingerprint("m", 4, norm="none")
+    FeatureStore.write(tmp_path / "s", rows.astype("f4"), manifest, fingerprint, kind)
     code, result, _ = fcl("eval", "--query", tmp_path / "s", "--json")
     assert code == 0
     expected = evaluate_retrieval(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from store_samples import overwritten
 
 from fclearn.adapters import ForwardMap
 from fclearn.backfill import ScoreCalibration, backfill_order
@@ -285,11 +286,11 @@ def test_refused_features(stores, plan):
     everything = np.arange(ROWS)
     broken = new.copy()
     broken[7, 3] = np.nan
-    _write(stores / "nan", broken, everything, "new")
+    overwritten(_write(stores / "nan", new, everything, "new").path, broken)
     assert refused(plan(new="nan"), "nan: expected finite numbers, got a NaN or infinity in row 7")
     broken = old.copy()
     broken[9] = np.inf
-    _write(stores / "inf", broken, everything, label=labels)
+    overwritten(_write(stores / "inf", old, everything, label=labels).path, broken)
     assert refused(plan(old="inf"), "expected finite numbers, got a NaN or infinity in row 9")
     broken[9] = 0
     _write(stores / "zero", broken, everything, label=labels)

@@ -62,7 +62,8 @@ def test_a_leak_of_handles_and_memory_is_seen(tmp_path):
 
 def write_store(folder, scale):
     columns = {"id": [str(row) for row in range(600)], "label": LABELS.numpy()}
-    FeatureStore.write(folder / "store", scale * ROWS, columns, Fingerprint("old", 16))
+    fingerprint = Fingerprint("old", 16, norm="none")
+    FeatureStore.write(folder / "store", scale * ROWS, columns, fingerprint)
 
 
 def write_graph(folder, scale):

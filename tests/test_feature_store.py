@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_samples import FINGERPRINT, IDS, MANIFEST, sample_rows, truncate
+from store_samples import FINGERPRINT, IDS, MANIFEST, overwritten, sample_rows, truncate
 
 from fclearn.features import (
     FeatureStore,
     FeatureWriter,
+    Fingerprint,
     as_features,
     as_tensor,
 )
@@ -38,6 +39,60 @@ def test_store_round_trip(tmp_path, dtype, manifest_format):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s"]
     with pytest.raises(ValueError, match="read-only"):
         store.features[0, 0] = 1
+
+
+UNIT_ROWS = sample_rows(dtype=np.float64)
+UNIT_ROWS /= np.linalg.norm(UNIT_ROWS, axis=1, keepdims=True)
+
+
+def with_row_3(row, rows=UNIT_ROWS):
+    return np.where(np.arange(5)[:, None] == 3, row, rows)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        UNIT_ROWS,
+        UNIT_ROWS.astype(np.float16),
+        torch.from_numpy(UNIT_ROWS).bfloat16(),
+        with_row_3(0.0),
+    ],
+    ids=["float64", "float16", "bfloat16", "zeros"],
+)
+def test_rows_of_unit_length_are_taken_as_such(tmp_path, rows):
+    store = FeatureStore.write(tmp_path / "s", rows, MANIFEST, Fingerprint("m", 4))
+    assert np.abs(store.features - UNIT_ROWS)[:3].max() < 4e-3
+
+
+@pytest.mark.parametrize("norm", ["l2", "none"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (with_row_3(1.2 * UNIT_ROWS), "unit length, .* norm 'l2' says, got length 1.2"),
+        (with_row_3(1.5 * UNIT_ROWS).astype("f2"), "unit length, .* says, got length 1.5"),
+        (with_row_3(np.nan), "finite numbers, got a NaN or infinity"),
+        (with_row_3([0, 0, -np.inf, 0]).astype("f2"), "finite numbers, got a NaN or infinity"),
+        (with_row_3(1e300), "numbers that fit float32, got larger"),
+    ],
+    ids=["longer", "longer-float16", "nan", "infinity", "overflow"],
+)
+def test_rows_that_are_not_what_the_store_holds_are_refused_by_id(tmp_path, rows, message, norm):
+    fingerprint = Fingerprint("m", 4, norm=norm)
+    is_of_length = "unit length" in message
+    if is_of_length and norm == "none":
+        assert len(FeatureStore.write(tmp_path / "s", rows, MANIFEST, fingerprint)) == 5
+        return
+    where = r"in row 3 \(id 'é'\)"
+    with pytest.raises(ValueError, match=rf"^features: expected .*{message} {where}") as refused:
+        FeatureStore.write(tmp_path / "s", rows, MANIFEST, fingerprint)
+    ways_out = 'normalise the rows, or give Fingerprint(..., norm="none")'
+    assert (ways_out in str(refused.value)) == is_of_length
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_other_lengths_than_it_says_still_opens(tmp_path):
+    path = FeatureStore.write(tmp_path / "s", UNIT_ROWS, MANIFEST, Fingerprint("m", 4)).path
+    assert overwritten(path, 3 * UNIT_ROWS).features[0, 0] == np.float32(3 * UNIT_ROWS[0, 0])
 
 
 def test_columns_of_parquet_keep_their_types(tmp_path):

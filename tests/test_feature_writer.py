@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,7 @@ import pytest
 import torch
 from store_samples import FINGERPRINT, IDS, MANIFEST, sample_rows, truncate
 
-from fclearn.features import (
-    FeatureStore,
-    FeatureWriter,
-    Fingerprint,
-)
+from fclearn.features import FeatureStore, FeatureWriter
 
 
 def _writer(tmp_path, **changes):
@@ -72,8 +69,11 @@ def test_an_unfinished_store_does_not_open_or_finish(tmp_path):
     [
         ({"num_rows": 6}, "num_rows 5 before, 6 now"),
         ({"dtype": "float16"}, "dtype 'float32' before, 'float16' now"),
-        ({"fingerprint": Fingerprint("new", 4)}, "fingerprint model 'old-api' before, 'new' now"),
-        ({"dim": 8, "fingerprint": Fingerprint("old-api", 8)}, "dim 4 before, 8 now"),
+        (
+            {"fingerprint": replace(FINGERPRINT, model="new")},
+            "fingerprint model 'old-api' before, 'new' now",
+        ),
+        ({"dim": 8, "fingerprint": replace(FINGERPRINT, dim=8)}, "dim 4 before, 8 now"),
         ({"source": "weights 2"}, "source '' before, 'weights 2' now"),
     ],
 )
@@ -158,7 +158,8 @@ os.kill(os.getpid(), signal.SIGKILL)
         (4, sample_rows(2), ValueError, r"expected rows in \[0, 5\), got 4 to 5"),
         (-1, sample_rows(2), ValueError, r"expected rows in \[0, 5\), got -1 to 0"),
         (0, sample_rows(2).astype(int), TypeError, "block: expected floating numbers, got int64"),
-        (0, sample_rows(2) + 1e6, ValueError, "expected numbers that fit float16, got larger"),
+        (2, sample_rows(2) + 1e6, ValueError, "that fit float16, got larger in row 2"),
+        (2, sample_rows(2) * np.nan, ValueError, "finite numbers, got a NaN or infinity in row 2"),
     ],
 )
 def test_writer_refuses_blocks_that_do_not_fit(tmp_path, begin, block, error, match):
@@ -166,6 +167,15 @@ def test_writer_refuses_blocks_that_do_not_fit(tmp_path, begin, block, error, ma
     with pytest.raises(error, match=match):
         writer.write(begin, block)
     assert writer.missing() == [(0, 5)]
+
+
+def test_a_block_of_other_lengths_leaves_rows_that_are_done(tmp_path):
+    writer = _writer(tmp_path, fingerprint=replace(FINGERPRINT, norm="l2"))
+    writer.write(0, np.eye(4))
+    with pytest.raises(ValueError, match=r"block: expected rows of unit length.* 2 in row 3: norm"):
+        writer.write(2, np.diag([1.0, 2, 3, 4])[:3])
+    writer.write(4, np.zeros((1, 4)))
+    np.testing.assert_array_equal(writer.finish(MANIFEST).features[:4], np.eye(4))
 
 
 @pytest.mark.parametrize(

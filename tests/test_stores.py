@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from opened_stores import COUNT, opened_pull, opened_push, opened_rollback
+from store_samples import overwritten
 
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.stores import open_store, push
@@ -284,8 +285,9 @@ def test_unknown_ids_are_named(served, tmp_path):
 def test_rows_with_nan_are_named(served, tmp_path):
     url = served.fill(vectors(COUNT))
     rows = vectors(COUNT, seed=1)
+    path = features(tmp_path / "new", rows).path
     rows[4, 2] = np.nan
-    store = features(tmp_path / "new", rows)
+    store = overwritten(path, rows)
     with pytest.raises(ValueError, match=r"NaN or infinity in 1 rows: '4'"):
         opened_push(url, store, replace=True)
     result = opened_push(url, store, replace=True, ids=["3", "5"])

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from opened_stores import opened_pull, opened_push
+from store_samples import overwritten
 
 from fclearn.features import METRICS, FeatureStore, Fingerprint
 from fclearn.stores import open_store
@@ -192,3 +193,66 @@ def test_a_store_that_compares_otherwise_is_noted(kind, tmp_path):
         "the store compares by distance, these features by inner product, and they are not unit "
         "length: it finds others"
     ]
+
+
+def unit_store(folder, rows, **changes):
+    """A store whose fingerprint says that rows have unit length, which they may not have."""
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    columns = {"id": [str(number) for number in range(COUNT)]}
+    path = FeatureStore.write(folder, units, columns, Fingerprint("new", DIM, **changes)).path
+    return overwritten(path, rows)
+
+
+@pytest.mark.parametrize("makes", [False, True], ids=["replaced", "made"])
+def test_lengths_are_measured_before_cosines_become_inner_products(makes, tmp_path):
+    need("faiss")
+    rows = rows_of_many_norms(0)
+    store = unit_store(tmp_path / "new", rows)
+    name = "made" if makes else "live"
+    fill("faiss", tmp_path, "live", rows, "ip")
+    before = (tmp_path / "live.index").read_bytes()
+    message = (
+        r"new: expected rows of unit length, as the fingerprint's norm 'l2' says and a store that "
+        r"compares by inner product needs, got other lengths in 40 of 40 rows: '0', .*; write the "
+        r"features again, normalised or with norm 'none'$"
+    )
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=message):
+            opened_push(f"faiss:{tmp_path}/{name}.index", store, replace=not makes, dry_run=dry_run)
+    assert (tmp_path / "live.index").read_bytes() == before
+    assert not (tmp_path / "made.index").exists()
+    # Only the rows that would be pushed count.
+    units = rows / np.linalg.norm(rows[:1])
+    few = unit_store(tmp_path / "few", units)
+    url = f"faiss:{tmp_path}/{name}.index"
+    assert opened_push(url, few, replace=not makes, ids=["0"]).rows == 1
+
+
+def test_wrong_lengths_are_noted_where_they_change_no_ranking(tmp_path):
+    need("faiss")
+    rows = rows_of_many_norms(0)
+    url = fill("faiss", tmp_path, "live", rows, "l2")
+    store = unit_store(tmp_path / "new", rows, metric="l2")
+    notes = opened_push(url, store, dry_run=True, replace=True).notes
+    assert "the fingerprint says norm 'l2', but 40 of 40 rows are not of unit length" in notes
+    assert not any("compares" in note for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["faiss", "qdrant"])
+def test_unit_rows_need_no_note_whatever_the_fingerprint_says(kind, tmp_path):
+    need(kind)
+    rows = rows_of_many_norms(0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    url = fill(kind, tmp_path, "live", rows, "l2")
+    columns = {"id": [str(number) for number in range(COUNT)]}
+    fingerprint = Fingerprint("new", DIM, norm="none")
+    store = FeatureStore.write(tmp_path / "new", rows, columns, fingerprint)
+
+    def notes(*zeros):
+        found = overwritten(store.path, np.where(np.isin(range(COUNT), zeros)[:, None], 0, rows))
+        done = opened_push(url, found, dry_run=True, replace=True)
+        return [note for note in done.notes if "compares" in note]
+
+    assert notes() == []
+    # A row of zeros is equally far from all unit rows, and its cosine is not.
+    assert len(notes(3)) == 1

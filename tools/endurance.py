@@ -115,7 +115,8 @@ def _files(folder: Path) -> Callable[[], object]:
     graph = KnnGraph.build(torch.from_numpy(rows), 4)
 
     def step() -> None:
-        store = FeatureStore.write(folder / "store", rows, columns, Fingerprint("m", 8))
+        fingerprint = Fingerprint("m", 8, norm="none")
+        store = FeatureStore.write(folder / "store", rows, columns, fingerprint)
         store.features.sum()
         graph.save(folder / "graph")
         KnnGraph.load(folder / "graph")

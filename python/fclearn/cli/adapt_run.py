@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fclearn.adapters import Adapter, CompatHead
 from fclearn.cli.alignment import rows_of_ids
 from fclearn.cli.console import say
+from fclearn.cli.cosine_rows import check_fingerprint, check_store
 from fclearn.cli.eval_show import say_skipped
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
@@ -92,7 +93,8 @@ def fit_adapter(options: Fit) -> dict[str, object]:
         For JSON.
 
     Raises:
-        ValueError: Options or stores that do not agree; as `Adapter.fit` and `probe`.
+        ValueError: Options or stores that do not agree, or that the cosine cannot judge; as
+            `Adapter.fit` and `probe`.
         OSError: The file cannot be written.
     """
     name, direction, seed = options.form.name, options.direction, options.seed
@@ -101,6 +103,8 @@ def fit_adapter(options: Fit) -> dict[str, object]:
         raise ValueError(f"--direction: expected one of {list(_DIRECTIONS)}, got {direction!r}")
     stores = {"old": FeatureStore.open(options.old), "new": FeatureStore.open(options.new)}
     old, new = stores.values()
+    for store in (old, new):
+        check_store(store)
     rows = rows_of_ids(new, old.ids, str(options.old))
     pairs = {"old": np.asarray(old.features), "new": np.asarray(new.features[rows])}
     made = make(seed)
@@ -178,7 +182,8 @@ def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, obje
         For JSON.
 
     Raises:
-        ValueError: Features of another model; the store itself as target.
+        ValueError: Features of another model; the store itself as target; an adapter to features
+            that the cosine cannot judge.
         OSError: The store cannot be written.
     """
     source = FeatureStore.open(features)
@@ -186,6 +191,8 @@ def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, obje
         raise ValueError(f"--out: expected another folder than {features}, which stays as it is")
     dim = adapter.transform(source.features[:1], fingerprint=source.fingerprint).shape[1]
     where = adapter.target or Fingerprint("unknown", dim)
+    # Mapped rows have unit length: they stand for such rows of the target, or for their directions.
+    check_fingerprint(where, f"adapter {adapter.name!r}, where it leads")
     fingerprint = replace(
         where, dim=dim, norm="l2", preprocessing=f"{source.fingerprint.model} by {adapter.name}"
     )

@@ -14,6 +14,7 @@ from fclearn.adapters import ForwardMap
 from fclearn.backfill import ORDERS, BackfillOrder, backfill_order
 from fclearn.backfill.files import read_labels
 from fclearn.backfill.orders import check_traffic
+from fclearn.cli.cosine_rows import check_store
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, check_rows
 from fclearn.features.classes import NoClassError, row_classes
@@ -97,13 +98,7 @@ def open_store(path: Path) -> FeatureStore:
     zeros = check_rows(store, str(store.path))
     if len(zeros):
         raise ValueError(f"{store.path}: row {zeros[0]} has norm zero, so it has no direction")
-    # Rows of unit length are ranked alike by all three metrics.
-    if store.fingerprint.metric != "cosine" and store.fingerprint.norm != "l2":
-        raise ValueError(
-            f"{store.path}: expected features compared by the cosine, or of unit length; the "
-            f"fingerprint says metric {store.fingerprint.metric!r}, norm "
-            f"{store.fingerprint.norm!r}"
-        )
+    check_store(store)
     return store
 
 

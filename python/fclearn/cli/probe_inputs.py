@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.cli.alignment import chosen_rows, rows_of_ids
+from fclearn.cli.cosine_rows import check_store
 from fclearn.cli.eval_rules import groups_of
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
@@ -80,8 +81,8 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
     """Open the stores and align them.
 
     Raises:
-        ValueError: Stores that do not agree, or lack labels or groups; a file of judgements that is
-            none.
+        ValueError: Stores that do not agree, that the cosine cannot judge, or that lack labels or
+            groups; a file of judgements that is none.
     """
     old, new = FeatureStore.open(options.old), FeatureStore.open(options.new)
     asked = None
@@ -89,6 +90,8 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
         asked = FeatureStore.open(options.old_query), FeatureStore.open(options.new_query)
         old.fingerprint.check_same(asked[0].fingerprint, "--old and --old-query")
         new.fingerprint.check_same(asked[1].fingerprint, "--new and --new-query")
+    for store in (old, new, *(asked or ())):
+        check_store(store)
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
     labels = None
     if qrels is None:

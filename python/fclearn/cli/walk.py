@@ -39,7 +39,8 @@ def walk(
     features stay in the space they are in, queries of the old model and of a compatible new one
     are compared with them as before, and the fingerprint stays. A little damping raises mAP and
     leaves the first hit alone; from 0.4 on the first hit suffers. Measure it: fcl eval with and
-    without. The store itself is not changed.
+    without. The store itself is not changed. Rows are mixed as they are stored: where they are not
+    of unit length, longer ones weigh more.
 
     Works column by column, with a cap on memory. Under torchrun, each process walks its share of
     the columns, with that cap each. Stopped at any instant, the same command resumes.

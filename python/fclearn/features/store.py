@@ -33,6 +33,7 @@ from fclearn.features.manifest import (
     read_manifest,
     write_manifest,
 )
+from fclearn.features.norms import to_stored
 from fclearn.features.npy import Features, create_npy, open_npy
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
@@ -156,7 +157,9 @@ class FeatureStore:
         Raises:
             OSError: The folder cannot be written.
             TypeError: Features that are not floating.
-            ValueError: Shapes or manifest that do not agree, or ``path`` holds something else.
+            ValueError: Shapes or manifest that do not agree, or ``path`` holds something else. NaN,
+                infinite or too large numbers; with the fingerprint's norm ``"l2"`` rows neither of
+                unit length nor zero. The first such row is named.
         """
         check_format(manifest_format)
         array = to_array(features, "features")
@@ -175,7 +178,10 @@ class FeatureStore:
                 stored = create_npy(temporary / FEATURES, num_rows, dim, dtype)
                 step = max(1, _BLOCK_BYTES // (4 * dim))
                 for begin in range(0, num_rows, step):
-                    stored[begin : begin + step] = array[begin : begin + step]
+                    block = array[begin : begin + step]
+                    stored[begin : begin + step] = to_stored(
+                        block, dtype, fingerprint, "features", begin, columns["id"]
+                    )
                 stored.flush()
                 write_manifest(temporary, columns, manifest_format)
                 write_fingerprint(temporary, fingerprint)

@@ -25,6 +25,7 @@ from fclearn.features.folder import (
     write_fingerprint,
 )
 from fclearn.features.manifest import check_format, check_manifest, write_manifest
+from fclearn.features.norms import to_stored
 from fclearn.features.npy import Features, create_npy, open_npy
 from fclearn.features.store import DTYPES, FeatureStore
 
@@ -53,7 +54,7 @@ class FeatureWriter:
         >>> import numpy as np
         >>> fingerprint = Fingerprint("old-api", 2)
         >>> writer = FeatureWriter("streamed", 3, 2, "float32", fingerprint)
-        >>> writer.write(0, np.ones((2, 2)))
+        >>> writer.write(0, np.eye(2))
         >>> FeatureWriter("streamed", 3, 2, "float32", fingerprint).missing()
         [(2, 3)]
         >>> writer.write(2, np.zeros((1, 2)))
@@ -113,7 +114,8 @@ class FeatureWriter:
         Raises:
             OSError: The disk refuses.
             TypeError: Not floating.
-            ValueError: Another width, rows beyond the end, or numbers too large for float16.
+            ValueError: Another width, rows beyond the end, NaN, infinite or too large numbers, or
+                with the fingerprint's norm ``"l2"`` rows neither of unit length nor zero.
         """
         array = to_array(block, "block")
         num_rows, dim = self._shape
@@ -122,14 +124,9 @@ class FeatureWriter:
             raise ValueError(f"block: expected shape [B, {dim}], got {list(array.shape)}")
         if begin < 0 or end > num_rows:
             raise ValueError(f"block: expected rows in [0, {num_rows}), got {begin} to {end - 1}")
-        try:
-            with np.errstate(over="raise"):
-                self._array[begin:end] = array
-        except FloatingPointError:
-            raise ValueError(
-                f"block: expected numbers that fit {self._array.dtype}, got larger in rows "
-                f"{begin} to {end - 1}"
-            ) from None
+        # Checked before any of it is written: it may take the place of rows that are done.
+        rows = to_stored(array, self._array.dtype, self.fingerprint, "block", begin)
+        self._array[begin:end] = rows
         with naming(self._target):
             # Numbers reach the disk before the record that says so.
             self._array.flush()

@@ -16,6 +16,7 @@ import numpy as np
 from fclearn._files import replacing
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.features.folder import check_target
+from fclearn.features.norms import is_unit, row_norms
 from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore
 from fclearn.stores.opening import patiently, wait_and_reconnect
 from fclearn.wording import some
@@ -23,7 +24,6 @@ from fclearn.wording import some
 _PROGRESS = "progress.json"
 _VECTORS, _ROWS = "vectors.bin", "rows.jsonl"
 _ATTEMPTS = 3
-_UNIT_TOLERANCE = 1e-3  # of float16 rows that were normalised before they were rounded
 
 
 def pull(
@@ -194,11 +194,7 @@ class _Partial:
         for key in self._settings["payload"]:
             manifest.update(_column(key, [values[key] for _, values in rows]))
         unit = all(
-            (
-                np.abs(np.linalg.norm(vectors[at : at + 65536].astype(np.float32), axis=1) - 1)
-                < _UNIT_TOLERANCE
-            ).all()
-            for at in range(0, self.count, 65536)
+            is_unit(row_norms(vectors[at : at + 65536])).all() for at in range(0, self.count, 65536)
         )
         fingerprint = replace(fingerprint, norm="l2" if unit else "none")
         if unit and not is_told and fingerprint.metric == "ip":

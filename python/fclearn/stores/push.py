@@ -89,7 +89,8 @@ def push(
 
     Raises:
         StoreConnectionError: The store stays away; the same call goes on later.
-        ValueError: Anything that does not fit, named: ids, widths, fingerprints, rows with NaN.
+        ValueError: Anything that does not fit, named: ids, widths, fingerprints, rows with NaN;
+            rows of other lengths than the fingerprint says, where the store's metric heeds them.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -174,7 +175,7 @@ class _Push:
             "batch_size": self._batch_size,
             "tag": tag.to_dict() if mixes and tag is not None else None,
             "notes": [
-                *_notes(self._store, self._info, fingerprint),
+                *_notes(self._store, self._info, self._selection),
                 *(["rows that exist get no payload"] if self._ignores_payload(counts) else []),
             ],
         }
@@ -237,17 +238,33 @@ class _Push:
         return {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
 
 
-def _notes(store: VectorStore, info: StoreInfo | None, fingerprint: Fingerprint) -> list[str]:
-    notes = []
+def _notes(store: VectorStore, info: StoreInfo | None, selection: Selection) -> list[str]:
+    """What happens to the numbers; lengths are those of the rows, not what the fingerprint says.
+
+    Raises:
+        ValueError: The fingerprint is wrong about them, and results would be, too.
+    """
+    notes, fingerprint = [], selection.store.fingerprint
+    compares = _made_with(store, fingerprint) if info is None else info.metric
+    differs = compares not in {"", fingerprint.metric}
+    if fingerprint.norm == "l2" and selection.other_lengths:
+        others = f"{len(selection.other_lengths)} of {len(selection.ids)} rows"
+        if differs:
+            raise ValueError(
+                f"{selection.store.path}: expected rows of unit length, as the fingerprint's norm "
+                f"'l2' says and a store that compares by {_METRIC_NAMES[compares]} needs, got "
+                f"other lengths in {others}: {some(selection.other_lengths)}; write the features "
+                "again, normalised or with norm 'none'"
+            )
+        notes.append(f"the fingerprint says norm 'l2', but {others} are not of unit length")
     normalises = info.normalises if info else store.url.kind == "qdrant"
-    if normalises and fingerprint.metric == "cosine" and fingerprint.norm != "l2":
+    if normalises and fingerprint.metric == "cosine" and not selection.all_unit:
         notes.append("the store brings rows to unit length: their norms are lost")
     if info is not None and info.dtype == "float16":
         notes.append("the store keeps float16")
     if info is not None and info.fingerprint is None:
         notes.append("the store does not say what made the vectors it has")
-    compares = _made_with(store, fingerprint) if info is None else info.metric
-    if compares not in {"", fingerprint.metric} and fingerprint.norm != "l2":
+    if differs and not selection.all_unit:
         # Of unit rows, all three agree on who is nearer.
         notes.append(
             f"the store compares by {_METRIC_NAMES[compares]}, these features by "

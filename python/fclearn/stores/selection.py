@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.features import FeatureStore
+from fclearn.features.norms import is_unit, row_norms
 from fclearn.stores.base import Vectors
 from fclearn.wording import some
 
@@ -29,12 +30,16 @@ class Selection:
         ids: Their ids, in the order they are pushed.
         rows: Where in the store, shape ``(len(ids),)``.
         checksum: Of ids and vectors.
+        all_unit: Whether each of these rows has unit length, whatever the fingerprint says.
+        other_lengths: Ids of those that have another, rows of zeros apart.
     """
 
     store: FeatureStore
     ids: list[str]
     rows: NDArray[np.int64]
     checksum: str
+    all_unit: bool
+    other_lengths: list[str]
 
     def batches(self, size: int) -> Iterator[tuple[int, list[str], Vectors, NDArray[np.int64]]]:
         """Number, ids, vectors ``(B, D)`` float32, and store rows of each batch."""
@@ -69,7 +74,8 @@ def select(store: FeatureStore, ids: Sequence[str] | None, *, refuse_zeros: bool
     if twice:
         raise ValueError(f"ids: expected each id once, got {some(twice)} again")
     rows = np.array([row_of[name] for name in wanted], dtype=np.int64)
-    selection = Selection(store, wanted, rows, "")
+    selection = Selection(store, wanted, rows, "", all_unit=True, other_lengths=[])
+    all_unit, other_lengths = True, []
     checksum = zlib.crc32("\n".join(wanted).encode("utf-8"))
     for _, names, vectors, _ in selection.batches(_BLOCK_ROWS):
         bad = ~np.isfinite(vectors).all(axis=1)
@@ -79,13 +85,16 @@ def select(store: FeatureStore, ids: Sequence[str] | None, *, refuse_zeros: bool
                 f"rows: {some([names[row] for row in np.flatnonzero(bad)])}"
             )
         zero = ~vectors.any(axis=1)
+        unit = is_unit(row_norms(vectors))
+        all_unit &= bool(unit.all())
+        other_lengths += [names[row] for row in np.flatnonzero(~unit & ~zero)]
         if refuse_zeros and zero.any():
             raise ValueError(
                 f"{store.path}: rows of zeros have no direction, and the store brings rows to "
                 f"unit length: {some([names[row] for row in np.flatnonzero(zero)])}"
             )
         checksum = zlib.crc32(np.ascontiguousarray(vectors).tobytes(), checksum)
-    return Selection(store, wanted, rows, f"{checksum:08x}")
+    return Selection(store, wanted, rows, f"{checksum:08x}", all_unit, other_lengths)
 
 
 def read_ids(path: Path) -> list[str]:
