@@ -18,8 +18,8 @@ class Fingerprint:
     Attributes:
         model: Name of the model that made the features, with its version.
         dim: Numbers per row, at least 1.
-        norm: ``"l2"`` if rows have unit length, which stores check when they are written, else
-            ``"none"``.
+        norm: ``"l2"`` if rows have unit length, else ``"none"``; stores check it when they are
+            written.
         metric: How rows are compared: ``"cosine"``, ``"ip"`` (inner product) or ``"l2"`` (minus the
             squared distance).
         preprocessing: What was done to the inputs, in words or as a hash.

@@ -37,6 +37,20 @@ def is_unit(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.abs(norms - 1) <= _TOLERANCE
 
 
+def other_length(rows: Features) -> int | None:
+    """The first row that is neither of unit length nor zero; None where there is none.
+
+    Rows of zeros pass for unit length: that is what normalising leaves of them.
+
+    Example:
+        >>> other_length(np.array([[0.0, 1.0], [0.0, 0.0], [3.0, 4.0]]))
+        2
+    """
+    norms = row_norms(rows)
+    other = ~is_unit(norms) & (norms > 0)
+    return int(other.argmax()) if other.any() else None
+
+
 def to_stored(
     block: Features,
     dtype: DTypeLike,
@@ -46,8 +60,6 @@ def to_stored(
     ids: Sequence[str] | NDArray[Any] | None = None,
 ) -> Features:
     """Rows in the type of a store, if they are what the store may hold.
-
-    Rows of zeros pass for unit length: that is what normalising leaves of them.
 
     Args:
         block: Shape ``(B, D)``, floating.
@@ -73,23 +85,24 @@ got length 5 in row 0: normalise the rows, or give Fingerprint(..., norm="none")
     """
     with np.errstate(over="ignore"):
         rows = block.astype(dtype, copy=False)
-    norms = row_norms(rows)
 
-    def where(bad: NDArray[np.bool_]) -> str:
-        row = first + int(np.argmax(bad))
+    def where(at: int) -> str:
+        row = first + at
         return f"row {row}" if ids is None else f"row {row} (id {ids[row]!r})"
 
-    bad = ~np.isfinite(norms)
+    bad = ~np.isfinite(row_norms(rows))
     if bad.any():
-        fitted = np.isfinite(block[bad.argmax()]).all()
+        at = int(bad.argmax())
+        fitted = np.isfinite(block[at]).all()
         expected = f"numbers that fit {rows.dtype}" if fitted else "finite numbers"
         found = "larger" if fitted else "a NaN or infinity"
-        raise ValueError(f"{name}: expected {expected}, got {found} in {where(bad)}")
-    bad = ~is_unit(norms) & (norms > 0)
-    if fingerprint.norm == "l2" and bad.any():
+        raise ValueError(f"{name}: expected {expected}, got {found} in {where(at)}")
+    other = other_length(rows) if fingerprint.norm == "l2" else None
+    if other is not None:
+        length = float(row_norms(rows[other : other + 1])[0])
         raise ValueError(
             f"{name}: expected rows of unit length, as the fingerprint's norm 'l2' says, got "
-            f"length {norms[bad.argmax()]:.4g} in {where(bad)}: normalise the rows, or give "
+            f"length {length:.4g} in {where(other)}: normalise the rows, or give "
             'Fingerprint(..., norm="none")'
         )
     return rows

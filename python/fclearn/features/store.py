@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from fclearn.features.manifest import (
     read_manifest,
     write_manifest,
 )
-from fclearn.features.norms import to_stored
+from fclearn.features.norms import other_length, to_stored
 from fclearn.features.npy import Features, create_npy, open_npy
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
@@ -146,6 +147,10 @@ class FeatureStore:
     ) -> FeatureStore:
         """Write a store, whole or not at all, and open it. A store already there is replaced.
 
+        Where the fingerprint says norm ``"l2"`` and a row is neither of unit length nor zero, the
+        store says ``"none"``, with a warning: what reads it, and an index it is pushed to, would
+        otherwise rank by lengths that nobody knows of.
+
         Args:
             path: Folder to make. Its parents are made if needed.
             features: Shape ``(N, D)``, floating; may be larger than memory if memory-mapped.
@@ -158,8 +163,7 @@ class FeatureStore:
             OSError: The folder cannot be written.
             TypeError: Features that are not floating.
             ValueError: Shapes or manifest that do not agree, or ``path`` holds something else. NaN,
-                infinite or too large numbers; with the fingerprint's norm ``"l2"`` rows neither of
-                unit length nor zero. The first such row is named.
+                infinite or too large numbers; the first such row is named.
         """
         check_format(manifest_format)
         array = to_array(features, "features")
@@ -177,10 +181,24 @@ class FeatureStore:
                 dtype = np.float16 if array.dtype == np.float16 else np.float32
                 stored = create_npy(temporary / FEATURES, num_rows, dim, dtype)
                 step = max(1, _BLOCK_BYTES // (4 * dim))
+                ids, says = columns["id"], fingerprint.norm
+                fingerprint = replace(fingerprint, norm="none")
+                other = None
                 for begin in range(0, num_rows, step):
                     block = array[begin : begin + step]
-                    stored[begin : begin + step] = to_stored(
-                        block, dtype, fingerprint, "features", begin, columns["id"]
+                    rows = to_stored(block, dtype, fingerprint, "features", begin, ids)
+                    stored[begin : begin + step] = rows
+                    if says == "l2" and other is None:
+                        found = other_length(rows)
+                        other = None if found is None else ids[begin + found]
+                if other is None:
+                    fingerprint = replace(fingerprint, norm=says)
+                else:
+                    warnings.warn(
+                        f"{path}: row {other!r} has not the unit length that the fingerprint's "
+                        "norm 'l2' says, so the store says 'none'; normalise the rows, or give "
+                        'Fingerprint(..., norm="none")',
+                        stacklevel=2,
                     )
                 stored.flush()
                 write_manifest(temporary, columns, manifest_format)
