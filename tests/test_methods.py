@@ -132,11 +132,11 @@ class _Killed(torch.nn.Module):
 
     def __init__(self, step):
         super().__init__()
-        self.step, self.seen = step, 0
+        self._step, self.seen = step, 0
 
     def forward(self, embeddings, _labels, _rows):
         self.seen += 1
-        if self.seen == self.step:
+        if self.seen == self._step:
             raise MemoryError
         return embeddings.sum() * 0
 
@@ -176,7 +176,7 @@ def test_killed_trainings_resume_to_the_same_end(name, tmp_path):
     expected = whole._modules.state_dict()
     for key, value in resumed._modules.state_dict().items():
         assert torch.equal(value, expected[key]), key
-    killed.losses[-1].module.step = 0
+    killed.losses[-1].module._step = 0
     killed.fit()
     for key, value in killed._modules.state_dict().items():
         assert torch.equal(value, expected[key]), key

@@ -111,13 +111,16 @@ def test_checkpoint_of_another_encoder_or_loss_is_refused(bars, run):
 def test_checkpoint_of_other_losses_or_old_features_is_refused(bars, run):
     new, compat = make_losses(bars)
     other_features = L2CompatLoss(old_features(bars, seed=1))
-    for losses in (
-        [new],
-        [new, LossTerm("compat", 0.75, compat.module)],
-        [LossTerm("new", 1.0, CosineClassifierLoss(CLASSES, DIM, scale=20.0)), compat],
-        [new, LossTerm("compat", 0.5, other_features)],
+    smoothed = CosineClassifierLoss(CLASSES, DIM, label_smoothing=0.1)
+    for losses, named in (
+        ([new], "losses"),
+        ([new, LossTerm("compat", 0.75, compat.module)], r"losses\[1\]\.weight"),
+        ([new, LossTerm("own", 0.5, compat.module)], r"losses\[1\]\.name"),
+        ([LossTerm("new", 1.0, smoothed), compat], r"losses\[0\]\.module\.label_smoothing"),
+        ([new, LossTerm("compat", 0.5, other_features)], r"losses\[1\]\.module\.features"),
+        ([new, LossTerm("compat", 0.5, StopAt(0))], r"losses\[1\]\.module"),
     ):
-        with pytest.raises(ValueError, match=r"another configuration \(losses differ\)"):
+        with pytest.raises(ValueError, match=rf"another configuration \({named} differ\)"):
             make_trainer(bars, SAME, losses=losses, output_dir=run).fit()
     # Refused before anything was loaded over them.
     fresh = L2CompatLoss(old_features(bars, seed=1))
@@ -126,9 +129,25 @@ def test_checkpoint_of_other_losses_or_old_features_is_refused(bars, run):
 
 def test_old_features_may_differ_by_rounding(bars, run):
     new, _ = make_losses(bars)
-    almost = old_features(bars) * (1 + 1e-5 * torch.randn(len(bars), DIM - 2))
-    losses = [new, LossTerm("compat", 0.5, L2CompatLoss(almost))]
-    assert len(make_trainer(bars, SAME, losses=losses, output_dir=run).fit()) == 1
+    noise = torch.randn(len(bars), DIM - 2)
+
+    def resumed(size):
+        almost = L2CompatLoss(old_features(bars) * (1 + size * noise))
+        losses = [new, LossTerm("compat", 0.5, almost)]
+        return make_trainer(bars, SAME, losses=losses, output_dir=run).fit()
+
+    assert len(resumed(1e-6)) == 1
+    with pytest.raises(ValueError, match=r"\(losses\[1\]\.module\.features differ\)"):
+        resumed(1e-4)
+
+
+def test_a_checkpoint_of_an_earlier_key_is_refused_in_one_line(bars, run):
+    path = run / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["terms"]
+    torch.save({**state, "losses": {"0: new 1 CosineClassifierLoss()": [1.0, 0.5]}}, path)
+    with pytest.raises(ValueError, match=r"not a checkpoint of this version .* remove it to start"):
+        make_trainer(bars, SAME, output_dir=run).fit()
 
 
 def test_killed_before_the_last_checkpoint_leaves_a_whole_history(bars, tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ class LossModule(nn.Module, ABC):
     """Base of the modules in loss terms.
 
     Yours need not inherit from it: any module that is called in the same way will do, and may have
-    either attribute.
+    either attribute. Public attributes of a module that are numbers, texts, None or tuples of them
+    are its settings: a training is not resumed with others.
 
     Attributes:
         whole_batch: The term compares, picks among or remembers the images of a batch: several
@@ -101,7 +102,8 @@ class EpochHook(Protocol):
     """A loss module that changes between epochs: weights that fall, prototypes that follow.
 
     What such a module remembers belongs into persistent buffers or parameters, for checkpoints to
-    carry it; whatever follows from the two numbers alone may be plain attributes.
+    carry it; whatever follows from the two numbers alone may be plain attributes whose names begin
+    with an underscore (public ones are settings, see `LossModule`).
     """
 
     def on_epoch(self, epoch: int, epochs: int) -> None:

@@ -124,7 +124,10 @@ class CosineClassifierLoss(LossModule):
     def extra_repr(self) -> str:
         """Shapes and hyper-parameters."""
         count, dim = self.prototypes.shape
-        return f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}"
+        return (
+            f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}, "
+            f"margin_type={self.margin_type!r}, label_smoothing={self.label_smoothing}"
+        )
 
 
 class PseudoClassifierLoss(LossModule):
@@ -200,7 +203,10 @@ class PseudoClassifierLoss(LossModule):
         """Shapes and hyper-parameters."""
         count, dim = self.prototypes.shape
         soft = self.soft_targets is not None
-        return f"num_classes={count}, dim={dim}, scale={self.scale}, soft_targets={soft}"
+        return (
+            f"num_classes={count}, dim={dim}, scale={self.scale}, "
+            f"label_smoothing={self.label_smoothing}, soft_targets={soft}"
+        )
 
 
 class InstanceCompatLoss(LossModule):

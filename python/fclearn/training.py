@@ -21,12 +21,12 @@ from fclearn._checkpoint import (
     RunKey,
     data_key,
     load_checkpoint,
-    losses_key,
     refuse_other_run,
     save_checkpoint,
 )
 from fclearn._files import replacing
 from fclearn._interaction import epoch_bar, interruptible
+from fclearn._losses_key import losses_key
 from fclearn._nearest import nearest_prototype
 from fclearn._optimization import TrainConfig, make_optimizer, make_schedule
 from fclearn.augmentation import augment_drawings
@@ -107,7 +107,7 @@ class Trainer:
             )
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # As they are before training, which may change buffers of yours.
+        # As they are before training, which may change buffers and attributes of yours.
         self._losses_key = losses_key(losses)
         self.losses = self._placed(losses)
         self.dataset = dataset
@@ -353,7 +353,7 @@ class Trainer:
         state = Checkpoint(
             config=asdict(self.config),
             data=data_key(self.dataset),
-            losses=self._losses_key,
+            terms=self._losses_key,
             modules=self._modules.state_dict(),
             optimizer=self._optimizer.state_dict(),
             schedule=self._schedule.state_dict(),
@@ -382,7 +382,7 @@ class Trainer:
         if not path.is_file():
             return
         state = load_checkpoint(path, self.device)
-        self._refuse_other_run(path, RunKey(state["config"], state["data"], state["losses"]))
+        self._refuse_other_run(path, RunKey(state["config"], state["data"], state["terms"]))
         try:
             self._modules.load_state_dict(state["modules"])
             self._optimizer.load_state_dict(state["optimizer"])
