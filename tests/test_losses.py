@@ -239,6 +239,14 @@ def test_options_that_would_be_ignored_are_refused():
         PseudoClassifierLoss(batch.prototypes, soft_targets=batch.soft_targets, label_smoothing=0.1)
 
 
+@pytest.mark.parametrize("name", ["l2", "distill"])
+def test_rows_of_another_length_are_refused(name):
+    batch = Batch()
+    module = TERMS[name][0](batch)
+    with pytest.raises((ValueError, RuntimeError), match="expected"):
+        module(batch.embeddings, batch.labels, batch.rows[:1])
+
+
 def test_misaligned_old_data_is_refused():
     batch = Batch()
     with pytest.raises(ValueError, match=r"labels: expected one per feature \(30\), got 29"):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fclearn.losses import LossTerm
 from fclearn.methods import (
     adv_bct,
@@ -108,7 +110,8 @@ def build_method(
             f"dim: expected at least the {assets.old_dim} dims of the old features, "
             f"got {embedding_dim}"
         )
-    return spec.build(assets, embedding_dim, {**spec.defaults, **settings})
+    terms = spec.build(assets, embedding_dim, {**spec.defaults, **settings})
+    return [replace(term, labels=assets.labels) for term in terms]
 
 
 def _check_setting(spec: MethodSpec, key: str, value: Setting) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn._row_tables import at_rows
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
@@ -84,6 +85,7 @@ class OldOrNewLoss(LossModule):
         Backpropagation*, ICML 2015 (gradient reversal).
     """
 
+    by_row = ("features",)
     features: Tensor
 
     def __init__(self, features: Tensor, *, width: int = 256) -> None:
@@ -109,7 +111,9 @@ class OldOrNewLoss(LossModule):
         new = compatible_unit(embeddings, self.features.shape[1])
         # The value of `new` with -reversal times its gradient.
         reversed_new = new.detach() - self._reversal * (new - new.detach())
-        is_old = self.discriminator(torch.cat([reversed_new, self.features[rows]]))[:, 0]
+        is_old = self.discriminator(
+            torch.cat([reversed_new, at_rows(self.features, rows, embeddings)])
+        )[:, 0]
         new_logits, old_logits = is_old.split(len(new))
         return self._decay * (F.softplus(new_logits).mean() + F.softplus(-old_logits).mean())
 

@@ -57,6 +57,7 @@ class RefreshedPrototypeLoss(LossModule):
     features: Tensor
     feature_labels: Tensor
     last_embeddings: Tensor
+    by_row = ("feature_labels", "last_embeddings")
     prototypes: Tensor
 
     def __init__(
