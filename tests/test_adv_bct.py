@@ -40,8 +40,8 @@ def test_the_discriminator_learns_and_the_encoder_gets_its_gradient_reversed():
     torch.manual_seed(0)
     term = OldOrNewLoss(batch.features, width=8).double()
     term.on_epoch(2, 4)
-    assert term.decay == 0.75
-    assert term.reversal == pytest.approx(math.tanh(5 * 1.5 / 4))
+    assert term._decay == 0.75
+    assert term._reversal == pytest.approx(math.tanh(5 * 1.5 / 4))
     both = torch.cat([batch.part, batch.features[batch.rows]])
     targets = torch.cat([torch.zeros(BATCH), torch.ones(BATCH)]).double()
     # Mean over both halves: half of the sum of their means.
@@ -51,7 +51,7 @@ def test_the_discriminator_learns_and_the_encoder_gets_its_gradient_reversed():
     parameters = list(term.parameters())
     got = torch.autograd.grad(value, [batch.embeddings, *parameters], retain_graph=True)
     exact = torch.autograd.grad(2 * 0.75 * plain, [batch.embeddings, *parameters])
-    torch.testing.assert_close(got[0], -term.reversal * exact[0])
+    torch.testing.assert_close(got[0], -term._reversal * exact[0])
     torch.testing.assert_close(got[1:], exact[1:])
     assert all(key.startswith("discriminator.") for key in term.state_dict())
 
@@ -61,7 +61,7 @@ def test_adversarial_weight_falls_to_its_last_share():
     shares = []
     for epoch in range(1, 6):
         term.on_epoch(epoch, 5)
-        shares.append((term.decay, term.reversal))
+        shares.append((term._decay, term._reversal))
     assert [decay for decay, _ in shares] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
     assert [reversal for _, reversal in shares] == sorted(r for _, r in shares)
     assert 0 < shares[0][1] < shares[-1][1] < 1

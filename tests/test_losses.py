@@ -83,7 +83,9 @@ TERMS = {
         ),
     ),
     "pseudo, soft targets": (
-        lambda b: PseudoClassifierLoss(b.prototypes, scale=8.0, soft_targets=b.soft_targets),
+        lambda b: PseudoClassifierLoss(
+            b.prototypes, scale=8.0, label_smoothing=0.0, soft_targets=b.soft_targets
+        ),
         lambda b: reference.compat_loss(
             b.part, b.prototypes.double(), targets=b.soft_targets.double()[b.rows], scale=8.0
         ),
@@ -196,8 +198,11 @@ def test_state_dict_round_trips(name):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pseudo", "num_classes=7, dim=5, scale=8.0, soft_targets=False"),
-        ("pseudo, soft targets", "num_classes=7, dim=5, scale=8.0, soft_targets=True"),
+        ("pseudo", "num_classes=7, dim=5, scale=8.0, label_smoothing=0.0, soft_targets=False"),
+        (
+            "pseudo, soft targets",
+            "num_classes=7, dim=5, scale=8.0, label_smoothing=0.0, soft_targets=True",
+        ),
         ("instance", "num_features=30, dim=5, scale=6.0"),
         ("l2", "num_features=30, dim=5"),
         ("distill", "num_classes=7, dim=5, scale=4.0"),
@@ -232,6 +237,14 @@ def test_options_that_would_be_ignored_are_refused():
     batch = Batch()
     with pytest.raises(ValueError, match="label_smoothing: soft targets are used as given"):
         PseudoClassifierLoss(batch.prototypes, soft_targets=batch.soft_targets, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("name", ["l2", "distill"])
+def test_rows_of_another_length_are_refused(name):
+    batch = Batch()
+    module = TERMS[name][0](batch)
+    with pytest.raises((ValueError, RuntimeError), match="expected"):
+        module(batch.embeddings, batch.labels, batch.rows[:1])
 
 
 def test_misaligned_old_data_is_refused():
@@ -276,7 +289,10 @@ def test_cosine_classifier_by_definition(options, dtype):
 def test_cosine_classifier_is_trainable_and_says_what_it_is():
     module = CosineClassifierLoss(CLASSES, DIM, margin=0.2)
     assert [name for name, _ in module.named_parameters()] == ["prototypes"]
-    assert repr(module) == "CosineClassifierLoss(num_classes=7, dim=5, scale=16.0, margin=0.2)"
+    assert repr(module) == (
+        "CosineClassifierLoss(num_classes=7, dim=5, scale=16.0, margin=0.2, "
+        "margin_type='cosface', label_smoothing=0.0)"
+    )
     # Each row about of unit length, so that no class starts with an advantage.
     wide = CosineClassifierLoss(50, 400).prototypes.norm(dim=1)
     assert 0.8 < wide.min() < wide.max() < 1.2

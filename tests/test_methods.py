@@ -132,11 +132,11 @@ class _Killed(torch.nn.Module):
 
     def __init__(self, step):
         super().__init__()
-        self.step, self.seen = step, 0
+        self._step, self.seen = step, 0
 
     def forward(self, embeddings, _labels, _rows):
         self.seen += 1
-        if self.seen == self.step:
+        if self.seen == self._step:
             raise MemoryError
         return embeddings.sum() * 0
 
@@ -176,10 +176,40 @@ def test_killed_trainings_resume_to_the_same_end(name, tmp_path):
     expected = whole._modules.state_dict()
     for key, value in resumed._modules.state_dict().items():
         assert torch.equal(value, expected[key]), key
-    killed.losses[-1].module.step = 0
+    killed.losses[-1].module._step = 0
     killed.fit()
     for key, value in killed._modules.state_dict().items():
         assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("labels", r"int64 of shape \(N,\), got a numpy array, int64 of \[40\]"),
+        ("old_features", r"floating of shape \(N, D\), got a numpy array, float32 of \[40, "),
+        ("old_classes", r"int64 of shape \(K,\), got a numpy array, int64 of \[2\]"),
+    ],
+)
+def test_arrays_in_the_place_of_tensors_are_named(name, expected):
+    array = getattr(_everything(), name).numpy()
+    with pytest.raises(TypeError, match=f"{name}: expected a tensor, {expected}.*torch.from_numpy"):
+        _everything(**{name: array})
+    with pytest.raises(TypeError, match=f"{name}: expected a tensor, .*, got list$"):
+        _everything(**{name: array.tolist()})
+
+
+# Those that compare an image with a row of its own.
+OF_OWN_ROWS = ("l2", "bt2", "adv-bct", "aml", "hot-refresh", "mix-bct")
+
+
+@pytest.mark.parametrize("name", OF_OWN_ROWS)
+def test_one_row_for_several_images_is_refused(name):
+    module = build_method(name, _everything(), DIM)[-1].module
+    embeddings, labels = torch.randn(6, DIM), torch.arange(6) % CLASSES
+    with pytest.raises(
+        ValueError, match=r"rows: expected shape \[6\], one per embedding, got \[1\]"
+    ):
+        module(embeddings, labels, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("name", METHODS)

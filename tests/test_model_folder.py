@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -56,12 +57,49 @@ def test_what_is_no_model_is_refused(trained, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors: expected a model written by"):
         load_model(tmp_path)
-    save(tmp_path, trained, dim=7)
-    with pytest.raises(ValueError, match="no layer of 7 outputs, the dim in"):
-        load_model(tmp_path)
-    save(tmp_path, trained, name="small-cnn")
-    with pytest.raises(ValueError, match="not weights of small-cnn"):
-        load_model(tmp_path)
+    save(tmp_path, trained)
+    card = json.loads((tmp_path / "model.json").read_text("utf-8"))
+    for changes, message in (
+        ({"dim": 7}, "no layer of 7 outputs, the dim in"),
+        ({"encoder": "small-cnn"}, "not weights of small-cnn"),
+    ):
+        (tmp_path / "model.json").write_text(json.dumps({**card, **changes}), "utf-8")
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "small-cnn"}, r"'small-cnn', dim=6, channels=3\), .* got '\S+' of \["),
+        (
+            {"dim": 7},
+            r"got 'head\.bias' of \[6\] where that has \[7\]; keep an encoder of your own",
+        ),
+        ({"channels": 1}, r"of \[12, 3, 3, 3\] where that has \[12, 1, 3, 3\]"),
+        ({"name": "my-net"}, "encoder: expected one of .*'tiny-cnn'.*, got 'my-net'"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(trained, tmp_path, changes, message):
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=message) as caught:
+        save(tmp_path / "model", trained, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_encoder_of_ones_own_is_not_saved(tmp_path):
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6))
+    with pytest.raises(ValueError, match=r"got '1\.bias' of \[6\] where that has nothing"):
+        save(tmp_path / "model", own)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50-large-images", "feature-head"])
+def test_every_kind_of_encoder_is_saved_and_loaded(name, tmp_path):
+    save(tmp_path, build_encoder(name, dim=6, channels=3), name=name)
+    assert load_model(tmp_path)[1].encoder == name
 
 
 def test_a_class_name_that_is_no_line_leaves_no_classifier(tmp_path):

@@ -8,14 +8,17 @@ import math
 import pickle
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from training_samples import CLASSES, DIM, FAST, StopAt, make_losses, make_trainer, old_features
 
 from fclearn import training
 from fclearn.encoders import SmallCnn
 from fclearn.losses import CosineClassifierLoss, L2CompatLoss, LossTerm
+from fclearn.methods import Assets, build_method
 from fclearn.training import TrainConfig, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +55,48 @@ def test_trainer_refuses(bars):
     too_few = [LossTerm("new", 1.0, CosineClassifierLoss(2, DIM))]
     with pytest.raises(RuntimeError, match=r"expected labels in \[0, 2\), got"):
         make_trainer(bars, losses=too_few).fit()
+
+
+def test_other_kinds_of_datasets_are_refused_with_what_is_expected(bars):
+    pairs = TensorDataset(bars.tensor(range(len(bars))), torch.from_numpy(bars.labels))
+    alike = SimpleNamespace(labels=bars.labels, tensor=bars.tensor, __len__=lambda: 48)
+    for dataset, kind in ((pairs, "TensorDataset"), (alike, "SimpleNamespace")):
+        message = (
+            rf"dataset: expected a fclearn\.datasets\.LabelledSet, got {kind}; .*ImageDataset\("
+        )
+        with pytest.raises(TypeError, match=message):
+            make_trainer(dataset, losses=make_losses(bars))
+
+
+@pytest.mark.parametrize("count", [47, 49])
+def test_terms_for_another_number_of_images_are_refused(bars, count):
+    features = torch.cat([old_features(bars), old_features(bars)])[:count]
+    new = make_losses(bars)[0]
+    losses = [new, LossTerm("compat", 1.0, L2CompatLoss(features))]
+    with pytest.raises(
+        ValueError,
+        match=rf"losses\[1\]: .* dataset \(48\) in the features of L2CompatLoss, got {count}",
+    ):
+        make_trainer(bars, losses=losses)
+    # Its terms look nothing up by row, but the labels were those of other images.
+    labels = torch.arange(count) % CLASSES
+    assets = Assets(labels, old_features=features)
+    with pytest.raises(
+        ValueError, match=rf"losses\[0\]: .* for the 48 images .*, got one for {count} labels"
+    ):
+        make_trainer(bars, losses=build_method("ni-fcl-mean", assets, DIM))
+
+
+def test_terms_for_images_in_another_order_are_refused(bars):
+    labels = torch.from_numpy(bars.labels)
+    features = old_features(bars)
+    make_trainer(bars, losses=build_method("ni-fcl", Assets(labels, features), DIM))
+    turned = Assets(labels.roll(1), features.roll(1, 0))
+    with pytest.raises(
+        ValueError,
+        match=r"losses\[0\]: expected the labels of the dataset, got 3 for row 0, which has 0 ",
+    ):
+        make_trainer(bars, losses=build_method("ni-fcl", turned, DIM))
 
 
 def test_whole_set_as_one_batch(bars):
@@ -111,13 +156,16 @@ def test_checkpoint_of_another_encoder_or_loss_is_refused(bars, run):
 def test_checkpoint_of_other_losses_or_old_features_is_refused(bars, run):
     new, compat = make_losses(bars)
     other_features = L2CompatLoss(old_features(bars, seed=1))
-    for losses in (
-        [new],
-        [new, LossTerm("compat", 0.75, compat.module)],
-        [LossTerm("new", 1.0, CosineClassifierLoss(CLASSES, DIM, scale=20.0)), compat],
-        [new, LossTerm("compat", 0.5, other_features)],
+    smoothed = CosineClassifierLoss(CLASSES, DIM, label_smoothing=0.1)
+    for losses, named in (
+        ([new], "losses"),
+        ([new, LossTerm("compat", 0.75, compat.module)], r"losses\[1\]\.weight"),
+        ([new, LossTerm("own", 0.5, compat.module)], r"losses\[1\]\.name"),
+        ([LossTerm("new", 1.0, smoothed), compat], r"losses\[0\]\.module\.label_smoothing"),
+        ([new, LossTerm("compat", 0.5, other_features)], r"losses\[1\]\.module\.features"),
+        ([new, LossTerm("compat", 0.5, StopAt(0))], r"losses\[1\]\.module"),
     ):
-        with pytest.raises(ValueError, match=r"another configuration \(losses differ\)"):
+        with pytest.raises(ValueError, match=rf"another configuration \({named} differ\)"):
             make_trainer(bars, SAME, losses=losses, output_dir=run).fit()
     # Refused before anything was loaded over them.
     fresh = L2CompatLoss(old_features(bars, seed=1))
@@ -126,9 +174,25 @@ def test_checkpoint_of_other_losses_or_old_features_is_refused(bars, run):
 
 def test_old_features_may_differ_by_rounding(bars, run):
     new, _ = make_losses(bars)
-    almost = old_features(bars) * (1 + 1e-5 * torch.randn(len(bars), DIM - 2))
-    losses = [new, LossTerm("compat", 0.5, L2CompatLoss(almost))]
-    assert len(make_trainer(bars, SAME, losses=losses, output_dir=run).fit()) == 1
+    noise = torch.randn(len(bars), DIM - 2)
+
+    def resumed(size):
+        almost = L2CompatLoss(old_features(bars) * (1 + size * noise))
+        losses = [new, LossTerm("compat", 0.5, almost)]
+        return make_trainer(bars, SAME, losses=losses, output_dir=run).fit()
+
+    assert len(resumed(1e-6)) == 1
+    with pytest.raises(ValueError, match=r"\(losses\[1\]\.module\.features differ\)"):
+        resumed(1e-4)
+
+
+def test_a_checkpoint_of_an_earlier_key_is_refused_in_one_line(bars, run):
+    path = run / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["terms"]
+    torch.save({**state, "losses": {"0: new 1 CosineClassifierLoss()": [1.0, 0.5]}}, path)
+    with pytest.raises(ValueError, match=r"not a checkpoint of this version .* remove it to start"):
+        make_trainer(bars, SAME, output_dir=run).fit()
 
 
 def test_killed_before_the_last_checkpoint_leaves_a_whole_history(bars, tmp_path, monkeypatch):

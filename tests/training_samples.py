@@ -81,13 +81,14 @@ class StopAt(nn.Module):
 
     def __init__(self, step, error=None):
         super().__init__()
-        self.step, self.error, self.seen = step, error, 0
+        # No settings of the loss, which would be the same when it goes on: hence the underscores.
+        self._step, self._error, self.seen = step, error, 0
 
     def forward(self, embeddings, _labels, _rows):
         self.seen += 1
-        if self.seen == self.step:
-            if self.error is not None:
-                raise self.error
+        if self.seen == self._step:
+            if self._error is not None:
+                raise self._error
             signal.raise_signal(signal.SIGINT)
         return embeddings.sum() * 0
 

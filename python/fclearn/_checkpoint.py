@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
@@ -13,12 +11,8 @@ import torch
 from torch import Tensor
 
 from fclearn._files import replacing
+from fclearn._losses_key import LossesKey, changed_losses
 from fclearn.datasets import LabelledSet
-from fclearn.losses import LossTerm
-
-# Frozen rows count as the same up to this: a head learned on another machine differs in its last
-# bits, other features differ by about 0.5.
-_SKETCH_TOLERANCE = 1e-3
 
 
 class Checkpoint(TypedDict):
@@ -27,7 +21,7 @@ class Checkpoint(TypedDict):
     Attributes:
         config: Hyper-parameters by name.
         data: Fingerprint of the training images.
-        losses: Fingerprint of the loss terms: a sketch of what is frozen in each, by its text.
+        terms: Result of `losses_key`.
         modules: State of encoder and loss terms.
         optimizer: State of the optimizer.
         schedule: State of the learning rate's schedule.
@@ -38,7 +32,7 @@ class Checkpoint(TypedDict):
 
     config: dict[str, object]
     data: str
-    losses: dict[str, list[float]]
+    terms: LossesKey
     modules: dict[str, Tensor]
     optimizer: dict[str, object]
     schedule: dict[str, object]
@@ -50,7 +44,7 @@ class Checkpoint(TypedDict):
 _TYPES = {
     "config": dict,
     "data": str,
-    "losses": dict,
+    "terms": dict,
     "modules": dict,
     "optimizer": dict,
     "schedule": dict,
@@ -108,12 +102,12 @@ class RunKey(NamedTuple):
     Attributes:
         config: Hyper-parameters by name.
         data: Result of `data_key`.
-        losses: Result of `losses_key`.
+        terms: Result of `losses_key`.
     """
 
     config: dict[str, object]
     data: str
-    losses: dict[str, list[float]]
+    terms: LossesKey
 
 
 def refuse_other_run(path: Path, before: RunKey, now: RunKey) -> None:
@@ -127,8 +121,7 @@ def refuse_other_run(path: Path, before: RunKey, now: RunKey) -> None:
     changed = sorted(
         key for key in {*was, *config} if was.get(key, "absent") != config.get(key, "absent")
     )
-    if not same_losses(before.losses, now.losses):
-        changed.append("losses")
+    changed += changed_losses(before.terms, now.terms)
     if changed:
         raise ValueError(
             f"{path}: made with another configuration ({', '.join(changed)} differ); "
@@ -149,50 +142,3 @@ def data_key(dataset: LabelledSet) -> str:
     """
     checksum = zlib.crc32("\n".join(dataset.ids).encode())
     return f"{len(dataset)} images, {zlib.crc32(dataset.labels.tobytes(), checksum):08x}"
-
-
-def losses_key(terms: Sequence[LossTerm]) -> dict[str, list[float]]:
-    """Tells one list of loss terms from another, by weights, settings and what is frozen in them.
-
-    Frozen rows are either overwritten by those of a checkpoint, such as prototypes, or not in it,
-    such as old features. Were they not compared, a run would go on with mixed ones unnoticed.
-
-    Returns:
-        Number, weight and text of each term, to two numbers per buffer: its norm, and the cosine
-        between it and a fixed pattern.
-
-    Example:
-        >>> from fclearn.losses import L2CompatLoss
-        >>> one = losses_key([LossTerm("compat", 1.0, L2CompatLoss(torch.eye(3)))])
-        >>> two = losses_key([LossTerm("compat", 1.0, L2CompatLoss(torch.eye(3).flip(0)))])
-        >>> same_losses(one, one), same_losses(one, two)
-        (True, False)
-    """
-    return {
-        f"{number}: {term.name} {term.weight:g} {term.module!r}": [
-            value for buffer in term.module.buffers() for value in _sketch(buffer)
-        ]
-        for number, term in enumerate(terms)
-    }
-
-
-def same_losses(before: dict[str, list[float]], now: dict[str, list[float]]) -> bool:
-    """Whether two results of `losses_key` are of the same terms."""
-    return before.keys() == now.keys() and all(
-        len(before[key]) == len(now[key])
-        and all(
-            math.isclose(left, right, rel_tol=_SKETCH_TOLERANCE, abs_tol=_SKETCH_TOLERANCE)
-            for left, right in zip(before[key], now[key], strict=True)
-        )
-        for key in now
-    )
-
-
-def _sketch(buffer: Tensor) -> tuple[float, float]:
-    if buffer.numel() == 0:
-        return 0.0, 0.0
-    rows = buffer.detach().reshape(len(buffer) if buffer.ndim else 1, -1).to(torch.float32)
-    down, across = (torch.arange(1, n + 1, device=rows.device).cos() for n in rows.shape)
-    norm = float(rows.norm())
-    # No sum over a pattern of the buffer's own size: that would be as large as the buffer.
-    return norm, float(down @ (rows @ across)) / norm if norm else 0.0

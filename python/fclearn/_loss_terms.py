@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -14,9 +14,12 @@ class LossModule(nn.Module, ABC):
     """Base of the modules in loss terms.
 
     Yours need not inherit from it: any module that is called in the same way will do, and may have
-    either attribute.
+    any of these attributes. Public attributes of a module that are numbers, texts, None or tuples
+    of them are its settings: a training is not resumed with others.
 
     Attributes:
+        by_row: Names of tensors that are looked up by row: as many rows as there are training
+            images, which is checked before a training.
         whole_batch: The term compares, picks among or remembers the images of a batch: several
             processes give it the images of all of them, where others get those of their own.
         sees_images: The term is called with the images, as the encoder got them, as a fourth
@@ -31,6 +34,7 @@ class LossModule(nn.Module, ABC):
         (False, False)
     """
 
+    by_row: ClassVar[tuple[str, ...]] = ()
     whole_batch: ClassVar[bool] = False
     sees_images: ClassVar[bool] = False
 
@@ -56,6 +60,8 @@ class LossTerm:
         weight: Factor.
         module: A `LossModule`, or any module that is called as ``module(embeddings, labels,
             rows)``. Its parameters are trained too, and it may be an `EpochHook`.
+        labels: Classes of the training images it was made for, shape ``(N,)``, int64: a training on
+            others is refused. None: not known. `fclearn.methods.build_method` sets it.
 
     Raises:
         ValueError: A module that sees images and wants the whole batch.
@@ -64,6 +70,7 @@ class LossTerm:
     name: str
     weight: float
     module: nn.Module
+    labels: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sees_images and self.whole_batch:
@@ -101,7 +108,8 @@ class EpochHook(Protocol):
     """A loss module that changes between epochs: weights that fall, prototypes that follow.
 
     What such a module remembers belongs into persistent buffers or parameters, for checkpoints to
-    carry it; whatever follows from the two numbers alone may be plain attributes.
+    carry it; whatever follows from the two numbers alone may be plain attributes whose names begin
+    with an underscore (public ones are settings, see `LossModule`).
     """
 
     def on_epoch(self, epoch: int, epochs: int) -> None:

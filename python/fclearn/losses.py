@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fcl_ext
 from fclearn._loss_terms import EpochHook, LossModule, LossTerm
+from fclearn._row_tables import at_rows
 
 __all__ = [
     "CosineClassifierLoss",
@@ -124,7 +125,10 @@ class CosineClassifierLoss(LossModule):
     def extra_repr(self) -> str:
         """Shapes and hyper-parameters."""
         count, dim = self.prototypes.shape
-        return f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}"
+        return (
+            f"num_classes={count}, dim={dim}, scale={self.scale}, margin={self.margin}, "
+            f"margin_type={self.margin_type!r}, label_smoothing={self.label_smoothing}"
+        )
 
 
 class PseudoClassifierLoss(LossModule):
@@ -144,6 +148,7 @@ class PseudoClassifierLoss(LossModule):
         Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020.
     """
 
+    by_row = ("soft_targets",)
     prototypes: Tensor
     soft_targets: Tensor | None
 
@@ -200,7 +205,10 @@ class PseudoClassifierLoss(LossModule):
         """Shapes and hyper-parameters."""
         count, dim = self.prototypes.shape
         soft = self.soft_targets is not None
-        return f"num_classes={count}, dim={dim}, scale={self.scale}, soft_targets={soft}"
+        return (
+            f"num_classes={count}, dim={dim}, scale={self.scale}, "
+            f"label_smoothing={self.label_smoothing}, soft_targets={soft}"
+        )
 
 
 class InstanceCompatLoss(LossModule):
@@ -267,6 +275,7 @@ class L2CompatLoss(LossModule):
         features: Old features of the training images, shape ``(N, D_old)``.
     """
 
+    by_row = ("features",)
     features: Tensor
 
     def __init__(self, features: Tensor) -> None:
@@ -274,9 +283,13 @@ class L2CompatLoss(LossModule):
         self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
-        """Mean loss of the batch."""
+        """Mean loss of the batch.
+
+        Raises:
+            ValueError: Another number of rows than of embeddings.
+        """
         part = compatible_unit(embeddings, self.features.shape[1])
-        return (part - self.features[rows]).square().sum(1).mean()
+        return (part - at_rows(self.features, rows, embeddings)).square().sum(1).mean()
 
     def extra_repr(self) -> str:
         """Shapes."""
@@ -297,6 +310,7 @@ class DistillCompatLoss(LossModule):
         Li and Hoiem, *Learning without Forgetting*, ECCV 2016.
     """
 
+    by_row = ("teacher_mean", "teacher_negative_entropy")
     prototypes: Tensor
     teacher_mean: Tensor
     teacher_negative_entropy: Tensor

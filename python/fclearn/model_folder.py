@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -84,8 +85,9 @@ def save_model(
 
     Args:
         folder: Made if needed.
-        encoder: From `fclearn.build_encoder`; takes images ``(B, channels, size, size)``, float32
-            in [0, 1], to embeddings ``(B, dim)``.
+        encoder: From `fclearn.build_encoder`, or with the same weights by name and shape, as
+            `load_model` makes the one of this name and fills it. Takes images
+            ``(B, channels, size, size)``, float32 in [0, 1], to embeddings ``(B, dim)``.
         name: The encoder's name there.
         dim: Embedding dim.
         channels: Of its images: 1 (grey) or 3 (RGB).
@@ -98,6 +100,9 @@ def save_model(
 
     Raises:
         OSError: The folder cannot be written.
+        ValueError: An encoder that `load_model` could not read: its weights are not those of the
+            named one. Nothing is written.
+        ModuleNotFoundError: A ``timm:`` encoder without timm.
 
     Example:
         >>> encoder = build_encoder("tiny-cnn", dim=8)
@@ -106,6 +111,7 @@ def save_model(
         >>> card.fingerprint.preprocessing
         'grey 32 px in [0, 1]'
     """
+    _check_encoder(encoder, name, dim, channels)
     content = save(
         {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
     )
@@ -226,6 +232,27 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
     if card.version != _VERSION:
         raise ValueError(f"{path}: format version {card.version}, expected {_VERSION}")
     return card
+
+
+def _check_encoder(encoder: nn.Module, name: str, dim: int, channels: int) -> None:
+    """Refuse an encoder whose weights are not those of the named one."""
+    # Its numbers are not looked at: neither memory nor the random state is touched.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        wanted = _shapes(build_encoder(name, dim=dim, channels=channels))
+    found = _shapes(encoder)
+    if found == wanted:
+        return
+    first = min(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    raise ValueError(
+        f"encoder: expected the weights of build_encoder({name!r}, dim={dim}, "
+        f"channels={channels}), which load_model makes of the folder, got {first!r} of "
+        f"{found.get(first, 'nothing')} where that has {wanted.get(first, 'nothing')}; keep an "
+        "encoder of your own with torch.save, and what it embeds in a FeatureStore"
+    )
+
+
+def _shapes(encoder: nn.Module) -> dict[str, list[int]]:
+    return {key: list(value.shape) for key, value in encoder.state_dict().items()}
 
 
 def _expect(path: Path) -> None:

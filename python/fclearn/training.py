@@ -21,14 +21,15 @@ from fclearn._checkpoint import (
     RunKey,
     data_key,
     load_checkpoint,
-    losses_key,
     refuse_other_run,
     save_checkpoint,
 )
 from fclearn._files import replacing
 from fclearn._interaction import epoch_bar, interruptible
+from fclearn._losses_key import losses_key
 from fclearn._nearest import nearest_prototype
 from fclearn._optimization import TrainConfig, make_optimizer, make_schedule
+from fclearn._row_tables import check_terms
 from fclearn.augmentation import augment_drawings
 from fclearn.datasets import LabelledSet
 from fclearn.losses import EpochHook, LossTerm
@@ -70,6 +71,11 @@ class Trainer:
             One that changes the size of images needs ``clean_share=0``.
         progress: Show a progress bar on stderr, if it is a terminal.
 
+    Raises:
+        TypeError: A dataset of another kind.
+        ValueError: No losses, losses made for other images than those of the dataset, fewer images
+            than a batch has.
+
     Example:
         >>> import numpy as np
         >>> from fclearn.datasets import ImageDataset
@@ -100,14 +106,21 @@ class Trainer:
     ) -> None:
         if not losses:
             raise ValueError("losses: expected at least one term")
+        if not isinstance(dataset, LabelledSet):
+            raise TypeError(
+                f"dataset: expected a fclearn.datasets.LabelledSet, got {type(dataset).__name__}; "
+                "of arrays make an ImageDataset(images, labels, ids, class_names=...), or a "
+                "VectorDataset of features"
+            )
         if len(dataset) < config.batch_size:
             raise ValueError(
                 f"batch_size: expected at most the number of images ({len(dataset)}), "
                 f"got {config.batch_size}"
             )
+        check_terms(losses, torch.from_numpy(dataset.labels))
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # As they are before training, which may change buffers of yours.
+        # As they are before training, which may change buffers and attributes of yours.
         self._losses_key = losses_key(losses)
         self.losses = self._placed(losses)
         self.dataset = dataset
@@ -353,7 +366,7 @@ class Trainer:
         state = Checkpoint(
             config=asdict(self.config),
             data=data_key(self.dataset),
-            losses=self._losses_key,
+            terms=self._losses_key,
             modules=self._modules.state_dict(),
             optimizer=self._optimizer.state_dict(),
             schedule=self._schedule.state_dict(),
@@ -382,7 +395,7 @@ class Trainer:
         if not path.is_file():
             return
         state = load_checkpoint(path, self.device)
-        self._refuse_other_run(path, RunKey(state["config"], state["data"], state["losses"]))
+        self._refuse_other_run(path, RunKey(state["config"], state["data"], state["terms"]))
         try:
             self._modules.load_state_dict(state["modules"])
             self._optimizer.load_state_dict(state["optimizer"])

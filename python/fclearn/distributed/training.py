@@ -217,7 +217,7 @@ class DistributedTrainer(Trainer):
             {
                 "config": asdict(self.config),
                 "data": data_key(self.dataset),
-                "losses": self._losses_key,
+                "terms": self._losses_key,
                 "schedule": self._schedule.state_dict(),
                 "generator": bytes(self._generator.get_state().tolist()).hex(),
                 "epoch": self._epoch,
@@ -238,7 +238,7 @@ class DistributedTrainer(Trainer):
             return
         path, facts = found
         try:
-            before = RunKey(facts["config"], facts["data"], facts["losses"])
+            before = RunKey(facts["config"], facts["data"], facts["terms"])
             generator = torch.tensor(list(bytes.fromhex(facts["generator"])), dtype=torch.uint8)
             schedule, epoch, history = facts["schedule"], int(facts["epoch"]), facts["history"]
         except (KeyError, TypeError) as error:

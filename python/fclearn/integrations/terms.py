@@ -15,28 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fclearn._row_tables import wrong_table
 from fclearn.features import FeatureSource, as_tensor
 from fclearn.graph import KnnGraph
-from fclearn.losses import (
-    DistillCompatLoss,
-    EpochHook,
-    L2CompatLoss,
-    LossTerm,
-    PseudoClassifierLoss,
-)
+from fclearn.losses import EpochHook, LossTerm
 from fclearn.methods import Assets, build_method
-from fclearn.methods.ni_fcl_scores import ScoreListLoss
 
 if TYPE_CHECKING:
     from fclearn.distributed.whole_batch import SharedBatch
 
-# What these look up by the number of the row.
-_BY_ROW = (
-    (L2CompatLoss, "features"),
-    (DistillCompatLoss, "teacher_mean"),
-    (PseudoClassifierLoss, "soft_targets"),
-    (ScoreListLoss, "members"),
-)
 # What methods call their terms; a name of one's own says more.
 _COMMON_NAMES = {"new", "compat"}
 
@@ -81,7 +68,12 @@ class CompatTerms(nn.Module):
                 f"labels: expected int64 of shape (N,), got {labels.dtype} of {list(labels.shape)}"
             )
         for term in terms:
-            _check_table(term.module, len(labels))
+            wrong = wrong_table(term.module, len(labels))
+            if wrong is not None:
+                raise ValueError(
+                    f"labels: expected one per row of the {wrong[0]} ({wrong[1]}), "
+                    f"got {len(labels)}"
+                )
             if term.sees_images:
                 raise ValueError(
                     f"terms: expected terms of embeddings, labels and rows, got {term.name!r} "
@@ -247,13 +239,3 @@ def _names(terms: Sequence[LossTerm]) -> list[str]:
         seen[name] += 1
         names.append(f"{name}_{seen[name]}" if name in repeated else name)
     return names
-
-
-def _check_table(module: nn.Module, num_labels: int) -> None:
-    for kind, attribute in _BY_ROW:
-        table = getattr(module, attribute, None) if isinstance(module, kind) else None
-        if table is not None and len(table) != num_labels:
-            raise ValueError(
-                f"labels: expected one per row of the {attribute} of {type(module).__name__} "
-                f"({len(table)}), got {num_labels}"
-            )

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import re
+=======
+from dataclasses import replace
+>>>>>>> fix-fa
 
 from fclearn.losses import LossTerm
 from fclearn.methods import (
@@ -169,7 +173,8 @@ def build_method(
             f"dim: expected at least the {assets.old_dim} dims of the old features, "
             f"got {embedding_dim}"
         )
-    return spec.build(assets, embedding_dim, {**spec.defaults, **settings})
+    terms = spec.build(assets, embedding_dim, {**spec.defaults, **settings})
+    return [replace(term, labels=assets.labels) for term in terms]
 
 
 def _check_setting(spec: MethodSpec, key: str, value: Setting) -> None:

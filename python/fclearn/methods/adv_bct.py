@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn._row_tables import at_rows
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
@@ -84,6 +85,7 @@ class OldOrNewLoss(LossModule):
         Backpropagation*, ICML 2015 (gradient reversal).
     """
 
+    by_row = ("features",)
     features: Tensor
 
     def __init__(self, features: Tensor, *, width: int = 256) -> None:
@@ -96,22 +98,24 @@ class OldOrNewLoss(LossModule):
             nn.ReLU(),
             nn.Linear(width, 1),
         )
-        self.reversal = self.decay = 1.0
+        self._reversal = self._decay = 1.0
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Set how much of the gradient is reversed, and the falling weight."""
         # The middle of the epoch: at its start, nothing would be reversed in the first one.
-        self.reversal = 2 / (1 + math.exp(-10 * (epoch - 0.5) / epochs)) - 1
-        self.decay = (epochs - epoch + 1) / epochs
+        self._reversal = 2 / (1 + math.exp(-10 * (epoch - 0.5) / epochs)) - 1
+        self._decay = (epochs - epoch + 1) / epochs
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the discriminator over new and over old rows, added up."""
         new = compatible_unit(embeddings, self.features.shape[1])
         # The value of `new` with -reversal times its gradient.
-        reversed_new = new.detach() - self.reversal * (new - new.detach())
-        is_old = self.discriminator(torch.cat([reversed_new, self.features[rows]]))[:, 0]
+        reversed_new = new.detach() - self._reversal * (new - new.detach())
+        is_old = self.discriminator(
+            torch.cat([reversed_new, at_rows(self.features, rows, embeddings)])
+        )[:, 0]
         new_logits, old_logits = is_old.split(len(new))
-        return self.decay * (F.softplus(new_logits).mean() + F.softplus(-old_logits).mean())
+        return self._decay * (F.softplus(new_logits).mean() + F.softplus(-old_logits).mean())
 
 
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fcl_ext
+from fclearn._row_tables import at_rows
 from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
@@ -70,6 +71,7 @@ class AsymmetricMetricLoss(LossModule):
     """
 
     whole_batch = True
+    by_row = ("features", "place")
     features: Tensor
     crow_indices: Tensor
     col_indices: Tensor
@@ -114,7 +116,7 @@ class AsymmetricMetricLoss(LossModule):
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch."""
         anchors = compatible_unit(embeddings, self.features.shape[1])
-        own = self.features[rows]
+        own = at_rows(self.features, rows, embeddings)
         if self.loss == "regression":
             return 0.5 * (anchors - own).square().sum(1).mean()
         others, other_labels, other_rows = anchors, labels, rows

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class Assets:
             not normalised, as of `fclearn.score_lists.read_score_lists`.
 
     Raises:
+        TypeError: Arrays in the place of tensors.
         ValueError: Tensors that are not aligned, labels that are no class numbers, features that
             are not finite.
     """
@@ -77,6 +79,8 @@ class Assets:
                 f"old_classifier: expected {self.old_dim} dims as the old features, "
                 f"got {rows.shape[1]}"
             )
+        if self.old_classes is not None:
+            _check_tensor("old_classes", self.old_classes, "int64 of shape (K,)")
         if self.old_classes is None or len(self.old_classes) != len(rows):
             raise ValueError("old_classes: expected one class per row of old_classifier")
         classes = self.old_classes.tolist()
@@ -153,7 +157,18 @@ class MethodSpec:
         return inspect.cleandoc((module and module.__doc__) or "")
 
 
+def _check_tensor(name: str, value: object, expected: str) -> None:
+    if isinstance(value, Tensor):
+        return
+    got, hint = type(value).__name__, ""
+    if isinstance(value, np.ndarray):
+        got = f"a numpy array, {value.dtype} of {list(value.shape)}"
+        hint = "; torch.from_numpy makes one of it"
+    raise TypeError(f"{name}: expected a tensor, {expected}, got {got}{hint}")
+
+
 def _check_labels(labels: Tensor) -> None:
+    _check_tensor("labels", labels, "int64 of shape (N,)")
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise ValueError(
             f"labels: expected int64 of shape (N,), got {labels.dtype} of {list(labels.shape)}"
@@ -165,6 +180,7 @@ def _check_labels(labels: Tensor) -> None:
 
 
 def _check_rows(name: str, rows: Tensor, num_labels: int | None = None) -> None:
+    _check_tensor(name, rows, "floating of shape (N, D)")
     if rows.ndim != 2 or not rows.is_floating_point():
         raise ValueError(
             f"{name}: expected floating of shape (N, D), got {rows.dtype} of {list(rows.shape)}"

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
+from fclearn._row_tables import at_rows
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import L2CompatLoss, LossModule, LossTerm, PseudoClassifierLoss
 from fclearn.methods.base import (
@@ -53,6 +54,7 @@ class RotatedCosineLoss(LossModule):
         0.0
     """
 
+    by_row = ("features",)
     features: Tensor
 
     def __init__(self, features: Tensor, dim: int) -> None:
@@ -69,8 +71,9 @@ class RotatedCosineLoss(LossModule):
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch."""
+        own = at_rows(self.features, rows, embeddings)
         turned = self.basis(embeddings)[:, : self.features.shape[1]]
-        cosines: Tensor = (F.normalize(turned, dim=1) * self.features[rows]).sum(1)
+        cosines: Tensor = (F.normalize(turned, dim=1) * own).sum(1)
         return 1 - cosines.mean()
 
     def extra_repr(self) -> str:

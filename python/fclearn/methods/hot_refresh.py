@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fclearn._row_tables import at_rows
 from fclearn.losses import LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
     NEW_CLASSIFIER_DEFAULTS,
@@ -51,6 +52,7 @@ class RegressionAlleviatingLoss(LossModule):
     """
 
     whole_batch = True
+    by_row = ("features",)
     features: Tensor
 
     def __init__(self, features: Tensor, *, scale: float = 100.0, num_negatives: int = 10) -> None:
@@ -66,7 +68,7 @@ class RegressionAlleviatingLoss(LossModule):
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the batch."""
         new = compatible_unit(embeddings, self.features.shape[1])
-        old = self.features[rows]
+        old = at_rows(self.features, rows, embeddings)
         same = labels[:, None] == labels
         positive = (new * old).sum(1, keepdim=True)
         cosines = torch.cat([positive, *(self._negatives(new @ x.T, same) for x in (old, new))], 1)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fclearn._row_tables import at_rows
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
@@ -54,6 +55,7 @@ class MixedClassifierLoss(LossModule):
     """
 
     whole_batch = True
+    by_row = ("features", "credible")
     features: Tensor
     credible: Tensor
 
@@ -92,12 +94,13 @@ class MixedClassifierLoss(LossModule):
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of the mixed batch."""
         part = compatible_unit(embeddings, self.features.shape[1])
+        old = at_rows(self.features, rows, embeddings)
         # Random among the credible rows, which therefore come first in the order.
         draw = torch.rand(len(rows), device=rows.device) - self.credible[rows].float()
         chosen = draw.argsort()[: int(self.mix * len(rows))]
         replaced = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         replaced[chosen] = self.credible[rows[chosen]]
-        mixed = torch.where(replaced[:, None], self.features[rows], part)
+        mixed = torch.where(replaced[:, None], old, part)
         loss: Tensor = self.classifier(mixed, labels)
         return loss
 

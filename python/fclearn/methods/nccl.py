@@ -54,6 +54,7 @@ class NeighbourContrastLoss(LossModule):
         Representation*, AAAI 2022.
     """
 
+    by_row = ("targets", "weights")
     bank: Tensor
     targets: Tensor
     weights: Tensor

@@ -84,6 +84,7 @@ class ScoreListLoss(LossModule):
     members: Tensor
     log_old: Tensor
     last_embeddings: Tensor
+    by_row = ("members", "log_old", "last_embeddings")
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class RefreshedPrototypeLoss(LossModule):
     features: Tensor
     feature_labels: Tensor
     last_embeddings: Tensor
+    by_row = ("feature_labels", "last_embeddings")
     prototypes: Tensor
 
     def __init__(
@@ -82,7 +83,7 @@ class RefreshedPrototypeLoss(LossModule):
         self.register_buffer("last_embeddings", unit.clone())
         self.scale, self.k, self.temperature, self.damping = scale, k, temperature, damping
         self.warmup_epochs, self.refresh_epochs = warmup_epochs, refresh_epochs
-        self.active = True
+        self._active = True
         self.register_buffer("prototypes", self._refined())
 
     def _refined(self) -> Tensor:
@@ -92,7 +93,7 @@ class RefreshedPrototypeLoss(LossModule):
 
     def on_epoch(self, epoch: int, epochs: int) -> None:  # noqa: ARG002
         """Refine the prototypes, if this epoch is one to do so."""
-        self.active = epoch > self.warmup_epochs
+        self._active = epoch > self.warmup_epochs
         if self.refresh_epochs and epoch > 1 and (epoch - 1) % self.refresh_epochs == 0:
             self.prototypes.copy_(self._refined())
 
@@ -101,7 +102,7 @@ class RefreshedPrototypeLoss(LossModule):
         part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.training:
             self.last_embeddings[rows] = part.detach().to(self.last_embeddings.dtype)
-        if not self.active:
+        if not self._active:
             return embeddings.new_zeros(())
         return fcl_ext.compat_loss(
             part, self.prototypes.to(part.dtype), labels, scale=self.scale, normalize=False

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What counts as the same losses when a training is resumed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fclearn._losses_key import changed_losses, losses_key
+from fclearn.classifiers import PseudoClassifier
+from fclearn.graph import KnnGraph
+from fclearn.losses import CosineClassifierLoss, L2CompatLoss, LossTerm, PseudoClassifierLoss
+from fclearn.methods import METHODS, Assets, build_method
+
+IMAGES, CLASSES, DIM, OLD_DIM = 48, 4, 8, 6
+
+
+class Own(nn.Module):
+    """Of somebody who says nothing of its settings."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        vars(self).update(settings)
+
+    def forward(self, embeddings, _labels, _rows):
+        return embeddings.square().mean()
+
+
+def key(*modules):
+    return losses_key([LossTerm("compat", 1.0, module) for module in modules])
+
+
+def assets():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(IMAGES) % CLASSES
+    features = torch.randn(IMAGES, OLD_DIM, generator=generator) + 2 * torch.eye(4, OLD_DIM)[labels]
+    return Assets(
+        labels,
+        old_features=features,
+        old_model=nn.Flatten(),
+        old_classifier=torch.randn(2, OLD_DIM, generator=generator),
+        old_classes=torch.tensor([3, 1]),
+        independent_features=torch.randn(IMAGES, OLD_DIM, generator=generator),
+        old_scores=KnnGraph.build(features, 9),
+    )
+
+
+def built(name, **settings):
+    torch.manual_seed(0)
+    return losses_key(build_method(name, assets(), DIM, **settings))
+
+
+def other(value):
+    if isinstance(value, bool):
+        return not value
+    return type(value)(2 * value) if value else type(value)(1 if isinstance(value, int) else 0.2)
+
+
+NUMBERS = [
+    pytest.param(name, setting, id=f"{name}-{setting}")
+    for name, spec in METHODS.items()
+    for setting, value in spec.defaults.items()
+    if isinstance(value, bool | int | float)
+    # Without effect here: of another loss than the default, and all rows are credible anyway.
+    and (name, setting) not in {("aml", "triplet_margin"), ("nccl", "max_entropy")}
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), NUMBERS)
+def test_every_setting_of_every_method_is_noticed(name, setting):
+    value = other(METHODS[name].defaults[setting])
+    try:
+        changed = built(name, **{setting: value})
+    except ValueError:  # half of it is in range
+        changed = built(name, **{setting: METHODS[name].defaults[setting] / 2})
+    assert changed_losses(built(name), changed)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_method_again_is_the_same(name):
+    first = built(name)
+    assert changed_losses(first, built(name)) == []
+    # As the checkpoints of several processes have it.
+    assert changed_losses(json.loads(json.dumps(first)), first) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"scale": 20.0}, {"scale": 1.0}),
+        ({"mode": "hard"}, {"mode": "soft"}),
+        ({"margin": None}, {"margin": 0.1}),
+        ({"steps": (1, 2)}, {"steps": (1, 3)}),
+        ({"hard": True}, {"hard": False}),
+        ({"scale": np.float32(2)}, {"scale": np.float32(3)}),
+    ],
+)
+def test_settings_of_own_modules_are_noticed_and_named(one, two):
+    (name,) = one
+    assert changed_losses(key(Own(**one)), key(Own(**two))) == [f"losses[0].module.{name}"]
+    inside = [key(L2CompatLoss(torch.eye(3)), nn.Sequential(Own(**own))) for own in (one, two)]
+    assert changed_losses(*inside) == [f"losses[1].module.0.{name}"]
+
+
+def test_what_is_no_setting_does_not_count():
+    one = Own(scale=float("nan"), _seen=1, rows=[1], run=print, pairs=(nn.Identity(),))
+    two = Own(scale=float("nan"), _seen=2, rows=[2], run=len, pairs=(1, nn.Identity()))
+    assert changed_losses(key(one), key(two.eval())) == []
+
+
+def test_margin_type_and_smoothing_are_told_apart():
+    plain = CosineClassifierLoss(3, 3, margin=0.3)
+    arc = CosineClassifierLoss(3, 3, margin=0.3, margin_type="arcface")
+    assert changed_losses(key(plain), key(arc)) == ["losses[0].module.margin_type"]
+    frozen = [PseudoClassifierLoss(torch.eye(3), label_smoothing=x) for x in (0.0, 0.1)]
+    assert changed_losses(*map(key, frozen)) == ["losses[0].module.label_smoothing"]
+
+
+def test_prototypes_walked_at_another_temperature_are_others():
+    """Old features that know their classes well: the walk moves their means by little."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % CLASSES
+    features = F.normalize(
+        4 * torch.eye(4, 16)[labels] + 0.5 * torch.randn(400, 16, generator=generator), dim=1
+    )
+    means = PseudoClassifier.from_means(features, labels)
+    graph = KnnGraph.build(features, 10, labels=labels)
+    tenth, eleventh, fifth = (
+        means.refine(graph.normalize(temperature=t), 0.9).prototypes for t in (0.1, 0.11, 0.2)
+    )
+    assert (tenth - fifth).abs().max() < 5e-3
+    for others in (eleventh, fifth):
+        changed = changed_losses(
+            key(PseudoClassifierLoss(tenth)), key(PseudoClassifierLoss(others))
+        )
+        assert changed == ["losses[0].module.prototypes"]
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (200_000, 16), (3, 4, 5), (7,), ()])
+def test_tensors_count_as_the_same_up_to_rounding(shape):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+
+    def changed(size):
+        pair = [Own(), Own()]
+        for own, tensor in zip(pair, (rows, rows * (1 + size * noise)), strict=True):
+            own.register_buffer("rows", tensor)
+        return changed_losses(*map(key, pair))
+
+    assert changed(0) == changed(1e-6) == []
+    assert changed(1e-3) == ["losses[0].module.rows"]
+
+
+def test_two_exchanged_rows_among_many_are_noticed():
+    rows = F.normalize(torch.randn(100_000, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    order = torch.arange(len(rows))
+    order[[5, 70_000]] = order[[70_000, 5]]
+    assert changed_losses(key(L2CompatLoss(rows)), key(L2CompatLoss(rows[order])))
+
+
+def test_empty_and_infinite_tensors_have_a_finite_sketch():
+    own = Own()
+    own.register_buffer("nothing", torch.zeros(0, 3))
+    own.register_buffer("log_weights", torch.tensor([0.5, -torch.inf, torch.nan]))
+    own.register_buffer("chosen", torch.tensor([True, False]))
+    assert changed_losses(key(own), key(own)) == []
+
+
+def test_what_is_no_key_is_another_key():
+    now = key(L2CompatLoss(torch.eye(3)))
+    features = "losses[0].module.features"
+    for broken in ([], ["a"] * 9, "x", None, {}, [1.0]):
+        assert changed_losses({**now, features: broken}, now) == [features]
+    assert changed_losses({"0: compat 1 L2CompatLoss()": [1.0, 0.5]}, now) == ["losses"]
