@@ -40,6 +40,10 @@ def stores(tmp_path):
     return tmp_path
 
 
+def _unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def _fit(stores, *more, out="adapter.safetensors"):
     return [
         *("adapt", "--old", stores / "old", "--new", stores / "new"),
@@ -96,7 +100,7 @@ def test_heads_that_faiss_takes(stores, fcl):
     _, usual, _ = fcl(*_fit(stores, "--json", out="usual.safetensors"))
     assert result["check"]["mapped"]["metrics"] != usual["check"]["mapped"]["metrics"]
     index = faiss.IndexFlatIP(6)
-    index.add(np.array(FeatureStore.open(stores / "old").features))
+    index.add(_unit(FeatureStore.open(stores / "old").features))
     faiss.write_index(index, str(stores / "old.faiss"))
     export = ["--out", stores / "new.faiss", "--index", stores / "old.faiss"]
     assert fcl("export", stores / "adapter.safetensors", *export)[0] == 0
@@ -130,13 +134,31 @@ def test_export(stores, fcl):
     assert fcl(*_fit(stores, "--adapter", "procrustes", "--no-check"))[0] == 0
     old = FeatureStore.open(stores / "old")
     index = faiss.IndexFlatIP(6)
-    index.add(np.array(old.features))
+    index.add(_unit(old.features))
     faiss.write_index(index, str(stores / "old.faiss"))
     export = ["export", stores / "adapter.safetensors", "--out"]
     code, result, _ = fcl(*export, stores / "new.faiss", "--index", stores / "old.faiss", "--json")
     assert code == 0
     assert result["source_dim"] == 9
     assert faiss.read_index(str(stores / "new.faiss")).d == 9
+    # An export may be written again; no other index, and no adapter, is overwritten.
+    assert fcl(*export, stores / "new.faiss", "--index", stores / "old.faiss")[0] == 0
+    faiss.write_index(index, str(stores / "other.faiss"))
+    (stores / "link.faiss").symlink_to("old.faiss")
+    before = (stores / "old.faiss").read_bytes()
+    for out, part in (
+        ("old.faiss", "out: expected another file than"),
+        ("link.faiss", "out: expected another file than"),
+        ("../" + stores.name + "/old.faiss", "out: expected another file than"),
+        ("other.faiss", "expected no file, or one that an export wrote, found another index"),
+        ("adapter.safetensors", "--out: expected another file than"),
+    ):
+        code, _, error = fcl(*export, stores / out, "--index", stores / "old.faiss")
+        assert code == 2
+        assert part in error
+    for name in ("old.faiss", "other.faiss"):
+        assert (stores / name).read_bytes() == before
+    assert load_adapter(stores / "adapter.safetensors").name == "procrustes"
     code, _, error = fcl(*export, stores / "adapter.pb")
     assert code == 2
     assert "expected a name ending in .onnx" in error

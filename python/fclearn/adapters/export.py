@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fclearn._faiss_index import IndexParts
 from fclearn._files import replacing
+from fclearn.adapters._served import check_lengths
 from fclearn.adapters.base import Adapter
 
 if TYPE_CHECKING:
@@ -90,43 +92,86 @@ def wrap_index(adapter: Adapter, index: faiss.Index) -> faiss.IndexPreTransform:
     Raises:
         ModuleNotFoundError: faiss is missing.
         RuntimeError: The adapter is not fitted.
-        ValueError: The map is not affine, or the index has another dim than it maps to.
+        ValueError: The map is not affine; an index of another dim than it maps to, or whose rows
+            are not unit length, as the adapter's outputs are (if its target is compared by inner
+            products, and the index does so, any length is right).
     """
+    return _wrapped(adapter, index)[0]
+
+
+def _wrapped(adapter: Adapter, index: faiss.Index) -> tuple[faiss.IndexPreTransform, str]:
+    """The index, and what could not be checked of it."""
     engine = _import("faiss", "faiss-cpu")
     transforms = to_faiss(adapter)
     if transforms[-1].d_out != index.d:
         raise ValueError(
             f"index: expected {transforms[-1].d_out} dims, the adapter's target, got {index.d}"
         )
+    note = check_lengths(index, "cosine" if adapter.target is None else adapter.target.metric)
     wrapped = engine.IndexPreTransform(index)
     for transform in reversed(transforms):
         wrapped.prepend_transform(transform)
     # faiss keeps plain pointers; the index must not outlive what it points to.
     wrapped.referenced_objects = [index, *transforms]
-    result: faiss.IndexPreTransform = wrapped
-    return result
+    return wrapped, note
 
 
 def export_index(
     adapter: Adapter, index: str | os.PathLike[str], out: str | os.PathLike[str]
-) -> None:
+) -> str:
     """`wrap_index` from file to file.
+
+    Args:
+        adapter: Fitted, and affine.
+        index: Stays as it is.
+        out: File to write. One that is there is replaced, unless it is an index of another origin.
+
+    Returns:
+        What could not be checked of the index, or ``""``.
 
     Raises:
         FileNotFoundError: No such index file.
-        ValueError: As `wrap_index`, or not an index file.
+        ValueError: As `wrap_index`, or not an index file; ``out`` that is the index itself, or an
+            index that no export wrote.
         OSError: The file cannot be written.
     """
     faiss = _import("faiss", "faiss-cpu")
     if not Path(index).is_file():
         raise FileNotFoundError(f"{index}: no such index file")
+    _check_out(Path(out), Path(index))
     try:
         loaded = faiss.read_index(os.fspath(index))
     except RuntimeError as error:
         raise ValueError(f"{index}: not a faiss index file") from error
-    wrapped = wrap_index(adapter, loaded)
+    wrapped, note = _wrapped(adapter, loaded)
     with replacing(out) as temporary:
         faiss.write_index(wrapped, os.fspath(temporary))
+    return note
+
+
+def _check_out(out: Path, index: Path) -> None:
+    """Refuse to replace an index that may be the one that serves."""
+    if not out.exists():
+        return
+    if out.samefile(index):
+        raise ValueError(f"out: expected another file than {index}, which stays as it is")
+    faiss = _import("faiss", "faiss-cpu")
+    there = None
+    for read in (faiss.read_index, faiss.read_index_binary):
+        try:
+            there = read(os.fspath(out), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+            break
+        except RuntimeError:  # not an index of this kind
+            continue
+    if there is None:
+        return
+    first = IndexParts.of(there).transforms[:3] if isinstance(there, faiss.Index) else []
+    ours = [faiss.NormalizationTransform, faiss.LinearTransform, faiss.NormalizationTransform]
+    if [type(one) for one in first] != ours:
+        raise ValueError(
+            f"out: expected no file, or one that an export wrote, found another index "
+            f"({type(there).__name__}) in {out}; remove it first if it is no longer needed"
+        )
 
 
 class _OnnxGraph:

@@ -105,8 +105,9 @@ def export(
     """Write an adapter for other engines: as an ONNX model, or inside a faiss index.
 
     With --index, the index written takes source features and searches the vectors the given one
-    holds; the given file stays as it is. Affine adapters only: all but mlp, and compat-head if it
-    was fitted with --head linear or low-rank.
+    holds; the given file stays as it is, and no other index is overwritten but an export's. Its
+    rows must be of unit length, as what an adapter returns is. Affine adapters only: all but mlp,
+    and compat-head if it was fitted with --head linear or low-rank.
 
     \b
     Examples:
@@ -117,12 +118,16 @@ def export(
     from fclearn.adapters import load_adapter
 
     loaded = load_adapter(adapter)
+    if out.exists() and out.samefile(adapter):
+        raise ValueError(f"--out: expected another file than {adapter}, which stays as it is")
     if index is None:
         if out.suffix != ".onnx":
             raise ValueError(f"--out: expected a name ending in .onnx, or --index, got {out}")
         exporting.to_onnx(loaded, out)
     else:
-        exporting.export_index(loaded, index, out)
+        note = exporting.export_index(loaded, index, out)
+        if note:
+            say(f"note: {note}")
     say(f"adapter {loaded.name!r} in {out}")
     if json:
         emit({"adapter": loaded.name, "source_dim": loaded.source_dim, "file": str(out)})

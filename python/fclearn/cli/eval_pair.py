@@ -11,10 +11,10 @@ from fclearn.cli.console import draw, say
 from fclearn.cli.eval_examples import examples_of
 from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import (
+    ServingIndex,
     evaluate_stores,
     numbers_of,
     numbers_to_come,
-    open_index,
     open_side,
 )
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
@@ -32,8 +32,7 @@ def run_pair(
     exclude_self: bool,
     use_groups: bool,
     metrics: Sequence[str] | None,
-    index: Path | None,
-    parameters: Sequence[str],
+    index: ServingIndex,
     show: Show,
 ) -> None:
     """Compare two models, and maybe an independent one, and print what came out.
@@ -45,8 +44,7 @@ def run_pair(
         exclude_self: Leave out the gallery row with the query's id.
         use_groups: Leave out gallery rows of the query's own group.
         metrics: As `compatibility_report`.
-        index: A faiss index of the old gallery's rows, to search in place of its features.
-        parameters: Of the index, ``NAME=VALUE``.
+        index: Of the old gallery's rows, to search in place of its features.
         show: What to print.
 
     Raises:
@@ -62,7 +60,7 @@ def run_pair(
     if (independent_query is None) != (independent_gallery is None):
         raise ValueError("--independent-query and --independent-gallery: expected both or neither")
     known = numbers_to_come(
-        report_metrics(metrics, has_index=index is not None),
+        report_metrics(metrics, has_index=index.path is not None),
         has_new_gallery=new_gallery is not None,
         has_independent=independent_query is not None,
     )
@@ -89,7 +87,7 @@ def run_pair(
         right=truth.right(),
         ranking=ranking,
         metrics=metrics,
-        index=open_index(index, parameters, old.gallery),
+        index=index.open(old.gallery, across=False),
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
     )
@@ -106,7 +104,7 @@ def run_pair(
             report=report,
             # An index ranks in its own way, and these are ranked exactly.
             retrieval_examples=()
-            if index
+            if index.path
             else examples_of(report, old, new, labels, ranking),
             facts={"title": "Upgrade report", "command": show.command, "stores": paths,
                    "gates": list(show.gates)},

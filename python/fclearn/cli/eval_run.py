@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fclearn.cli.alignment import rows_of_ids
+from fclearn.cli.console import say
 from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibility_report
 from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
 from fclearn.evaluation.types import InOrder, RowSource
@@ -55,30 +56,50 @@ def open_side(name: str, query: Path, gallery: Path | None) -> Side:
     return Side(name, queries, rows)
 
 
-def open_index(
-    index: Path | None, parameters: Sequence[str], rows: FeatureStore
-) -> IndexedGallery | None:
-    """Open an index of a store's rows, if there is one.
+@dataclass(frozen=True)
+class ServingIndex:
+    """An index in place of a gallery's features.
 
-    Args:
-        index: A faiss index file.
+    Attributes:
+        path: A faiss index file; None: there is none.
+        ids: File with the id of each of its rows, one a line; None: they are its numbers.
         parameters: How to search it, ``NAME=NUMBER``.
-        rows: What it must hold.
-
-    Raises:
-        ValueError: Not an index, or of another size; parameters that are none, or of no index.
     """
-    if index is None:
-        if parameters:
-            raise ValueError("--index-parameter: expected --index, whose parameter it is")
-        return None
-    indexed = IndexedGallery.open(index, parameters=_numbers(parameters))
-    if (indexed.num_rows, indexed.dim) != (len(rows), rows.dim):
-        raise ValueError(
-            f"{index}: expected the {len(rows)} x {rows.dim} rows of {rows.path}, found "
-            f"{indexed.num_rows} x {indexed.dim}"
+
+    path: Path | None
+    ids: Path | None
+    parameters: Sequence[str]
+
+    def open(self, rows: FeatureStore, *, across: bool) -> IndexedGallery | None:
+        """Open the index, if there is one, and look whether it holds these rows.
+
+        Args:
+            rows: What it must hold.
+            across: Whether all queries are of another model than the rows.
+
+        Raises:
+            ValueError: Not an index, or of other rows or in another order; one that maps queries of
+                another model, where there are others; parameters that are none, or of no index.
+        """
+        if self.path is None:
+            for option, given in (("parameter", self.parameters), ("ids", self.ids)):
+                if given:
+                    raise ValueError(f"--index-{option}: expected --index, whose {option} it is")
+            return None
+        indexed = IndexedGallery.open(
+            self.path,
+            parameters=_numbers(self.parameters),
+            gallery=rows,
+            ids=None if self.ids is None else _lines(self.ids),
         )
-    return indexed
+        if indexed.maps_queries and not across:
+            raise ValueError(
+                f"{self.path}: maps queries of another model into the space of {rows.path}: "
+                "expected these alone, as --query with --across"
+            )
+        if indexed.note:
+            say(f"note: {indexed.note}")
+        return indexed
 
 
 def numbers_to_come(
@@ -176,6 +197,13 @@ def ordered(store: FeatureStore, like: FeatureStore) -> RowSource:
 
 def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> RowSource | None:
     return None if store is None else ordered(store, like)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected ids as UTF-8 text, one a line: {error}") from error
 
 
 def _numbers(parameters: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fclearn.cli.console import say
 from fclearn.cli.eval_decisions import decide, names_of, read_junk
 from fclearn.cli.eval_rules import Truth, ranking_of
-from fclearn.cli.eval_run import open_index
+from fclearn.cli.eval_run import ServingIndex
 from fclearn.cli.eval_show import Show, say_skipped, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
@@ -29,8 +29,7 @@ class Single:
         query: Store of the queries.
         gallery: Store of the gallery; None: the query store, each query's own row left out.
         across: Whether the two come from two models.
-        index: A faiss index of the gallery's rows, to search in place of its features.
-        parameters: Of the index, ``NAME=VALUE``.
+        index: Of the gallery's rows, to search in place of its features.
         qrels: TREC judgements in place of labels.
         junk: File of rows that are neither right nor wrong.
         verify: Rates of false accepts to verify pairs at.
@@ -43,8 +42,7 @@ class Single:
     query: Path
     gallery: Path | None
     across: bool
-    index: Path | None
-    parameters: Sequence[str]
+    index: ServingIndex
     qrels: Path | None
     junk: Path | None
     verify: Sequence[float]
@@ -110,7 +108,7 @@ def _open(options: Single) -> tuple[FeatureStore, FeatureStore]:
 def _evaluate(
     options: Single, queries: FeatureStore, rows: FeatureStore, ranking: RankingOptions
 ) -> RetrievalResult:
-    indexed = open_index(options.index, options.parameters, rows)
+    indexed = options.index.open(rows, across=options.across)
     return evaluate_retrieval(
         queries,
         rows if indexed is None else indexed,

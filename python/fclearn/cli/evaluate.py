@@ -51,6 +51,10 @@ def evaluate(
     index: Annotated[
         Path | None, typer.Option(metavar="FILE", help="faiss index of the (old) gallery's rows.")
     ] = None,
+    index_ids: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Id of each of its rows, one a line, as pushed."),
+    ] = None,
     index_parameter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=NUMBER", help="As nprobe=16, efSearch=64.")
     ] = None,
@@ -121,8 +125,10 @@ def evaluate(
     (several for a row, parted by |; rows that share one are right), class_name, label. Or by
     --qrels, lines "query-id 0 gallery-id grade".
 
-    With --index, the (old) gallery is searched as it is served, by the first ranks alone. Under
-    torchrun, the processes share the queries; the numbers are those of one process.
+    With --index, the (old) gallery is searched as it is served, by the first ranks alone. Its rows
+    are found by the ids that the index has or --index-ids gives, else by their order, and a few
+    are compared with the gallery. Under torchrun, the processes share the queries; the numbers are
+    those of one process.
 
     --report shows queries with their hits where the manifests have a column text, or path of images
     that are there. fcl report puts several reports side by side.
@@ -151,18 +157,20 @@ def evaluate(
         raise ValueError(
             "--query: expected one, as --gallery, --across, --junk, --verify or --identify is given"
         )
-    if is_chain and (index or index_parameter):
+    if is_chain and (index or index_ids or index_parameter):
         raise ValueError("--index: expected two stores or one, a chain has many galleries")
     if report_folder is not None and query is not None:
         raise ValueError("--report: expected two models or a chain, one store alone has no report")
 
+    from fclearn.cli.eval_run import ServingIndex
     from fclearn.cli.eval_show import Show
 
     command = command_of(context)
     show = Show(gate or [], worst, slice_by, num_bootstrap, seed, json, report_folder, command)
     rest = (metrics, exclude_self, use_groups, across, index_parameter)
-    stores = [*pair, *(model or []), *(model_gallery or []), query, gallery, qrels, junk, index]
-    with shared_queries(stores, rest):
+    stores = [*pair, *(model or []), *(model_gallery or []), query, gallery, qrels, junk]
+    serving = ServingIndex(index, index_ids, index_parameter or [])
+    with shared_queries([*stores, index, index_ids], rest):
         if is_chain:
             from fclearn.cli.eval_chain import Chain, run_chain
 
@@ -186,8 +194,7 @@ def evaluate(
                     query,
                     gallery,
                     across=across,
-                    index=index,
-                    parameters=index_parameter or [],
+                    index=serving,
                     qrels=qrels,
                     junk=junk,
                     verify=read_rates(verify, "--verify"),
@@ -211,7 +218,6 @@ def evaluate(
                 exclude_self=exclude_self,
                 use_groups=use_groups,
                 metrics=names,
-                index=index,
-                parameters=index_parameter or [],
+                index=serving,
                 show=show,
             )  # fmt: skip

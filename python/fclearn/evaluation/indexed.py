@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn._faiss_index import IndexParts
+from fclearn.evaluation._index_rows import match_gallery
 from fclearn.evaluation._rows import Rows
 from fclearn.evaluation._topk import first_visible
 from fclearn.evaluation.keys import Exclusion
 from fclearn.evaluation.types import Ints
+from fclearn.features import FeatureStore
 
 # Queries searched at once.
 _BATCH = 4096
@@ -25,15 +28,28 @@ class IndexedGallery:
 
     Args:
         index: Any faiss index of float vectors: flat, IVF-PQ, HNSW, with or without a transform.
-            Its ids must be the rows of the gallery, 0 … G - 1, unless ``rows_of_ids`` says which
-            row each id is.
+            Its ids must be the rows of the gallery, 0 … G - 1, unless ``rows_of_ids`` or
+            ``gallery`` says which row each id is.
         parameters: How to search, as ``faiss.ParameterSpace`` names it: ``{"nprobe": 16}``,
             ``{"efSearch": 64}``.
         rows_of_ids: Gallery row of each id of an ``IndexIDMap``.
+        gallery: Store of the rows that the index holds. The index's numbers are then matched with
+            its ids, as text, or are its rows where no ids match; and 32 vectors, if the index gives
+            vectors back, are compared with their rows.
+        ids: With ``gallery``: its id for each vector, by the number that the index has for it; in
+            the order they were added where these are not 0 … G - 1.
+        name: Of the index, for messages.
+
+    Attributes:
+        num_rows: G.
+        dim: Of the queries it takes.
+        maps_queries: Whether these are of another space than ``gallery``, as behind an adapter.
+        note: What could not be checked of ``gallery``, or ``""``.
 
     Raises:
         TypeError: Not an index of float vectors.
-        ValueError: An empty index, or a parameter it does not have.
+        ValueError: An empty index, or a parameter it does not have; a gallery of another size, of
+            other ids or in another order; ids without a gallery, or both ways to name rows.
 
     Note:
         Ranks are those the index returns, ties included. Scores are never compared with exact ones.
@@ -57,41 +73,62 @@ class IndexedGallery:
         *,
         parameters: Mapping[str, float] | None = None,
         rows_of_ids: Mapping[int, int] | None = None,
+        gallery: FeatureStore | None = None,
+        ids: Sequence[str] | None = None,
+        name: str = "index",
     ) -> None:
         """Check the index and set its parameters."""
         faiss = _faiss()
+        if gallery is None and ids is not None:
+            raise ValueError("ids: expected a gallery, whose ids they are")
+        if gallery is not None and rows_of_ids is not None:
+            raise ValueError("rows_of_ids and gallery: expected one of them")
         if not isinstance(index, faiss.Index):
             raise TypeError(f"index: expected a faiss.Index of floats, got {type(index).__name__}")
         self.num_rows, self.dim = int(index.ntotal), int(index.d)
         if self.num_rows == 0:
             raise ValueError("index: expected at least one vector, got an empty index")
-        for name, value in (parameters or {}).items():
+        for parameter, value in (parameters or {}).items():
             try:
-                faiss.ParameterSpace().set_index_parameter(index, name, value)
+                faiss.ParameterSpace().set_index_parameter(index, parameter, value)
             except (RuntimeError, TypeError) as error:
                 raise ValueError(
-                    f"parameters: {type(index).__name__} has no search parameter {name!r} = {value}"
+                    f"parameters: {type(index).__name__} has no search parameter {parameter!r} = "
+                    f"{value}"
                 ) from error
         self._index = index
         self._is_inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         self._rows: tuple[Ints, Ints] | None = None
         if rows_of_ids is not None:
-            ids = np.fromiter(rows_of_ids.keys(), np.int64)
-            order = np.argsort(ids)
-            self._rows = ids[order], np.fromiter(rows_of_ids.values(), np.int64)[order]
+            numbers = np.fromiter(rows_of_ids.keys(), np.int64)
+            order = np.argsort(numbers)
+            self._rows = numbers[order], np.fromiter(rows_of_ids.values(), np.int64)[order]
+        self.maps_queries, self.note = False, ""
+        if gallery is not None:
+            match = match_gallery(IndexParts.of(index), gallery, ids, name)
+            self._rows, self.maps_queries, self.note = match.rows, match.maps_queries, match.note
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, parameters: Mapping[str, float] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        parameters: Mapping[str, float] | None = None,
+        rows_of_ids: Mapping[int, int] | None = None,
+        gallery: FeatureStore | None = None,
+        ids: Sequence[str] | None = None,
     ) -> IndexedGallery:
         """Open an index file; inverted lists stay on disk where faiss can map them.
 
         Args:
             path: Written by ``faiss.write_index``.
             parameters: As above.
+            rows_of_ids: As above.
+            gallery: As above.
+            ids: As above.
 
         Raises:
-            ValueError: No such file, or not an index.
+            ValueError: No such file, or not an index; as above.
         """
         faiss = _faiss()
         if not Path(path).is_file():
@@ -101,7 +138,14 @@ class IndexedGallery:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{path}: expected a faiss index file: {reason}") from error
-        return cls(index, parameters=parameters)
+        return cls(
+            index,
+            parameters=parameters,
+            rows_of_ids=rows_of_ids,
+            gallery=gallery,
+            ids=ids,
+            name=str(path),
+        )
 
     def check_metric(self, metric: str) -> None:
         """Refuse a metric the index was not built for; a cosine is either one, of unit rows.
@@ -161,7 +205,7 @@ class IndexedGallery:
         if not known.all():
             raise ValueError(
                 f"index: returned the id {int(ids[~known][0])}, which is no row of the gallery; "
-                "give rows_of_ids"
+                "give rows_of_ids, or the gallery whose ids it has"
             )
         return np.asarray(rows, dtype=np.int64)
 

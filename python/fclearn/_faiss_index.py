@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a faiss index is made of: transforms, ids, and vectors that it can give back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Codes of this many bytes a number hold it to a thousandth: float32, float16, bfloat16.
+_BYTES_OF_WHOLE = 2
+
+
+@dataclass(frozen=True)
+class IndexParts:
+    """An index without what is wrapped around it.
+
+    Attributes:
+        base: The innermost index, which holds the vectors.
+        transforms: What a query goes through on its way to it, first one first.
+        id_map: What each number of the base is called outside, shape ``(N,)``; None: as it is.
+        is_whole: Whether vectors come back as they were, up to rounding.
+    """
+
+    base: Any
+    transforms: list[Any]
+    id_map: NDArray[np.int64] | None
+    is_whole: bool
+
+    @classmethod
+    def of(cls, index: Any) -> IndexParts:
+        """Take an index apart; it stays as it is, and must outlive its parts.
+
+        Args:
+            index: Any faiss index of float vectors.
+
+        Example:
+            >>> import faiss
+            >>> parts = IndexParts.of(faiss.index_factory(8, "L2norm,Flat"))
+            >>> type(parts.base).__name__, len(parts.transforms), parts.is_whole
+            ('IndexFlat', 1, True)
+        """
+        import faiss  # noqa: PLC0415  (optional, and slow to import)
+
+        transforms: list[Any] = []
+        id_map = None
+        base = faiss.downcast_index(index)
+        while isinstance(base, faiss.IndexPreTransform | faiss.IndexIDMap):
+            if isinstance(base, faiss.IndexPreTransform):
+                chain: Any = base.chain
+                transforms += [
+                    faiss.downcast_VectorTransform(chain.at(at)) for at in range(chain.size())
+                ]
+            else:
+                names = faiss.vector_to_array(base.id_map).astype(np.int64)
+                id_map = names if id_map is None else id_map[names]
+            base = faiss.downcast_index(base.index)
+        try:
+            is_whole = base.sa_code_size() >= _BYTES_OF_WHOLE * base.d
+        except RuntimeError:  # an index that is no codec
+            is_whole = False
+        return cls(base, transforms, id_map, is_whole)
+
+    def numbers(self) -> NDArray[np.int64] | None:
+        """What the index calls its vectors, shape ``(N,)``; None: 0 … N - 1, in whatever order."""
+        import faiss  # noqa: PLC0415
+
+        count = int(self.base.ntotal)
+        if self.id_map is not None:
+            return None if _are_all(count, [self.id_map]) else self.id_map
+        if not isinstance(self.base, faiss.IndexIVF):
+            return None
+        if _are_all(count, _listed(self.base)):
+            return None
+        return np.concatenate(list(_listed(self.base)))
+
+    def sample(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Some vectors as the base holds them, spread evenly over it.
+
+        Args:
+            count: At most so many.
+
+        Returns:
+            What the index calls them ``(n,)`` int64, and the vectors ``(n, D)`` float32; None of a
+            base that is empty or gives no vectors back.
+        """
+        import faiss  # noqa: PLC0415
+
+        total = int(self.base.ntotal)
+        if not total:
+            return None
+        places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+        try:
+            if isinstance(self.base, faiss.IndexIVF):
+                found = self._from_lists(places)
+            else:
+                found = places, np.stack([self.base.reconstruct(int(at)) for at in places])
+        except RuntimeError:
+            return None
+        names = found[0] if self.id_map is None else self.id_map[found[0]]
+        return names, found[1]
+
+    def _from_lists(
+        self, places: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Vectors of inverted lists, which need no table of where each number is."""
+        import faiss  # noqa: PLC0415
+
+        lists = self.base.invlists
+        ends = np.cumsum([lists.list_size(at) for at in range(self.base.nlist)])
+        names = np.empty(len(places), dtype=np.int64)
+        vectors = np.empty((len(places), self.base.d), dtype=np.float32)
+        for row, place in enumerate(places):
+            at = int(np.searchsorted(ends, place, side="right"))
+            offset = int(place - (ends[at - 1] if at else 0))
+            names[row] = lists.get_single_id(at, offset)
+            self.base.reconstruct_from_offset(at, offset, faiss.swig_ptr(vectors[row]))
+        return names, vectors
+
+
+def _listed(base: Any) -> Iterator[NDArray[np.int64]]:
+    """The numbers in each inverted list that has any."""
+    import faiss  # noqa: PLC0415
+
+    for at in range(base.nlist):
+        size = base.invlists.list_size(at)
+        if size:
+            yield faiss.rev_swig_ptr(base.invlists.get_ids(at), size).astype(np.int64)
+
+
+def _are_all(count: int, parts: Iterable[NDArray[np.int64]]) -> bool:
+    """Whether the numbers are 0 … count - 1, each once."""
+    seen = np.zeros(count, dtype=np.bool_)
+    total = 0
+    for numbers in parts:
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= count):
+            return False
+        seen[numbers] = True
+        total += len(numbers)
+    return bool(total == count and seen.all())
