@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import re
-=======
 from dataclasses import replace
->>>>>>> fix-fa
 
 from fclearn.losses import LossTerm
 from fclearn.methods import (
