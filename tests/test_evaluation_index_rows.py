@@ -148,6 +148,14 @@ def test_copies_in_a_gallery_are_no_other_order(tmp_path, spread):
     assert IndexedGallery(index, gallery=gallery).num_rows == 100
 
 
+def test_numbers_that_are_neither_ids_nor_rows(store):
+    index = _index("IDMap,Flat", np.argsort(ORDER))
+    with pytest.raises(ValueError, match="in their order, found vectors"):
+        IndexedGallery(index, gallery=store())
+    with pytest.raises(ValueError, match="by their ids, found vectors"):
+        IndexedGallery(_index("IDMap,Flat", NUMBERS), gallery=store(ids=NUMBERS[::-1]))
+
+
 def test_what_gives_no_vectors_back_is_noted(store):
     shards = faiss.IndexShards(DIM)
     shards.add_shard(_index("Flat"))

@@ -86,11 +86,10 @@ def match_gallery(
         if fits:
             # An adapter that moves little fits with and without: the nearer one is how it was made.
             return Match(way, min(fits)[1] > 0)
-    ordered = ids is None and parts.id_map is None
+    by = "in their order" if ways[-1] is None else "by their ids"
     raise ValueError(
-        f"{name}: expected the rows of {gallery.path}"
-        f"{' in their order' if ordered else ' by their ids'}, found vectors that are nearer to "
-        f"other rows: {_REMEDY}" + (" that are those of the store" if ids is not None else "")
+        f"{name}: expected the rows of {gallery.path} {by}, found vectors that are nearer to other "
+        f"rows: {_REMEDY}" + (" that are those of the store" if ids is not None else "")
     )
 
 
