@@ -98,7 +98,7 @@ def test_a_store_is_read(old, labels, batch, tmp_path):
         tmp_path / "old",
         old,
         {"id": [str(row) for row in range(ROWS)], "label": labels.numpy()},
-        Fingerprint("old-api", OLD_DIM),
+        Fingerprint("old-api", OLD_DIM, norm="none"),
     )
     of_store = CompatTerms.from_method("l2", store, labels, dim=DIM)
     of_path = CompatTerms.from_method("l2", str(tmp_path / "old"), labels, dim=DIM)
