@@ -56,7 +56,9 @@ def test_fit_map_and_refuse_the_wrong_features(stores, fcl):
     assert code == 0
     assert result["rows"] == 80
     assert result["check"]["mapped"]["direction"].startswith("new query")
-    assert "on held-out classes: mAP" in error
+    said = "measured on 2 of the 9 classes, held out and unseen in that fit: 18 queries among 18"
+    assert said in error
+    assert "% by the old model alone" in error
     mapped_path = stores / "mapped"
     command = ["adapt", "--apply", stores / "adapter.safetensors", "--out", mapped_path]
     assert fcl(*command, "--features", stores / "new")[0] == 0

@@ -81,6 +81,23 @@ def test_eval_with_an_independent_model_matches_rows_by_id(fcl, tmp_path):
     assert result["self_test_tax"] == pytest.approx(0)
 
 
+def test_a_verdict_of_few_queries_says_so(fcl, work, tmp_path):
+    assert "decide little" not in fcl(*evaluate(work))[2]
+    rows = np.eye(4)[np.arange(40) % 4] + 0.1
+    gallery = ["--old-gallery", write_store(tmp_path / "g", rows, np.arange(40) % 4)]
+    for count, text in (
+        (19, "note: 19 queries decide little"),
+        (1, "note: 1 query decides"),
+        (20, ""),
+    ):
+        asked = write_store(tmp_path / f"q{count}", rows[:count], np.arange(count) % 4)
+        pair = ["eval", "--old-query", asked, "--new-query", asked]
+        code, _, error = fcl(*pair, *gallery, "--num-bootstrap", 10)
+        assert code == 0, error
+        assert ("little" in error) == bool(text)
+        assert text in error
+
+
 def test_an_update_gain_without_a_value_fails_its_gate(fcl, tmp_path):
     stores = synthetic(tmp_path)
     code, result, error = fcl(

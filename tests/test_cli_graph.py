@@ -8,6 +8,7 @@ import torch
 from cli_samples import refused
 
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
+from fclearn.features.ids import digest_of_ids
 from fclearn.graph import KnnGraph
 
 
@@ -78,6 +79,46 @@ def test_walk(work, fcl, tmp_path, monkeypatch):
     expected = torch.nn.functional.normalize(expected, dim=1)
     torch.testing.assert_close(torch.tensor(walked.features), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.safetensors", "walked"]
+
+
+def test_a_walk_refuses_the_graph_of_other_rows(work, fcl, tmp_path):
+    store = FeatureStore.open(work / "old-store")
+    graph, out = tmp_path / "graph.safetensors", tmp_path / "out"
+    code, made, _ = fcl("graph", store.path, "--k", 3, "--out", graph, "--json")
+    assert code == 0
+    assert made["ids"] == digest_of_ids(store.ids)
+    turned = np.array(store.features)[::-1]
+    for case, ids in (("turned", store.ids[::-1]), ("others", [f"x{n}" for n in store.ids])):
+        FeatureStore.write(tmp_path / case, turned, {"id": ids}, store.fingerprint)
+        answer = fcl("walk", graph, tmp_path / case, "--out", out)
+        rows = f"expected a graph of the {len(store)} rows of {tmp_path / case} in their order"
+        assert refused(answer, f"{graph}: {rows}", "with other ids or in another order")
+    part = FeatureStore.write(
+        tmp_path / "part", turned[:5], {"id": store.ids[:5]}, store.fingerprint
+    )
+    assert refused(fcl("walk", graph, part.path, "--out", out), "expected a graph of the 5 rows")
+    assert not out.exists()
+    # Features of another model of the same items are the same rows.
+    same = FeatureStore.write(tmp_path / "same", turned, {"id": store.ids}, store.fingerprint)
+    assert fcl("walk", graph, same.path, "--out", out)[0] == 0
+    # A graph of a file, or from Python, does not say what its rows are.
+    assert fcl("graph", store.path / "features.npy", "--k", 3, "--out", graph)[0] == 0
+    assert "ids" not in KnnGraph.load(graph).metadata
+    assert fcl("walk", graph, tmp_path / "turned", "--out", tmp_path / "unsaid")[0] == 0
+
+
+def test_a_walk_keeps_the_manifest_as_it_is(fcl, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((6, 4), dtype=np.float32)
+    columns = {
+        "id": list("abcdef"),
+        "labels": [["x", "y"], [], ["z"]] * 2,
+        "box": [[0.5, 1.0], [], [2.0, 3.0]] * 2,
+    }
+    store, graph, out = tmp_path / "store", tmp_path / "g.safetensors", tmp_path / "out"
+    FeatureStore.write(store, rows, columns, Fingerprint("m", 4), "parquet")
+    assert fcl("graph", store, "--k", 2, "--out", graph)[0] == 0
+    assert fcl("walk", graph, store, "--out", out)[0] == 0
+    assert FeatureStore.open(out).manifest == columns
 
 
 def test_refused_walks(work, fcl, tmp_path):

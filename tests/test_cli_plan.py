@@ -268,6 +268,8 @@ def test_refused_ids(stores, plan):
     manifest = {"id": ["item0", "ghost1", "ghost2"]}
     FeatureStore.write(stores / "ghosts", new[:3], manifest, Fingerprint("new", DIM, norm="none"))
     assert refused(plan(new="ghosts"), "no features for 2 of the 3 ids", "'ghost1', 'ghost2'")
+    held = "; the store has 'item0', 'item1', 'item2', …"
+    assert refused(plan(new="ghosts"), held)
     (stores / "done.txt").write_text("item3\nite")
     assert refused(plan("--done", stores / "done.txt"), "1 of 2 ids are not in the gallery: 'ite'")
     (stores / "done.txt").write_bytes(b"\xff\xfe\x00")
@@ -294,7 +296,7 @@ def test_refused_features(stores, plan):
     assert refused(plan(old="inf"), "expected finite numbers, got a NaN or infinity in row 9")
     broken[9] = 0
     _write(stores / "zero", broken, everything, label=labels)
-    assert refused(plan(old="zero"), "zero: row 9 has norm zero")
+    assert refused(plan(old="zero"), "zero: row 9 has norm zero", ": id 'item9'")
     _write(stores / "empty", old, everything[:0], label=labels[:0])
     _write(stores / "empty-new", new, everything[:0], "new")
     assert refused(plan(old="empty", new="empty-new"), "empty: expected at least one row")

@@ -14,6 +14,7 @@ from torchrun import TESTS
 
 from fclearn.cli import main
 from fclearn.features import FeatureStore
+from fclearn.features.ids import digest_of_ids
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,7 @@ def test_stores_and_graph_are_those_of_one_process(folder, tmp_path):
     left, right = FeatureStore.open(walked), FeatureStore.open(folder / "walked")
     np.testing.assert_allclose(left.features, right.features, rtol=0, atol=1e-6)
     assert _printed(folder, "graph")["edges"] == 24 * 3
+    assert _printed(folder, "graph")["ids"] == digest_of_ids(two.ids)
 
 
 def test_eval_prints_the_numbers_of_one_process(folder, capsys):

@@ -63,6 +63,10 @@ def test_rows_of_norm_zero(side):
         evaluate_retrieval(**small(**{side: features}))
     for metric in ("ip", "l2"):
         evaluate_retrieval(**small(**{side: features}, metric=metric))
+    names = {f"{one}_ids": [f"{one} {n}" for n in range(len(small()[one]))]
+             for one in ("query", "gallery")}  # fmt: skip
+    with pytest.raises(ValueError, match=rf"{side}: row 1 \(id '{side} 1'\) has norm zero"):
+        evaluate_retrieval(**small(**{side: features}, **names))
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,44 @@ def test_columns_of_parquet_keep_their_types(tmp_path):
     assert store.groups is None
 
 
+def test_lists_of_labels_are_parted_in_a_csv(tmp_path):
+    several = [["b", "a"], (), {"z", "y"}, np.array([3, 4]), None, "c|d", ["", None, "e"]]
+    manifest = {"id": range(7), "labels": several}
+    store = FeatureStore.write(tmp_path / "s", sample_rows(7), manifest, FINGERPRINT)
+    assert store.manifest["labels"] == ["b|a", "", "y|z", "3|4", "", "c|d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "match"),
+    [
+        ("labels", ["a", "b|c"], r"labels without '\|'.* got 'b\|c' in row 1 of column 'labels'"),
+        ("tags", ["a"], "one value in each cell of a csv, got a list in row 1 of column 'tags'"),
+        ("box", {"x": 1}, "got a dict in row 1 of column 'box'"),
+        ("class_name", ("a", "b"), "got a tuple in row 1 of column 'class_name'"),
+    ],
+)
+def test_what_a_csv_cannot_hold_needs_parquet(tmp_path, column, cell, match):
+    manifest = {"id": ["x", "y"], column: [None, cell]}
+    with pytest.raises(ValueError, match=rf"{match}.*manifest_format='parquet' takes it"):
+        FeatureStore.write(tmp_path / "s", sample_rows(2), manifest, FINGERPRINT)
+    writer = FeatureWriter(tmp_path / "s", 2, 4, "float32", FINGERPRINT)
+    writer.write(0, sample_rows(2))
+    with pytest.raises(ValueError, match=match):
+        writer.finish(manifest)
+    if column != "class_name":
+        assert writer.finish(manifest, "parquet").manifest_format == "parquet"
+
+
+@pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
+@pytest.mark.parametrize("none", [None, float("nan"), ""])
+def test_rows_without_a_class_have_an_empty_name(tmp_path, none, manifest_format):
+    manifest = {"id": ["a", "b"], "class_name": np.array(["cat", none], dtype=object)}
+    path = tmp_path / "s"
+    store = FeatureStore.write(path, sample_rows(2), manifest, FINGERPRINT, manifest_format)
+    assert list(store.manifest["class_name"]) == ["cat", ""]
+    assert store.manifest_format == manifest_format
+
+
 @pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
 def test_empty_store(tmp_path, manifest_format):
     manifest = {"id": [], "label": []}

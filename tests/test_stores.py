@@ -11,7 +11,7 @@ from store_samples import overwritten
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.stores import open_store, push
 from fclearn.stores.base import StoreConnectionError
-from fclearn.stores.pull import _Partial
+from fclearn.stores.pull import _column, _Partial
 from served import KINDS, ROWS, features, numbered, same, serve, vectors
 
 
@@ -312,8 +312,18 @@ def test_a_pull_replaces_nothing(served, tmp_path):
     with pytest.raises(ValueError, match="expected nothing there"):
         opened_pull(url, tmp_path / "out")
     assert FeatureStore.open(tmp_path / "out").ids == there.ids
-    with pytest.raises(ValueError, match="give a model"):
+    with pytest.raises(ValueError, match="give a model, --model NAME"):
         opened_pull(url, tmp_path / "new", model=None)
+
+
+def test_cells_of_a_pulled_manifest():
+    several = [["a", "b"], None, {"x": 1}]
+    assert _column("tags", several) == {"tags": ['["a", "b"]', "", '{"x": 1}']}
+    assert _column("labels", several[:2]) == {"labels": several[:2]}
+    assert _column("label", [3, None, 0]) == {"label": [3, -1, 0]}
+    named = _column("label", ["dog", None, "cat"])
+    assert named["label"].tolist() == [1, -1, 0]
+    assert named["class_name"] == ["dog", "", "cat"]
 
 
 def test_a_half_written_feature_store_is_no_source(tmp_path):

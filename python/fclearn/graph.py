@@ -37,7 +37,7 @@ class KnnGraph(GraphWalks):
         mode: How values were normalised: ``"row"``, ``"symmetric"`` or ``"none"``; None for
             similarities, which cannot be walked on.
         metadata: How the graph was made (``k``, ``metric``, ``backend``, ``recall``,
-            ``temperature``); JSON values.
+            ``temperature``; ``ids``, by `fcl graph`: a digest of the store's ids); JSON values.
         prepared: The same graph renumbered for speed by `prepare`, or None. Nothing a caller gives
             or gets is ever in that order.
 

@@ -33,10 +33,15 @@ def nearest_two(features: FeatureSource, classes: Ints) -> Floats:
 
 
 def own_similarity(features: FeatureSource, classes: Ints) -> Floats:
-    """Cosine of each row to the mean of its own class, float64 ``(N,)``."""
+    """Cosine of each row to the mean of its own class, else to the nearest, float64 ``(N,)``."""
     means = _means(features, classes)
     labels = torch.from_numpy(classes)
-    found = [(rows * means[labels[part]]).sum(1) for rows, part in _blocks(features, 1)]
+    found = []
+    for rows, part in _blocks(features, 1 if (classes >= 0).all() else len(means)):
+        own = (rows * means[labels[part]]).sum(1)
+        is_none = labels[part] < 0
+        own[is_none] = (rows[is_none] @ means.T).amax(1)
+        found.append(own)
     return np.asarray(torch.cat(found).numpy())
 
 
@@ -45,7 +50,8 @@ def _means(features: FeatureSource, classes: Ints) -> Tensor:
     means = torch.zeros(int(classes.max()) + 1, as_features(features).shape[1]).double()
     labels = torch.from_numpy(classes)
     for rows, part in _blocks(features, 1):
-        means.index_add_(0, labels[part], rows)
+        is_known = labels[part] >= 0
+        means.index_add_(0, labels[part][is_known], rows[is_known])
     return F.normalize(means, dim=1)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fclearn.adapters import ForwardMap
 from fclearn.backfill.priorities import ORDERS, OrderInputs
 from fclearn.features import FeatureSource, as_features, check_rows
+from fclearn.features.classes import class_numbers, has_class
 from fclearn.wording import nearest
 
 Ints = NDArray[np.int64]
@@ -47,7 +48,8 @@ def backfill_order(
         name: A key of `ORDERS`.
         features: Old features of the gallery, shape ``(G, D)``; files are read block by block,
             except for ``"centrality"``, whose graph needs them in memory.
-        labels: Class per row, shape ``(G,)``, integers or strings.
+        labels: Class per row, shape ``(G,)``, integers or strings; rows with a negative one, or
+            empty text, have no class: no mean is of them, and the nearest mean stands for theirs.
         traffic: How often each row was asked for or returned, shape ``(G,)``, not negative.
         forward_map: Fitted on pairs of old and new features, with ``uncertainty=True``.
         seed: Of ``"random"``, and of the order among equal priorities.
@@ -124,4 +126,8 @@ def _classes(labels: ArrayLike, size: int) -> Ints:
         raise ValueError(
             f"labels: expected one for each of the {size} rows, got shape {list(given.shape)}"
         )
-    return np.asarray(np.unique(given, return_inverse=True)[1], dtype=np.int64)
+    if given.dtype.kind not in "iuU":
+        given = given.astype(np.str_)
+    if not has_class(given).any():
+        raise ValueError("labels: expected rows with a class, got none")
+    return class_numbers(given)

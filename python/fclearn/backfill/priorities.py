@@ -31,7 +31,7 @@ class OrderInputs:
     Attributes:
         features: Old features of the gallery, shape ``(G, D)``.
         seed: Of everything random.
-        labels: Class per row as 0 .. C - 1, shape ``(G,)``, int64, or None.
+        labels: Class per row as 0 .. C - 1, -1 for none, shape ``(G,)``, int64, or None.
         traffic: Requests per row, shape ``(G,)``, float64, >= 0, or None.
         forward_map: A map with uncertainty, or None.
     """

@@ -12,18 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from fclearn.adapters import Adapter, CompatHead
-from fclearn.cli.alignment import rows_of_ids
+from fclearn.cli.alignment import check_directions, rows_of_ids
 from fclearn.cli.console import say
 from fclearn.cli.cosine_rows import check_fingerprint, check_store
-from fclearn.cli.eval_show import say_skipped
+from fclearn.cli.eval_show import say_skipped, say_without_class
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
-from fclearn.features.classes import NoClassError, row_classes
+from fclearn.features.classes import NoClassError, class_numbers, has_class, row_classes
 from fclearn.probe import ADAPTERS, NEW_TO_OLD, OLD, OLD_TO_NEW, ProbeResult, probe
 from fclearn.wording import nearest
 
 _DIRECTIONS = ("new-to-old", "old-to-new")
 _BLOCK_ROWS = 1 << 16
+_FIT_SHARE = 0.8  # of the classes, to measure an adapter on the others first
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,23 @@ def fit_adapter(options: Fit) -> dict[str, object]:
     pairs = {"old": np.asarray(old.features), "new": np.asarray(new.features[rows])}
     made = make(seed)
     labels = _labels(old, options.clusters, seed, needed=made.needs_labels or options.check)
-    result: dict[str, object] = {"adapter": name, "direction": direction, "rows": len(old)}
+    known = np.arange(len(old)) if labels is None else np.flatnonzero(has_class(labels))
+    # Without a class a pair can still be fitted on, but by no adapter that needs one.
+    fitted = known if made.needs_labels else np.arange(len(old))
+    if made.needs_labels or options.check:
+        _say_without_class(old, len(known), len(fitted))
+    result: dict[str, object] = {"adapter": name, "direction": direction, "rows": len(fitted)}
     if options.check and labels is not None:
+        named = _some(pairs, known)
+        for side, part in named.items():
+            check_directions(part, [old.ids[row] for row in known], stores[side].path)
         try:
             measured = probe(
-                old=pairs["old"],
-                new=pairs["new"],
-                labels=labels,
-                groups=old.groups,
-                fit_share=0.8,
+                old=named["old"],
+                new=named["new"],
+                labels=labels[known],
+                groups=None if old.groups is None else old.groups[known],
+                fit_share=_FIT_SHARE,
                 adapters={name: make},
                 budget=0,
                 seed=seed,
@@ -130,18 +139,24 @@ def fit_adapter(options: Fit) -> dict[str, object]:
             ) from error
         if name in measured.left_out:
             raise ValueError(f"--adapter {name}: {measured.left_out[name]}")
-        result["check"] = _checked(measured, direction)
+        num_classes = len(np.unique(labels[known]))
+        kind = "classes" if options.clusters is None else "clusters"
+        held_out = f"{num_classes - round(_FIT_SHARE * num_classes)} of the {num_classes} {kind}"
+        result["check"] = _checked(measured, direction, held_out)
     source, target = direction.split("-to-")
+    fit_on = _some(pairs, fitted)
     made.fit(
-        source=pairs[source],
-        target=pairs[target],
-        labels=None if labels is None else torch.from_numpy(labels),
+        source=fit_on[source],
+        target=fit_on[target],
+        labels=torch.from_numpy(labels[fitted])
+        if made.needs_labels and labels is not None
+        else None,
         source_fingerprint=stores[source].fingerprint,
         target_fingerprint=stores[target].fingerprint,
     )
     made.direction = direction
     made.save(options.out)
-    say(f"adapter {name!r}, {direction}, fitted on {len(old)} pairs, in {options.out}")
+    say(f"adapter {name!r}, {direction}, fitted on {len(fitted)} pairs, in {options.out}")
     return {**result, "file": str(options.out)}
 
 
@@ -157,19 +172,41 @@ def _labels(
         if needed:
             raise
         return None
-    numbers: NDArray[np.int64] = np.unique(classes, return_inverse=True)[1]
-    return numbers
+    return class_numbers(classes)
 
 
-def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:
+def _some(
+    pairs: dict[str, NDArray[np.floating]], rows: NDArray[np.int64]
+) -> dict[str, NDArray[np.floating]]:
+    """Some rows of both sides; all of them without a copy, as they may be larger than memory."""
+    if len(rows) == len(pairs["old"]):
+        return pairs
+    return {side: features[rows] for side, features in pairs.items()}
+
+
+def _say_without_class(store: FeatureStore, num_known: int, num_fitted: int) -> None:
+    if num_fitted == num_known:
+        say_without_class(len(store) - num_known, store)
+    else:
+        say(
+            f"{store.path}: {len(store) - num_known} of {len(store)} rows have no class; they are "
+            "fitted on, but not measured on"
+        )
+
+
+def _checked(measured: ProbeResult, direction: str, held_out: str) -> dict[str, object]:
     wanted = {"new-to-old": NEW_TO_OLD, "old-to-new": OLD_TO_NEW}[direction]
     (mapped,) = (way for way in measured.ways if way.direction == wanted)
     (before,) = (way for way in measured.ways if way.name == OLD)
     low, high = mapped.gain_intervals["map"]
     say_skipped(measured.num_skipped)
     say(
-        f"on held-out classes: mAP {100 * mapped.metrics['map']:.1f} %, the old model has "
-        f"{100 * before.metrics['map']:.1f} % "
+        f"measured on {held_out}, held out and unseen in that fit: {measured.num_queries:,} "
+        f"queries among {measured.num_gallery:,} rows"
+    )
+    say(
+        f"there: mAP {100 * mapped.metrics['map']:.1f} % by the adapter, "
+        f"{100 * before.metrics['map']:.1f} % by the old model alone "
         f"(difference {100 * mapped.gain['map']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
     )
     return {"old/old": vars(before), "mapped": vars(mapped)}
@@ -201,7 +238,7 @@ def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, obje
         for first in range(begin, end, _BLOCK_ROWS):
             rows = source.features[first : min(end, first + _BLOCK_ROWS)]
             writer.write(first, adapter.transform(rows, fingerprint=source.fingerprint))
-    store = writer.finish(source.manifest)
+    store = writer.finish(source.manifest, source.manifest_format)
     say(f"{len(store)} rows of {store.dim} numbers in {out}")
     return {
         "store": str(out),

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation import Qrels
-from fclearn.features import FeatureStore
+from fclearn.features import FeatureSource, FeatureStore, check_rows
+from fclearn.features.classes import has_class
 from fclearn.wording import some
 
 
@@ -30,11 +32,32 @@ def rows_of_ids(store: FeatureStore, ids: Sequence[str], whose: str) -> NDArray[
     row_of = {name: row for row, name in enumerate(store.ids)}
     missing = [name for name in ids if name not in row_of]
     if missing:
+        held = f"the store has {some(store.ids)}" if store.ids else "the store has no rows"
         raise ValueError(
             f"{store.path}: no features for {len(missing)} of the {len(ids)} ids of {whose}: "
-            f"{some(missing)}"
+            f"{some(missing)}; {held}"
         )
     return np.array([row_of[name] for name in ids], dtype=np.int64)
+
+
+def check_directions(rows: FeatureSource, ids: Sequence[str], path: Path) -> None:
+    """Refuse rows of zeros, naming the first by its id.
+
+    Args:
+        rows: Features, shape ``(N, D)``.
+        ids: Of the rows.
+        path: Of their store, for messages.
+
+    Raises:
+        ValueError: A row of norm zero; a NaN or infinity.
+    """
+    zeros = check_rows(rows, str(path))
+    if len(zeros):
+        more = f" (and {len(zeros) - 1} more)" if len(zeros) > 1 else ""
+        raise ValueError(
+            f"{path}: row {zeros[0]} has norm zero, so it has no direction: "
+            f"id {ids[zeros[0]]!r}{more}"
+        )
 
 
 def chosen_rows(
@@ -76,7 +99,8 @@ def check_labels(
 ) -> None:
     """Refuse features whose classes are not those of the images.
 
-    Class names are compared where the store has them, else label numbers, else nothing.
+    Class names are compared where the store has them, else label numbers, else nothing; rows
+    without a class have nothing to compare.
 
     Args:
         store: The features.
@@ -94,11 +118,13 @@ def check_labels(
         names = store.manifest["class_name"]
         theirs = [names[row] for row in rows]
         mine = [class_names[label] for label in labels]
+        known = [name != "" for name in theirs]
     elif store.labels is not None:
         theirs, mine = store.labels[rows].tolist(), labels.tolist()
+        known = has_class(store.labels[rows]).tolist()
     else:
         return
-    wrong = [at for at, pair in enumerate(zip(theirs, mine, strict=True)) if pair[0] != pair[1]]
+    wrong = [at for at, there in enumerate(theirs) if known[at] and there != mine[at]]
     if wrong:
         raise ValueError(
             f"{store.path}: {len(wrong)} of {len(rows)} labels differ from those of {whose}: "

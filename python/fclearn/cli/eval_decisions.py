@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fclearn.cli.console import say
+from fclearn.cli.eval_show import say_without_class
 from fclearn.evaluation import OperatingPoint, evaluate_identification, evaluate_verification
+from fclearn.evaluation.types import InOrder
 from fclearn.features import FeatureStore
-from fclearn.features.classes import row_classes
+from fclearn.features.classes import has_class, row_classes
 from fclearn.features.ids import row_of_id
 
 if TYPE_CHECKING:
@@ -54,23 +58,30 @@ def decide(
     if ranking.get("query_groups") is not None:
         raise ValueError("--verify, --identify: expected no --use-groups, they know ids alone")
     labels = row_classes(query, gallery, instead="no --verify and --identify")
+    # Nobody knows whether a pair with a row without a class is genuine.
+    known = [np.flatnonzero(has_class(classes)) for classes in labels]
+    for store, rows in list(zip((query, gallery), known, strict=True))[
+        : 1 + (query is not gallery)
+    ]:
+        say_without_class(len(store) - len(rows), store)
+    sides = [InOrder(one.features, rows) for one, rows in zip((query, gallery), known, strict=True)]
     options = {
-        "query_labels": labels[0],
-        "gallery_labels": labels[1],
+        "query_labels": labels[0][known[0]],
+        "gallery_labels": labels[1][known[1]],
         "exclude_self": ranking.get("exclude_self", False),
-        "query_ids": query.ids,
-        "gallery_ids": gallery.ids,
+        "query_ids": np.asarray(query.ids)[known[0]],
+        "gallery_ids": np.asarray(gallery.ids)[known[1]],
         "metric": ranking.get("metric", "cosine"),
         "num_bootstrap": num_bootstrap,
         "seed": seed,
     }
     if verify:
-        pairs = evaluate_verification(query, gallery, false_accept_rates=verify, **options)  # type: ignore[arg-type]
+        pairs = evaluate_verification(*sides, false_accept_rates=verify, **options)  # type: ignore[arg-type]
         say(f"verification of {pairs.num_genuine:,} genuine, {pairs.num_impostor:,} impostor pairs")
         content["verification"] = pairs.to_dict()
         numbers |= _said("TAR", "FAR", pairs.points)
     if identify:
-        found = evaluate_identification(query, gallery, false_positive_rates=identify, **options)  # type: ignore[arg-type]
+        found = evaluate_identification(*sides, false_positive_rates=identify, **options)  # type: ignore[arg-type]
         say(f"identification of {found.num_mated:,} queries among {found.num_unmated:,} strangers")
         content["identification"] = found.to_dict()
         numbers |= _said("TPIR", "FPIR", found.points)

@@ -17,7 +17,7 @@ from fclearn.cli.eval_run import (
     numbers_to_come,
     open_side,
 )
-from fclearn.cli.eval_show import Show, say_skipped, worst_of
+from fclearn.cli.eval_show import Show, say_few, say_skipped, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import render_table
 from fclearn.evaluation.compatibility import report_metrics
@@ -94,6 +94,7 @@ def run_pair(
     draw(render_table(report))
     say_skipped(report.num_skipped, report.num_missing)
     say(report.verdict.text)
+    say_few(report.num_queries)
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, show)
     if show.report is not None and own_rank() == 0:

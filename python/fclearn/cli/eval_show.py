@@ -15,6 +15,9 @@ from fclearn.cli.gates import Gate
 from fclearn.evaluation import Slice, worst_slices
 from fclearn.features import FeatureStore
 
+#: Of fewer queries, one more or less moves a mean by several points.
+_FEW_QUERIES = 20
+
 
 @dataclass(frozen=True)
 class Show:
@@ -95,6 +98,22 @@ def say_skipped(num_skipped: int, num_missing: int = 0) -> None:
         say(f"{num_skipped} queries have nothing right in the gallery; they count nowhere")
     if num_missing:
         say(f"{num_missing} relevant rows are not in the gallery; they count as not found")
+
+
+def say_without_class(count: int, store: FeatureStore) -> None:
+    """Say how many rows of a store have no class, so that they take no part."""
+    if count:
+        say(f"{store.path}: {count} of {len(store)} rows have no class; they are left out")
+
+
+def say_few(num_queries: int) -> None:
+    """Say that a verdict of a few queries is worth little."""
+    if num_queries < _FEW_QUERIES:
+        say(
+            f"note: {num_queries} {'query decides' if num_queries == 1 else 'queries decide'} "
+            f"little: other queries may well say otherwise; ask at least {_FEW_QUERIES}, better "
+            "hundreds"
+        )
 
 
 def _line(one: Slice) -> str:

@@ -122,8 +122,9 @@ def evaluate(
     strangers).
 
     What is right is said by the manifests, by the first of these columns that all have: labels
-    (several for a row, parted by |; rows that share one are right), class_name, label. Or by
-    --qrels, lines "query-id 0 gallery-id grade".
+    (several for a row, parted by |; rows that share one are right), class_name, label.
+    Rows without one (empty, or a number below 0) are right for nothing. Or by --qrels, lines
+    "query-id 0 gallery-id grade".
 
     With --index, the (old) gallery is searched as it is served, by the first ranks alone. Its rows
     are found by the ids that the index has or --index-ids gives, else by their order, and a few

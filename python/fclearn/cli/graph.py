@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from fclearn.features import FeatureStore
 
 
 def graph(
@@ -41,7 +36,10 @@ def graph(
     searches its share, exactly, and no process holds all rows.
 
     With --within-class, classes are those of the store's manifest: one in column labels, or
-    class_name, or label (there, rows below 0 have none and are joined to nothing).
+    class_name, or label. Rows without a class (there, empty text, and a number below 0) are joined
+    to nothing.
+
+    The graph of a store keeps a digest of its ids: fcl walk refuses other rows, or another order.
 
     \b
     Examples:
@@ -49,14 +47,18 @@ def graph(
       fcl graph runs/old-features --k 5 --within-class --out runs/within.safetensors
     """
     from fclearn.features import FeatureStore, as_features
+    from fclearn.features.classes import class_numbers, row_classes
+    from fclearn.features.ids import digest_of_ids
     from fclearn.graph import KnnGraph
 
+    labels, facts = None, {}
     if within_class or store.is_dir():
         opened = FeatureStore.open(store)
-        labels = _class_numbers(opened) if within_class else None
+        labels = class_numbers(*row_classes(opened)) if within_class else None
         metric = metric or opened.fingerprint.metric
+        facts = {"ids": digest_of_ids(opened.ids)}
     else:
-        labels, metric = None, metric or "cosine"
+        metric = metric or "cosine"
     if under_torchrun():
         from fclearn.distributed import joined_world
         from fclearn.distributed.graph import graph_by_all
@@ -74,6 +76,7 @@ def graph(
         built = KnnGraph.build(as_features(store), k, labels=labels, metric=metric, backend=backend)
     isolated = int(built.isolated.sum())
     built = built.normalize(temperature, mode)
+    built = replace(built, metadata=built.metadata | facts)
     built.save(out)
     say(f"{built.num_nodes} nodes, {built.num_edges} edges, {isolated} isolated; in {out}")
     if json:
@@ -87,15 +90,3 @@ def graph(
                 **built.metadata,
             }
         )
-
-
-def _class_numbers(store: FeatureStore) -> NDArray[np.int64]:
-    import numpy as np
-
-    from fclearn.features.classes import row_classes
-
-    (classes,) = row_classes(store)
-    if classes.dtype.kind in "iu":
-        return classes.astype(np.int64)
-    numbers: NDArray[np.int64] = np.unique(classes, return_inverse=True)[1]
-    return numbers

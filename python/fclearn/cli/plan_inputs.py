@@ -14,9 +14,10 @@ from fclearn.adapters import ForwardMap
 from fclearn.backfill import ORDERS, BackfillOrder, backfill_order
 from fclearn.backfill.files import read_labels
 from fclearn.backfill.orders import check_traffic
+from fclearn.cli.alignment import check_directions
 from fclearn.cli.cosine_rows import check_store
 from fclearn.clusters import kmeans_labels
-from fclearn.features import FeatureStore, check_rows
+from fclearn.features import FeatureStore
 from fclearn.features.classes import NoClassError, row_classes
 
 Labels = NDArray[np.generic]
@@ -95,9 +96,7 @@ def open_store(path: Path) -> FeatureStore:
     store = FeatureStore.open(path)
     if len(store) == 0:
         raise ValueError(f"{store.path}: expected at least one row")
-    zeros = check_rows(store, str(store.path))
-    if len(zeros):
-        raise ValueError(f"{store.path}: row {zeros[0]} has norm zero, so it has no direction")
+    check_directions(store, store.ids, store.path)
     check_store(store)
     return store
 

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from fclearn.backfill import MigrationSample
 from fclearn.backfill.sample import sample_rows
 from fclearn.cli.alignment import chosen_rows, rows_of_ids
+from fclearn.cli.console import say
 from fclearn.cli.eval_rules import groups_of
+from fclearn.cli.eval_show import say_without_class
 from fclearn.cli.plan_inputs import Labels, PlanOptions
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
+from fclearn.features.classes import has_class
 
 Ints = NDArray[np.int64]
 
@@ -63,12 +66,24 @@ def load_sample(
         new: New features of some of it.
         labels: As `load_labels` has them; None only with judgements.
 
+    Rows without a class are not measured on, as nobody knows whether a pair of them is right.
+
     Raises:
         ValueError: Stores and judgements that do not agree; as `MigrationSample.build`.
     """
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
     both = rows_of_ids(old, new.ids, str(options.new))
-    new_rows = chosen_rows(new.ids, options.gallery_limit, options.seed, qrels)
+    known = np.arange(len(new))
+    if qrels is None and labels is not None:
+        known = np.flatnonzero(has_class(labels[0][both]))
+        if len(known) < len(new):
+            say(
+                f"{old.path}: {len(new) - len(known)} of the {len(new)} rows with new features "
+                "have no class; they are in the plan, but not measured on"
+            )
+    new_rows = known[
+        chosen_rows([new.ids[row] for row in known], options.gallery_limit, options.seed, qrels)
+    ]
     rows = both[new_rows]
     gallery: _Gallery = {
         "old_gallery": np.asarray(old.features[rows]),
@@ -101,7 +116,9 @@ def load_sample(
     right: _Right
     if qrels is None:
         assert labels is not None
-        at = sample_rows(len(old_query), options.query_limit, options.seed + 1)
+        asking = np.flatnonzero(has_class(labels[1]))
+        say_without_class(len(old_query) - len(asking), old_query)
+        at = asking[sample_rows(len(asking), options.query_limit, options.seed + 1)]
         right = {
             "query_labels": labels[1][at],
             "gallery_labels": labels[0][rows],

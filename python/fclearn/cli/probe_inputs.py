@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -10,12 +11,13 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fclearn.cli.alignment import chosen_rows, rows_of_ids
+from fclearn.cli.alignment import check_directions, chosen_rows, rows_of_ids
 from fclearn.cli.cosine_rows import check_store
 from fclearn.cli.eval_rules import groups_of
+from fclearn.cli.eval_show import say_without_class
 from fclearn.evaluation import Qrels
 from fclearn.features import FeatureStore
-from fclearn.features.classes import row_classes
+from fclearn.features.classes import has_class, row_classes
 from fclearn.probe import Judgements, ProbeQueries
 
 _INSTEAD = "judgements of real queries: --qrels with --old-query and --new-query"
@@ -94,29 +96,47 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
         check_store(store)
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
     labels = None
+    known = np.arange(len(old))
     if qrels is None:
         labels = row_classes(*([old] if asked is None else [old, asked[0]]), instead=_INSTEAD)
-    rows = chosen_rows(old.ids, options.limit, options.seed, qrels)
+        known = _rows_with_class(old, labels[0])
+    rows = known[chosen_rows([old.ids[row] for row in known], options.limit, options.seed, qrels)]
     ids = [old.ids[row] for row in rows]
     # Ids of judgements are of two kinds, queries and documents: equal ones mean nothing.
     has_own = options.use_groups or options.exclude_self or (asked is not None and qrels is None)
     queries = None
     if asked is not None:
         same = rows_of_ids(asked[1], asked[0].ids, str(options.old_query))
+        asking = np.arange(len(same)) if labels is None else _rows_with_class(asked[0], labels[1])
+        names = [asked[0].ids[row] for row in asking]
         queries = ProbeQueries(
-            np.asarray(asked[0].features),
-            np.asarray(asked[1].features[same]),
-            None if labels is None else labels[1],
-            _own(asked[0], use_groups=options.use_groups) if has_own else None,
+            _part(asked[0], asking, names),
+            _part(asked[1], same[asking], names),
+            None if labels is None else labels[1][asking],
+            _own(asked[0], use_groups=options.use_groups)[asking] if has_own else None,
         )
     return {
-        "old": np.asarray(old.features[rows]),
-        "new": np.asarray(new.features[rows_of_ids(new, ids, str(options.old))]),
+        "old": _part(old, rows, ids),
+        "new": _part(new, rows_of_ids(new, ids, str(options.old)), ids),
         "labels": None if labels is None else labels[0][rows],
         "groups": _own(old, use_groups=options.use_groups)[rows] if has_own else None,
         "queries": queries,
         "judgements": Judgements(qrels, asked[0].ids, ids) if qrels and asked else None,
     }
+
+
+def _rows_with_class(store: FeatureStore, classes: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Rows that can be fitted on and measured; says how many cannot."""
+    rows = np.flatnonzero(has_class(classes))
+    say_without_class(len(store) - len(rows), store)
+    return rows
+
+
+def _part(store: FeatureStore, rows: NDArray[np.int64], ids: Sequence[str]) -> NDArray[np.floating]:
+    """Some rows of a store, each with a direction; ``ids`` are theirs."""
+    part = np.asarray(store.features[rows])
+    check_directions(part, ids, store.path)
+    return part
 
 
 def _own(store: FeatureStore, *, use_groups: bool) -> NDArray[np.generic]:

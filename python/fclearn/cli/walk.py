@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fclearn.features import FeatureStore
+    from fclearn.graph import KnnGraph
 
 _BLOCK_ROWS = 1 << 16
 
@@ -34,6 +35,8 @@ def walk(
     json: JsonFlag = False,
 ) -> None:
     """Walk stored features over their graph: each moves towards its neighbours.
+
+    The graph must be of these rows in this order; one by fcl graph says so, and others are refused.
 
     Polishes a gallery that nobody can embed again: no image, no model, no label is needed. The
     features stay in the space they are in, queries of the old model and of a compatible new one
@@ -63,6 +66,8 @@ def walk(
         raise FileNotFoundError(f"{graph}: no such graph file")
     if out.resolve() == store.resolve():
         raise ValueError(f"--out: expected another folder than {store}, which stays as it is")
+    of_rows = KnnGraph.load(graph)
+    _check_rows(of_rows, graph, source)
     # A run that was stopped after the walk finds its rows again; one with other inputs does not.
     walked = out.with_name(f".{out.name}.{_key(graph, source.path, damping, steps)}.npy")
     memory_bytes = int(memory_gb * 2**30)
@@ -72,7 +77,7 @@ def walk(
 
         with joined_world("cpu") as world:
             columns = walk_by_all(
-                KnnGraph.load(graph),
+                of_rows,
                 source.features,
                 walked.with_suffix(".columns"),
                 world=world,
@@ -87,7 +92,7 @@ def walk(
     else:
         if not walked.exists():
             walk_file(
-                KnnGraph.load(graph),
+                of_rows,
                 source.features,
                 walked,
                 damping=damping,
@@ -107,6 +112,19 @@ def walk(
                 "damping": damping,
                 "steps": steps,
             }
+        )
+
+
+def _check_rows(of_rows: KnnGraph, graph: Path, source: FeatureStore) -> None:
+    """Refuse a graph of other rows than the store's; one that does not say of which, passes."""
+    from fclearn.features.ids import digest_of_ids
+
+    made_of = of_rows.metadata.get("ids")
+    if made_of is not None and made_of != digest_of_ids(source.ids):
+        raise ValueError(
+            f"{graph}: expected a graph of the {len(source)} rows of {source.path} in their order, "
+            f"got one of {of_rows.num_nodes} rows with other ids or in another order; make it by "
+            "fcl graph"
         )
 
 
@@ -130,7 +148,7 @@ def _store(
                 norms = np.linalg.norm(block, axis=1, keepdims=True)
                 block = block / np.maximum(norms, np.finfo(np.float32).tiny)
             writer.write(first, block)
-    return writer.finish(source.manifest)
+    return writer.finish(source.manifest, source.manifest_format)
 
 
 def _key(graph: Path, store: Path, damping: float, steps: int) -> str:

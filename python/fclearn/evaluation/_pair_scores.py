@@ -51,7 +51,7 @@ class PairScores:
             TypeError: As `evaluate_retrieval`.
             ValueError: As there.
         """
-        rows = Rows(query, "query"), Rows(gallery, "gallery")
+        rows = Rows(query, "query", ids[0]), Rows(gallery, "gallery", ids[1])
         sizes = rows[0].num_rows, rows[1].num_rows
         for name, size in zip(("query", "gallery"), sizes, strict=True):
             if size == 0:

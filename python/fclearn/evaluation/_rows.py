@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fclearn.evaluation.grid import row_norms, to_grid
-from fclearn.evaluation.types import InOrder, RowSource
+from fclearn.evaluation.types import InOrder, PerRow, RowSource
 from fclearn.features import METRICS, Features, as_features
 
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
@@ -26,15 +26,16 @@ class Rows:
         source: Whatever `fclearn.features.as_features` takes, maybe in another order; tensors stay
             on their device.
         name: Argument to name in messages.
+        ids: Of the rows, to name one in messages; None: they have none.
 
     Raises:
         TypeError: Not features, or not floating.
         ValueError: Not two-dimensional, or an unreadable file.
     """
 
-    def __init__(self, source: RowSource, name: str) -> None:
+    def __init__(self, source: RowSource, name: str, ids: PerRow | None = None) -> None:
         """Open the source; nothing is read yet."""
-        self.name = name
+        self.name, self._ids = name, ids
         self._order: NDArray[np.int64] | None = None
         if isinstance(source, InOrder):
             self._order, source = source.rows, source.features
@@ -81,15 +82,24 @@ class Rows:
             bad = ~torch.isfinite(norms)
             if bool(bad.any()):
                 row = block.start + int(bad.nonzero()[0])
-                raise ValueError(f"{self.name}: row {row} holds a NaN or infinite value")
+                raise ValueError(
+                    f"{self.name}: row {row}{self._named(row)} holds a NaN or infinite value"
+                )
             if needs_norm and bool((norms == 0).any()):
                 row = block.start + int((norms == 0).nonzero()[0])
                 raise ValueError(
-                    f"{self.name}: row {row} has norm zero over its first {dim} dims, so it has no "
-                    "cosine; drop the row or use metric='ip'"
+                    f"{self.name}: row {row}{self._named(row)} has norm zero over its first {dim} "
+                    "dims, so it has no cosine; drop the row or use metric='ip'"
                 )
             largest = max(largest, float(norms.max()))
         return largest
+
+    def _named(self, row: int) -> str:
+        if self._ids is None or row >= len(self._ids):
+            return ""
+        given = self._ids[row]
+        one = given.item() if isinstance(given, np.generic | Tensor) else given
+        return "" if one == row else f" (id {one!r})"
 
     def _blocks(self, dim: int) -> Iterator[slice]:
         step = max(1, _CHECK_ELEMENTS // max(dim, 1))

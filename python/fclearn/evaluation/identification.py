@@ -107,7 +107,7 @@ def evaluate_identification(
     """
     check_rates(false_positive_rates, "false_positive_rates")
     check_bootstrap(num_bootstrap, confidence)
-    rows = Rows(query, "query"), Rows(gallery, "gallery")
+    rows = Rows(query, "query", query_ids), Rows(gallery, "gallery", gallery_ids)
     sizes = rows[0].num_rows, rows[1].num_rows
     for name, size in zip(("query", "gallery"), sizes, strict=True):
         if size == 0:

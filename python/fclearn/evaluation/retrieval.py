@@ -188,9 +188,11 @@ def evaluate_retrieval(
             raise ValueError(f"{name}: expected at least 1, got {size}")
     if metric not in METRICS:
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
-    query_rows = Rows(query, "query")
+    query_rows = Rows(query, "query", query_ids)
     is_index = isinstance(gallery, IndexedGallery)
-    gallery_rows = gallery if isinstance(gallery, IndexedGallery) else Rows(gallery, "gallery")
+    gallery_rows = (
+        gallery if isinstance(gallery, IndexedGallery) else Rows(gallery, "gallery", gallery_ids)
+    )
     sizes = query_rows.num_rows, gallery_rows.num_rows
     for name, size in zip(("query", "gallery"), sizes, strict=True):
         if size == 0:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 
@@ -28,3 +29,20 @@ def row_of_id(ids: Sequence[object], name: str) -> dict[str, int]:
                 f"{name}: expected distinct ids, got {one!r} in rows {first} and {row}"
             )
     return rows
+
+
+def digest_of_ids(ids: Sequence[str]) -> str:
+    """SHA-256 of ids in their order, in hex: equal for equal lists.
+
+    Example:
+        >>> digest_of_ids(["a", "b"]) == digest_of_ids(["b", "a"])
+        False
+        >>> digest_of_ids(["a", "b"]) == digest_of_ids(["ab"])
+        False
+    """
+    digest = hashlib.sha256()
+    for one in ids:
+        text = one.encode("utf-8", "surrogatepass")
+        # With its length, as an id may hold any character that could part it from the next.
+        digest.update(b"%d:" % len(text) + text)
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn._files import reason
+from fclearn.features.cells import check_plain, class_names, text_labels
 
 Column = list[Any] | NDArray[Any]
 Manifest = dict[str, Column]
@@ -21,7 +22,10 @@ _INTEGERS = ("label", "group")
 
 
 def check_manifest(
-    columns: Mapping[str, Sequence[Any] | NDArray[Any]], num_rows: int, name: str
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    num_rows: int,
+    name: str,
+    file_format: str | None = None,
 ) -> Manifest:
     """Columns of the right length and type: ids as text, labels and groups as int64.
 
@@ -29,13 +33,15 @@ def check_manifest(
         columns: ``id`` and any others; each with a value per row.
         num_rows: Rows of the features.
         name: What to call the manifest in messages.
+        file_format: What it is to be written as; None: it was read.
 
     Returns:
-        ``id`` a list of str; ``label`` and ``group`` int64 of shape ``(N,)``; others as they came.
+        ``id`` a list of str; ``label`` and ``group`` int64 of shape ``(N,)``; ``class_name`` with
+        empty text for None and NaN; for a csv, ``labels`` as text; others as they came.
 
     Raises:
         ValueError: No ids, ids that repeat or are empty, columns of another length, labels or
-            groups that are not integers.
+            groups that are not integers; for a csv, cells that it cannot hold.
     """
     if "id" not in columns:
         raise ValueError(f"{name}: expected a column 'id', found {', '.join(columns) or 'none'}")
@@ -48,7 +54,7 @@ def check_manifest(
                 f"{name}: expected {num_rows} rows, one per row of the features, found "
                 f"{len(values)} in column {key!r}"
             )
-        manifest[key] = _integers(values, key, name) if key in _INTEGERS else _plain(values)
+        manifest[key] = _column(values, key, name, file_format)
     manifest["id"] = ids = [str(value) for value in manifest["id"]]
     first: dict[str, int] = {}
     for row, value in enumerate(ids):
@@ -158,6 +164,18 @@ def _read_parquet(path: Path) -> Manifest:
         plain = numeric and column.null_count == 0
         columns[key] = column.to_numpy() if plain else column.to_pylist()
     return columns
+
+
+def _column(
+    values: Sequence[Any] | NDArray[Any], key: str, name: str, file_format: str | None
+) -> Column:
+    if key in _INTEGERS:
+        return _integers(values, key, name)
+    if key == "labels" and file_format == "csv":
+        return text_labels(values, name)
+    if file_format == "csv":
+        check_plain(values, key, name)
+    return class_names(values) if key == "class_name" else _plain(values)
 
 
 def _plain(values: Sequence[Any] | NDArray[Any]) -> Column:

@@ -28,6 +28,7 @@ from fclearn.features.folder import (
     write_fingerprint,
 )
 from fclearn.features.manifest import (
+    FILES,
     Manifest,
     check_format,
     check_manifest,
@@ -87,6 +88,11 @@ class FeatureStore:
     def dim(self) -> int:
         """Numbers per row."""
         return int(self.features.shape[1])
+
+    @property
+    def manifest_format(self) -> str:
+        """How the manifest is kept: ``"csv"`` or ``"parquet"``."""
+        return "csv" if (self.path / FILES["csv"]).exists() else "parquet"
 
     def __repr__(self) -> str:
         """Path, shape and model; never the data."""
@@ -155,7 +161,8 @@ class FeatureStore:
             path: Folder to make. Its parents are made if needed.
             features: Shape ``(N, D)``, floating; may be larger than memory if memory-mapped.
                 float16 stays float16, any other type is stored as float32.
-            manifest: Column by name, ``N`` values each; ``id`` is required.
+            manifest: Column by name, ``N`` values each; ``id`` is required. Lists in column
+                ``labels`` are joined by ``|`` in a csv; other lists and dicts need parquet.
             fingerprint: What made the features; its ``dim`` must be ``D``.
             manifest_format: ``"csv"`` or ``"parquet"``.
 
@@ -172,7 +179,7 @@ class FeatureStore:
             raise ValueError(
                 f"features: expected {fingerprint.dim} columns, as the fingerprint says, got {dim}"
             )
-        columns = check_manifest(manifest, num_rows, "manifest")
+        columns = check_manifest(manifest, num_rows, "manifest", manifest_format)
         target = check_target(path)
         temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
         try:

@@ -147,7 +147,7 @@ class FeatureWriter:
         """Add manifest and fingerprint, move the store to its path, and open it.
 
         Args:
-            manifest: Column by name, ``N`` values each; ``id`` is required.
+            manifest: As `FeatureStore.write` takes it.
             manifest_format: ``"csv"`` or ``"parquet"``.
 
         Raises:
@@ -155,7 +155,7 @@ class FeatureWriter:
             ValueError: Rows are missing, or the manifest does not fit.
         """
         check_format(manifest_format)
-        columns = check_manifest(manifest, self._shape[0], "manifest")
+        columns = check_manifest(manifest, self._shape[0], "manifest", manifest_format)
         missing = self.missing()
         if missing:
             count = sum(end - begin for begin, end in missing)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fclearn._files import replacing
 from fclearn.features import FeatureStore, Fingerprint
+from fclearn.features.cells import is_missing
 from fclearn.features.folder import check_target
 from fclearn.features.norms import is_unit, row_norms
 from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore
@@ -92,7 +93,10 @@ def _fingerprint(store: VectorStore, info: StoreInfo, model: str | None) -> Fing
             )
         return info.fingerprint
     if not model:
-        raise ValueError(f"store {store.url}: does not say what made its vectors: give a model")
+        raise ValueError(
+            f"store {store.url}: does not say what made its vectors: give a model, "
+            "--model NAME in the command line"
+        )
     return Fingerprint(model, max(info.dim, 1), metric=info.metric or "cosine")
 
 
@@ -228,12 +232,27 @@ class _Partial:
 
 
 def _column(key: str, values: list[Any]) -> dict[str, Any]:
-    """A column of the manifest. Labels that are text become numbers beside ``class_name``."""
-    if key != "label" or all(isinstance(value, int) for value in values):
-        return {key: ["" if value is None else value for value in values]}
-    names = sorted({str(value) for value in values})
-    number = {name: at for at, name in enumerate(names)}
+    """A column of the manifest. Labels that are text become numbers beside ``class_name``.
+
+    Lists and dicts become JSON, but for those of ``labels``. Rows without a label have -1.
+    """
+    if key == "labels":
+        return {key: values}
+    if key != "label":
+        return {key: [_cell(value) for value in values]}
+    known = [value for value in values if not is_missing(value)]
+    if all(isinstance(value, int) for value in known):
+        return {key: [-1 if is_missing(value) else value for value in values]}
+    names = sorted({str(_cell(value)) for value in known})
+    number = {name: at for at, name in enumerate(names)} | {"": -1}
+    named = [str(_cell(value)) for value in values]
     return {
-        "label": np.array([number[str(value)] for value in values], dtype=np.int64),
-        "class_name": [str(value) for value in values],
+        "label": np.array([number[name] for name in named], dtype=np.int64),
+        "class_name": named,
     }
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return "" if is_missing(value) else value
