@@ -119,5 +119,7 @@ def torchrun_on(
             ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     finally:
         for process in running:
-            process.kill()
+            process.terminate()  # torchrun ends its processes then; nobody would after a kill
+        for process in running:
+            process.wait(timeout=60)
     return ended
