@@ -61,7 +61,8 @@ def compat_loss(
         label_smoothing: Mass spread evenly over all classes, in ``[0, 1]``.
         normalize: Scale rows of embeddings and prototypes to unit length first.
         ignore_index: Rows with this label have loss 0 and leave the mean.
-        class_weights: Factor of a row's loss by its class, shape ``(C,)``, constant.
+        class_weights: Factor of a row's loss by its class, shape ``(C,)``, constant. (With
+            smoothing torch's cross_entropy also weighs each class of the smoothed target.)
         sample_weights: Factor of each row's loss, shape ``(N,)``, constant. The mean is weighted:
             it divides by the sum of the weights, as torch's cross_entropy does.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.

@@ -115,7 +115,7 @@ def test_a_walk_keeps_the_manifest_as_it_is(fcl, tmp_path):
         "box": [[0.5, 1.0], [], [2.0, 3.0]] * 2,
     }
     store, graph, out = tmp_path / "store", tmp_path / "g.safetensors", tmp_path / "out"
-    FeatureStore.write(store, rows, columns, Fingerprint("m", 4), "parquet")
+    FeatureStore.write(store, rows, columns, Fingerprint("m", 4, norm="none"), "parquet")
     assert fcl("graph", store, "--k", 2, "--out", graph)[0] == 0
     assert fcl("walk", graph, store, "--out", out)[0] == 0
     assert FeatureStore.open(out).manifest == columns

@@ -100,7 +100,7 @@ def test_an_old_service_is_asked_for_scores_alone(photos, work, fcl, tmp_path):
     # Other lists under the same name are not gone on with.
     write_run(run, store)
     (tmp_path / "run" / "model.json").unlink()
-    assert refused_after_a_start(result(f"old_scores={run}", "train.epochs=1"), "losses differ")
+    assert refused_after_a_start(result(f"old_scores={run}", "train.epochs=1"), "log_old differ")
 
 
 def refused_after_a_start(result, part):

@@ -231,7 +231,7 @@ def test_an_adapted_index_by_the_command(store, fcl, tmp_path):
     gallery = store()
     query = FeatureStore.write(
         tmp_path / "new", new[:60], {"id": gallery.ids[:60], "label": LABELS[:60]},
-        Fingerprint("new", 24))  # fmt: skip
+        Fingerprint("new", 24, norm="none"))  # fmt: skip
     adapter = Ridge().fit(source=new, target=FEATURES)
     faiss.write_index(export.wrap_index(adapter, _index("Flat")), str(tmp_path / "for-new"))
     rest = ["--index", tmp_path / "for-new", "--num-bootstrap", 10, "--json"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from store_samples import FINGERPRINT
@@ -44,7 +45,7 @@ def test_fingerprint_checks_its_fields(changes, error, match):
 
 def test_fingerprints_that_differ_are_never_mixed():
     FINGERPRINT.check_same(Fingerprint.from_dict(FINGERPRINT.to_dict()), "merge")
-    other = Fingerprint("new", 8, preprocessing="resize 32")
+    other = replace(FINGERPRINT, model="new", dim=8)
     with pytest.raises(
         ValueError,
         match=r"^merge: refusing to mix features: model 'old-api' and 'new', dim 4 and 8$",
