@@ -4,35 +4,56 @@
 // the package.
 #include <cstdint>
 
-// 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core. What the
-// registers hold does not matter: the units take as long.
+// 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core.
 #define ZMM_CHAINS "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23"
 #define YMM_CHAINS "0,1,2,3,4,5,6,7,8,9,10,11"
+
+// `rounds` times one `multiply` of `factor` with itself per chain, in registers of `kind`. The
+// registers are written first, in the same block: what one happens to hold may be a denormal
+// number, and an instruction that meets one takes over a hundred cycles on some processors.
+#define PROBE_LOOP(kind, chains, left, right, multiply, factor, rounds, ...)                   \
+  do {                                                                                         \
+    int64_t remaining = rounds;                                                                \
+    asm volatile("vbroadcastss %1, %%" kind left "\n vbroadcastss %1, %%" kind right           \
+                 "\n"                                                                          \
+                 ".irp r," chains "\n vbroadcastss %1, %%" kind                                \
+                 "\\r\n .endr\n"                                                               \
+                 "1:\n"                                                                        \
+                 ".irp r," chains "\n " multiply " %%" kind left ", %%" kind right ", %%" kind \
+                 "\\r\n .endr\n"                                                               \
+                 "dec %0\n jnz 1b\n"                                                           \
+                 : "+r"(remaining)                                                             \
+                 : "m"(factor)                                                                 \
+                 : "cc", __VA_ARGS__);                                                         \
+  } while (0)
+
+#define LOW_REGISTERS                                                                      \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+      "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+#define ALL_REGISTERS                                                                             \
+  LOW_REGISTERS, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", \
+      "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31"
+
+namespace {
+const float kOne = 1;
+const uint32_t kPairOfOnes = 0x3f803f80;  // two bfloat16
+}  // namespace
 
 extern "C" {
 
 // Each returns the floating-point operations it did.
-double probe_avx512(int64_t rounds) {
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(".irp r," ZMM_CHAINS "\n vfmadd231ps %%zmm30, %%zmm31, %%zmm\\r\n .endr" ::
-                     : "memory");
-  }
+__attribute__((target("avx512f"))) double probe_avx512(int64_t rounds) {
+  PROBE_LOOP("zmm", ZMM_CHAINS, "30", "31", "vfmadd231ps", kOne, rounds, ALL_REGISTERS);
   return static_cast<double>(rounds) * 24 * 16 * 2;
 }
 
-double probe_avx512_bf16(int64_t rounds) {
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(".irp r," ZMM_CHAINS "\n vdpbf16ps %%zmm30, %%zmm31, %%zmm\\r\n .endr" ::
-                     : "memory");
-  }
+__attribute__((target("avx512f"))) double probe_avx512_bf16(int64_t rounds) {
+  PROBE_LOOP("zmm", ZMM_CHAINS, "30", "31", "vdpbf16ps", kPairOfOnes, rounds, ALL_REGISTERS);
   return static_cast<double>(rounds) * 24 * 32 * 2;
 }
 
 double probe_avx2(int64_t rounds) {
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(".irp r," YMM_CHAINS "\n vfmadd231ps %%ymm14, %%ymm15, %%ymm\\r\n .endr" ::
-                     : "memory");
-  }
+  PROBE_LOOP("ymm", YMM_CHAINS, "14", "15", "vfmadd231ps", kOne, rounds, LOW_REGISTERS);
   return static_cast<double>(rounds) * 12 * 8 * 2;
 }
 

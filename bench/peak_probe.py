@@ -105,10 +105,6 @@ def _rounds(name: str) -> int:
     probe = getattr(_library(), name)
     probe.argtypes, probe.restype = [ctypes.c_int64], ctypes.c_double
     trial = 200_000
-    # The median of several: the machine may pause one, and the first wakes up the core.
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        probe(trial)
-        seconds.append(time.perf_counter() - start)
-    return max(1, int(trial * _MILLISECONDS / 1e3 / sorted(seconds)[len(seconds) // 2]))
+    start = time.perf_counter()
+    probe(trial)
+    return max(1, int(trial * _MILLISECONDS / 1e3 / (time.perf_counter() - start)))
