@@ -17,13 +17,13 @@ from fcl_ext._loader import cuda_error, has_cuda_kernels  # noqa: E402
 from fcl_ext._packing import set_packing_cache  # noqa: E402
 from fcl_ext.knn import knn_graph, knn_graph_segments, knn_search  # noqa: E402
 from fcl_ext.losses import (  # noqa: E402
-    PositiveSets,
     Teacher,
     compat_kl,
     compat_loss,
     compat_supcon,
     teacher_readout,
 )
+from fcl_ext.positive_sets import PositiveSets  # noqa: E402
 from fcl_ext.readout import combine_readouts, softmax_readout, sparse_readout  # noqa: E402
 from fcl_ext.walk import csr_transpose, random_walk  # noqa: E402
 

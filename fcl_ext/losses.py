@@ -7,7 +7,6 @@ difference of two log-sum-exps), so one pass over the prototypes gives loss and 
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor
 from fcl_ext import ops
 from fcl_ext._compat_function import CompatLoss, mean_prototype
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._loss_checks import can_look, check_labels, check_options, check_weights
 from fcl_ext._packing import packed_prototypes
+from fcl_ext.positive_sets import PositiveSets
 
 Reduction = Literal["mean", "sum", "none"]
 MarginType = Literal["cosface", "arcface"]
@@ -91,7 +92,7 @@ def compat_loss(
         >>> round(loss.item(), 6)
         9.1e-05
     """
-    _check_options(scale, margin, margin_type, label_smoothing, reduction)
+    check_options(scale, margin, margin_type, label_smoothing, reduction)
     if (labels is None) == (targets is None):
         raise ValueError("compat_loss: expected either labels or targets, got both or neither")
     if targets is not None:
@@ -124,10 +125,10 @@ def compat_loss(
     valid = labels != ignore_index
     weights = valid.to(losses.dtype)
     if class_weights is not None:
-        _check_weights("class_weights", class_weights, "[C]", len(prototypes))
+        check_weights("class_weights", class_weights, "[C]", len(prototypes))
         weights = weights * class_weights[torch.where(valid, labels, 0)]
     if sample_weights is not None:
-        _check_weights("sample_weights", sample_weights, "[N]", len(embeddings))
+        check_weights("sample_weights", sample_weights, "[N]", len(embeddings))
         weights = weights * sample_weights
     return _reduce(losses, weights, reduction)
 
@@ -218,7 +219,7 @@ def compat_kl(
         >>> round(abs(fcl_ext.compat_kl(x, w, teacher_embeddings=x, scale=5.0).item()), 6)
         0.0
     """
-    _check_options(scale, 0.0, "cosface", 0.0, reduction)
+    check_options(scale, 0.0, "cosface", 0.0, reduction)
     if (teacher is None) == (teacher_embeddings is None):
         raise ValueError(
             "compat_kl: expected either teacher_embeddings or teacher, got both or neither"
@@ -234,47 +235,6 @@ def compat_kl(
         "compat_kl: expected a teacher", embeddings, prototypes, mean, scale, normalize
     )
     return _reduce(losses + negative_entropy, None, reduction)
-
-
-class PositiveSets(NamedTuple):
-    """For each label the rows of a feature bank that count as its positives, as CSR.
-
-    Attributes:
-        crow_indices: Shape ``(L + 1,)``, int64.
-        col_indices: Rows of the bank, shape ``(E,)``, int64.
-        log_weights: Shape ``(E,)`` with weights summing to 1 per label, or None for a plain mean.
-    """
-
-    crow_indices: Tensor
-    col_indices: Tensor
-    log_weights: Tensor | None = None
-
-    @classmethod
-    def from_labels(cls, feature_labels: Tensor, num_labels: int | None = None) -> PositiveSets:
-        """The rows of one's own class.
-
-        Args:
-            feature_labels: Shape ``(R,)``, int64 >= 0.
-            num_labels: L; default the largest label + 1. Memory grows with it: number the classes.
-
-        Raises:
-            ValueError: Another shape or dtype, or a negative label (CPU tensors).
-        """
-        if feature_labels.dim() != 1 or feature_labels.dtype != torch.int64:
-            raise ValueError(
-                "feature_labels: expected shape [R] and dtype int64, got "
-                f"{list(feature_labels.shape)} and {feature_labels.dtype}"
-            )
-        if num_labels is None:
-            num_labels = int(feature_labels.max()) + 1 if len(feature_labels) else 0
-        sorted_labels, order = torch.sort(feature_labels, stable=True)
-        if _can_look(feature_labels) and len(sorted_labels) and sorted_labels[0] < 0:
-            row = int(order[0])
-            raise ValueError(
-                f"feature_labels: expected labels >= 0, got {int(sorted_labels[0])} in row {row}"
-            )
-        bounds = torch.arange(num_labels + 1, device=feature_labels.device)
-        return cls(torch.searchsorted(sorted_labels, bounds), order)
 
 
 def compat_supcon(
@@ -328,7 +288,7 @@ def compat_supcon(
         >>> loss.shape
         torch.Size([3])
     """
-    _check_options(scale, 0.0, "cosface", 0.0, reduction)
+    check_options(scale, 0.0, "cosface", 0.0, reduction)
     if (positives is None) == (feature_labels is None):
         raise ValueError(
             "compat_supcon: expected either feature_labels or positives, got both or neither"
@@ -342,9 +302,9 @@ def compat_supcon(
         positives = PositiveSets.from_labels(feature_labels)
     assert positives is not None
     crow_indices, col_indices, log_weights = positives
-    _check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1)
+    check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1)
     counts = crow_indices[labels + 1] - crow_indices[labels]
-    if _can_look(labels) and (counts == 0).any():
+    if can_look(labels) and (counts == 0).any():
         row = int((counts == 0).nonzero()[0])
         raise ValueError(
             f"compat_supcon: label {int(labels[row])} of row {row} has no row among the features"
@@ -436,48 +396,3 @@ def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
     if reduction == "sum":
         return losses.sum()
     return losses.mean() if weights is None else losses.sum() / weights.sum()
-
-
-def _check_weights(name: str, weights: Tensor, letters: str, size: int) -> None:
-    if weights.shape != (size,):
-        raise ValueError(
-            f"compat_loss: expected {name} of shape {letters} = [{size}], got {list(weights.shape)}"
-        )
-
-
-def _check_options(
-    scale: float, margin: float, margin_type: str, label_smoothing: float, reduction: str
-) -> None:
-    refuse_gradient("scale", scale)
-    if not scale > 0 or math.isinf(scale):
-        raise ValueError(f"scale: expected a finite number > 0, got {scale}")
-    if margin_type not in ("cosface", "arcface"):
-        raise ValueError(f"margin_type: expected 'cosface' or 'arcface', got {margin_type!r}")
-    if not 0 <= margin < math.pi:
-        raise ValueError(f"margin: expected a number in [0, pi), got {margin}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-
-
-def _can_look(labels: Tensor) -> bool:
-    """Whether looking at values neither waits for the device nor breaks a graph."""
-    return labels.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_labels(function: str, labels: Tensor, num_rows: int, num_classes: int) -> None:
-    if labels.shape != (num_rows,) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"{function}: expected labels of shape [N] = [{num_rows}] and dtype int64, "
-            f"got {list(labels.shape)} and {labels.dtype}"
-        )
-    if not _can_look(labels):
-        return
-    bad = (labels < 0) | (labels >= num_classes)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{function}: expected labels in [0, {num_classes}), "
-            f"got {int(labels[row])} in row {row}"
-        )

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a feature bank that count as positives of a label."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcl_ext._loss_checks import can_look
+
+
+class PositiveSets(NamedTuple):
+    """For each label the rows of a feature bank that count as its positives, as CSR.
+
+    Attributes:
+        crow_indices: Shape ``(L + 1,)``, int64.
+        col_indices: Rows of the bank, shape ``(E,)``, int64.
+        log_weights: Shape ``(E,)`` with weights summing to 1 per label, or None for a plain mean.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    log_weights: Tensor | None = None
+
+    @classmethod
+    def from_labels(cls, feature_labels: Tensor, num_labels: int | None = None) -> PositiveSets:
+        """The rows of one's own class.
+
+        Args:
+            feature_labels: Shape ``(R,)``, int64 >= 0.
+            num_labels: L; default the largest label + 1. Memory grows with it: number the classes.
+
+        Raises:
+            ValueError: Another shape or dtype, or a negative label (CPU tensors).
+        """
+        if feature_labels.dim() != 1 or feature_labels.dtype != torch.int64:
+            raise ValueError(
+                "feature_labels: expected shape [R] and dtype int64, got "
+                f"{list(feature_labels.shape)} and {feature_labels.dtype}"
+            )
+        if num_labels is None:
+            num_labels = int(feature_labels.max()) + 1 if len(feature_labels) else 0
+        sorted_labels, order = torch.sort(feature_labels, stable=True)
+        if can_look(feature_labels) and len(sorted_labels) and sorted_labels[0] < 0:
+            row = int(order[0])
+            raise ValueError(
+                f"feature_labels: expected labels >= 0, got {int(sorted_labels[0])} in row {row}"
+            )
+        bounds = torch.arange(num_labels + 1, device=feature_labels.device)
+        return cls(torch.searchsorted(sorted_labels, bounds), order)
