@@ -45,11 +45,17 @@ class WalkLimit:
 
 
 def walk_in_chunks(
-    arrays: Arrays, rows: Tensor, damping: float, num_steps: int, progress: Progress | None
+    arrays: Arrays,
+    rows: Tensor,
+    damping: float,
+    num_steps: int,
+    progress: Progress | None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """`fcl_ext.random_walk` on the CPU, back in Python about twice a second.
 
-    Chunks go on from each other's state, so the result is the same to the last bit.
+    Chunks go on from each other's state, so the result is the same to the last bit. With ``order``,
+    node i of the graph is row ``order[i]`` of rows and result.
     """
     if num_steps == 0:
         return rows.clone()  # never the caller's own tensor
@@ -59,7 +65,7 @@ def walk_in_chunks(
     while done < num_steps:
         start = time.perf_counter()
         now = min(chunk, num_steps - done)
-        state = ops.random_walk_resume(*arrays, state, features, damping, now)
+        state = ops.random_walk_resume(*arrays, state, features, damping, now, order=order)
         done += now
         if progress is not None:
             progress(done, num_steps)
