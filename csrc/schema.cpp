@@ -73,12 +73,10 @@ STABLE_TORCH_LIBRARY(fcl, m) {
       "bool need_values) -> (Tensor grad_features, Tensor grad_values)");
   // num_steps more steps from state, the first num_bf16_steps of them with results stored as
   // bfloat16. state has the dtype of features (float32 or float64), or is bfloat16 beside float32
-  // features; the result is bfloat16 if no other step follows. With order (N,), int64, node i of
-  // the graph is row order[i] of state, features and result. No gradient.
+  // features; the result is bfloat16 if no other step follows. No gradient.
   m.def(
       "random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state, "
-      "Tensor features, float damping, int num_steps, int num_bf16_steps, Tensor? order=None) "
-      "-> Tensor");
+      "Tensor features, float damping, int num_steps, int num_bf16_steps) -> Tensor");
   // A graph in windows of 16 rows, each column that they gather once (ops/walk_windows.h). CPU
   // only.
   m.def(

@@ -285,17 +285,11 @@ def random_walk_resume(
     damping: float,
     num_steps: int,
     num_bf16_steps: int = 0,
-    order: Tensor | None = None,
 ) -> Tensor:
-    """``num_steps`` more steps from ``state``, the first ``num_bf16_steps`` stored as bfloat16.
-
-    With ``order``, a permutation of the nodes, node i of the graph is row ``order[i]`` of
-    ``state``, ``features`` and the result.
-    """
+    """``num_steps`` more steps from ``state``, the first ``num_bf16_steps`` stored as bfloat16."""
     refuse_tangents("random_walk_resume", values, state, features)
     out: Tensor = torch.ops.fcl.random_walk_resume.default(
-        *(crow_indices, col_indices, values, state, features),
-        *(damping, num_steps, num_bf16_steps, order),
+        crow_indices, col_indices, values, state, features, damping, num_steps, num_bf16_steps
     )
     return out
 

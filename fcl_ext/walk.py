@@ -158,15 +158,25 @@ def random_walk(
     if num_steps is not None and max_steps is not None:
         raise ValueError("random_walk: max_steps bounds tol; it has no use with num_steps")
     if iterate_dtype is not None:
-        check_iterate_dtype(iterate_dtype, num_steps, values, features)
+        _check_iterate_dtype(iterate_dtype, num_steps, values, features)
     if transpose:
         crow_indices, col_indices, edge_order = ops.csr_transpose(
             crow_indices, col_indices, features.shape[0]
         )
         values = values[edge_order]
     if num_steps is not None and iterate_dtype is not None:
-        arrays = crow_indices, col_indices, values
-        return walk_in_bf16(arrays, features, float(damping), num_steps)
+        restart = features.float()
+        walked = ops.random_walk_resume(
+            crow_indices,
+            col_indices,
+            values.float(),
+            restart,
+            restart,
+            float(damping),
+            num_steps,
+            bf16_steps(num_steps),
+        )
+        return walked.to(features.dtype)
     if num_steps is not None:
         return ops.random_walk(
             crow_indices, col_indices, values, features, float(damping), num_steps
@@ -189,36 +199,9 @@ def random_walk(
     return state
 
 
-def walk_in_bf16(
-    arrays: tuple[Tensor, Tensor, Tensor],
-    features: Tensor,
-    damping: float,
-    num_steps: int,
-    order: Tensor | None = None,
-) -> Tensor:
-    """`random_walk` with ``iterate_dtype=torch.bfloat16``, after its checks.
-
-    Args:
-        arrays: CSR of P: crow_indices, col_indices, values.
-        features: Shape ``(N, D)``, float32 or half.
-        damping: In (0, 1).
-        num_steps: At least 0.
-        order: Node i of the graph is row ``order[i]`` of features and result, int64 ``(N,)``;
-            default: row i.
-    """
-    crow_indices, col_indices, values = arrays
-    restart = features.float()
-    walked = ops.random_walk_resume(
-        *(crow_indices, col_indices, values.float(), restart, restart),
-        *(damping, num_steps, bf16_steps(num_steps), order),
-    )
-    return walked.to(features.dtype)
-
-
-def check_iterate_dtype(
+def _check_iterate_dtype(
     iterate_dtype: torch.dtype, num_steps: int | None, values: Tensor, features: Tensor
 ) -> None:
-    """Refuse an ``iterate_dtype`` of `random_walk` where it is not offered."""
     if iterate_dtype != torch.bfloat16:
         raise ValueError(
             f"random_walk: expected iterate_dtype None or torch.bfloat16, got {iterate_dtype}"

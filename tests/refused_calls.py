@@ -75,7 +75,7 @@ def arguments_of(op: str) -> Arguments:
         "random_walk_resume": {
             **{name: walk[name] for name in (*graph, "values")},
             **{"state": x.clone(), "features": x, "damping": 0.5},
-            **{"num_steps": 2, "num_bf16_steps": 1, "order": torch.tensor([2, 0, 1])},
+            **{"num_steps": 2, "num_bf16_steps": 1},
         },
         "random_walk_tol": {**walk, "tol": 1e-3, "max_steps": 100, "norm": "sum"},
         "walk_windows": graph,
@@ -212,7 +212,6 @@ REFUSED: dict[str, list[Change]] = {
         *(*_WALK, *_STEPS, *_one_of("num_bf16_steps", -1, 3)),
         ("features", Tensor.half),
         *[("state", change) for change in (Tensor.double, Tensor.half, _narrow)],
-        *_bad_vector("order"),
     ],
     "random_walk_tol": [
         *(*_WALK, *_one_of("tol", 0.0, 1.0, NAN)),

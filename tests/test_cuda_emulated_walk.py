@@ -82,12 +82,6 @@ def test_resumed_walks_have_the_bits_of_whole_ones(dim, ops, monkeypatch):
     assert torch.equal(got, expected)
 
 
-@pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("path", ["simt", "gather"], indirect=True)
-def test_rows_by_order_are_rows_moved_by_hand(ops):
-    checks.check_order(ops)
-
-
 @pytest.mark.parametrize("path", ["gather"], indirect=True)
 @pytest.mark.parametrize("dtype", checks.DTYPES)
 @pytest.mark.parametrize("dim", [40, 70, 129, 256])

@@ -70,12 +70,6 @@ def test_bf16_iterates(dim, steps, bf16, path):
     checks.check_bf16_iterates(ops, path, steps, bf16, "cuda", dim)
 
 
-@pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("path", ["simt", "gather"], indirect=True)
-def test_rows_by_order_are_rows_moved_by_hand():
-    checks.check_order(ops, "cuda")
-
-
 @every_path
 def test_edge_cases(path):
     checks.check_empty(ops, path, "cuda")

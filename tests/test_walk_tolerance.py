@@ -41,9 +41,9 @@ def _taken(arrays, features, damping, tol, transposed, monkeypatch):
     """The state and the number of steps of the walk that comes back to Python."""
     steps, resume = [], ops.random_walk_resume
 
-    def counted(*arguments, **options):
+    def counted(*arguments):
         steps.append(arguments[-1])
-        return resume(*arguments, **options)
+        return resume(*arguments)
 
     monkeypatch.setattr(ops, "random_walk_resume", counted)
     options = {"transposed": transposed, "progress": None}

@@ -187,21 +187,3 @@ def check_isolated_and_repeated(ops, path, device="cpu"):
 def random_graph(nodes, edges, index=torch.int32, padding=0.0):
     crow, col = random_csr(nodes, nodes, edges, index=index, padding=padding)
     return crow, col, torch.ones(edges, dtype=torch.float64) / max(edges, 1)
-
-
-def check_order(ops, device="cpu"):
-    """With an order, the bits of rows that were moved before and after."""
-    crow, col, values = (t.to(device) for t in graph_of_degrees(HUBS, torch.int32))
-    features, state = (
-        features_of(len(HUBS), 40, torch.float32, seed=seed).to(device) for seed in (7, 8)
-    )
-    order = torch.randperm(len(HUBS), generator=torch.Generator().manual_seed(3)).to(device)
-    for start in (features, state, state.bfloat16()):
-        for steps, bf16 in ((0, 0), (1, 0), (4, 2), (3, 3)):
-            options = 0.9, steps, bf16
-            got = ops.random_walk_resume(
-                crow, col, values.float(), start, features, *options, order
-            )
-            moved = start[order], features[order]
-            walked = ops.random_walk_resume(crow, col, values.float(), *moved, *options)
-            assert torch.equal(got, torch.empty_like(walked).index_copy_(0, order, walked))

@@ -17,7 +17,6 @@
 
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -59,8 +58,7 @@ inline void check_num_steps(const char* op, int64_t num_steps) {
 inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tensor& col_indices,
                                           const Tensor& values, const Tensor& state,
                                           const Tensor& features, double damping, int64_t num_steps,
-                                          int64_t num_bf16_steps,
-                                          const std::optional<Tensor>& order) {
+                                          int64_t num_bf16_steps) {
   const char* op = "random_walk_resume";
   const WalkShape shape =
       check_random_walk(op, crow_indices, col_indices, values, features, damping);
@@ -80,11 +78,6 @@ inline WalkShape check_random_walk_resume(const Tensor& crow_indices, const Tens
   FCL_REQUIRE(num_bf16_steps == 0 || is_float, "fcl::", op,
               ": expected features of dtype float32 with num_bf16_steps > 0, got ",
               dtype_name(features.scalar_type()));
-  if (order.has_value()) {
-    check_dtype(op, "order", *order, ScalarType::Long);
-    check_shape(op, "order", *order, "[N]", {shape.csr.num_rows});
-    check_same_device(op, "order", *order, crow_indices);
-  }
   return shape;
 }
 
@@ -118,7 +111,6 @@ struct WalkGraph {
 };
 
 // A Backend provides, for contiguous float32 or float64 tensors:
-//   Tensor new_state(like): memory for a state;
 //   void step(graph, state, restart, damping, out): out = damping P state + (1 - damping) restart,
 //     or damping P state alone if restart is null;
 //   double step_difference(graph, state, restart, damping, out, norm): the same step, and the norm
@@ -135,7 +127,7 @@ Tensor walk_steps(const Backend& backend, const WalkGraph& graph, const Tensor& 
   Tensor buffers[2];
   for (int64_t t = 0; t < num_steps; ++t) {
     Tensor& out = buffers[t % 2];
-    if (t < 2) out = backend.new_state(initial);
+    if (t < 2) out = torch::stable::empty_like(initial);
     backend.step(graph, state, &restart, damping, out);
     state = out;
   }
@@ -157,7 +149,7 @@ Tensor walk_grad_values(const Backend& backend, const WalkGraph& graph, const Wa
         walk_steps(backend, graph, checkpoints.back(), features, damping, stride));
   }
   Tensor adjoint = grad_output;
-  Tensor next = backend.new_state(grad_output);
+  Tensor next = torch::stable::empty_like(grad_output);
   std::vector<Tensor> states(stride);
   for (int64_t t = num_steps - 1; t >= 0; --t) {
     const int64_t begin = t / stride * stride;
@@ -165,7 +157,7 @@ Tensor walk_grad_values(const Backend& backend, const WalkGraph& graph, const Wa
       states[0] = checkpoints.back();
       checkpoints.pop_back();
       for (int64_t s = 1; s <= t - begin; ++s) {
-        if (!states[s].defined()) states[s] = backend.new_state(features);
+        if (!states[s].defined()) states[s] = torch::stable::empty_like(features);
         backend.step(graph, states[s - 1], &features, damping, states[s]);
       }
     }
@@ -173,7 +165,7 @@ Tensor walk_grad_values(const Backend& backend, const WalkGraph& graph, const Wa
     if (t == 0) break;
     backend.step(transposed, adjoint, nullptr, damping, next);
     // grad_output itself must survive: only from the second step on are both buffers ours.
-    const Tensor free = t == num_steps - 1 ? backend.new_state(grad_output) : adjoint;
+    const Tensor free = t == num_steps - 1 ? torch::stable::empty_like(grad_output) : adjoint;
     adjoint = next;
     next = free;
   }
@@ -214,7 +206,7 @@ WalkLimit walk_to_limit(const Backend& backend, const WalkGraph& graph, const Te
   int64_t halved_at = 0;
   for (int64_t t = 0; t < max_steps; ++t) {
     Tensor& out = buffers[t % 2];
-    if (t < 2) out = backend.new_state(features);
+    if (t < 2) out = torch::stable::empty_like(features);
     const double difference = backend.step_difference(graph, state, features, damping, out, norm);
     state = out;
     FCL_REQUIRE(std::isfinite(difference), op, ": expected finite values and features, but step ",

@@ -97,7 +97,6 @@ def _fake_resume(
     damping: float,
     num_steps: int,
     num_bf16_steps: int,
-    order: Tensor | None = None,
 ) -> Tensor:
     op = "random_walk_resume"
     _check(op, crow_indices, col_indices, values, features, damping)
@@ -128,10 +127,6 @@ def _fake_resume(
                 f"got {dtype_name(features.dtype)}"
             ),
         )
-    if order is not None:
-        check_dtype(op, "order", order, torch.int64)
-        check_shape(op, "order", order, "[N]", (features.shape[0],))
-        check_same_device(op, "order", order, crow_indices)
     dtype = state.dtype if num_steps == 0 else features.dtype
     if num_steps == num_bf16_steps > 0:
         dtype = torch.bfloat16

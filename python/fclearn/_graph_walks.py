@@ -14,8 +14,8 @@ from torch import Tensor
 
 import fcl_ext
 from fcl_ext import ops
-from fcl_ext.walk import DEFAULT_TOL, bf16_steps, check_iterate_dtype, walk_in_bf16
-from fclearn import _neighbours, _power, _prepared, _solver
+from fcl_ext.walk import DEFAULT_TOL, bf16_steps
+from fclearn import _neighbours, _power, _prepared, _solver, _windows
 from fclearn.features import FeatureSource
 
 if TYPE_CHECKING:
@@ -105,11 +105,33 @@ class GraphWalks(ABC):
         crow, col, values = _directed(graph, transpose and not transposes_itself)
         arrays = crow, col, values.to(_state_dtype(rows))
 
-        prepared = graph.prepared
-        order = None if prepared is None else prepared.order
-        if watched and num_steps is not None:
-            return _solver.walk_in_chunks(arrays, rows, damping, num_steps, progress, order)
-        if watched:
+        windows = None if graph.prepared is None or transpose else graph.prepared.windows
+
+        def run(rows: Tensor) -> Tensor:
+            if (
+                windows is not None
+                and num_steps is not None
+                and rows.is_cuda
+                and rows.dtype != torch.float64
+                and not needs_grad
+                and _windows.is_asked()
+            ):
+                num_bf16_steps = 0 if iterate_dtype is None else bf16_steps(num_steps)
+                return windows.walk(rows, damping, num_steps, num_bf16_steps)
+            if not watched:
+                if num_steps is None and iterate_dtype is None:
+                    _power.check_bounded((crow, col, values.detach()), rows, damping)
+                return fcl_ext.random_walk(
+                    *arrays,
+                    rows,
+                    damping=damping,
+                    num_steps=num_steps,
+                    tol=tol,
+                    transpose=transposes_itself,
+                    iterate_dtype=iterate_dtype,
+                )
+            if num_steps is not None:
+                return _solver.walk_in_chunks(arrays, rows, damping, num_steps, progress)
             return _power.walk_to_tolerance(
                 arrays,
                 rows,
@@ -117,30 +139,9 @@ class GraphWalks(ABC):
                 DEFAULT_TOL if tol is None else tol,
                 transposed=transpose,
                 progress=progress,
-                order=order,
-            )
-        if iterate_dtype is not None:
-            check_iterate_dtype(iterate_dtype, num_steps, values, rows)
-        is_plain = not (needs_grad or transpose)
-        if num_steps is None:
-            _power.check_bounded((crow, col, values.detach()), rows, damping)
-        elif prepared is not None and is_plain and prepared.takes_windows(rows):
-            num_bf16_steps = 0 if iterate_dtype is None else bf16_steps(num_steps)
-            return prepared.walk_windows(rows, damping, num_steps, num_bf16_steps)
-        elif iterate_dtype is not None:
-            return walk_in_bf16(arrays, rows, damping, num_steps, order)
-
-        def run(rows: Tensor) -> Tensor:
-            return fcl_ext.random_walk(
-                *arrays,
-                rows,
-                damping=damping,
-                num_steps=num_steps,
-                tol=tol,
-                transpose=transposes_itself,
             )
 
-        return run(rows) if prepared is None else prepared.apply(run, rows)
+        return run(rows) if graph.prepared is None else graph.prepared.apply(run, rows)
 
     def solve(
         self,

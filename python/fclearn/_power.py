@@ -36,7 +36,6 @@ def walk_to_tolerance(
     *,
     transposed: bool,
     progress: Callable[[int, int], None] | None,
-    order: Tensor | None = None,
 ) -> Tensor:
     """`fcl_ext.random_walk` with ``tol`` on the CPU, back in Python every few steps.
 
@@ -48,7 +47,6 @@ def walk_to_tolerance(
             transposed, the largest absolute column sum.
         transposed: Whether the arrays are those of the transpose.
         progress: Called with the steps done, and their bound.
-        order: Node i of the graph is row ``order[i]`` of rows and result; default: row i.
 
     Returns:
         The limit, dtype of ``rows``. The number of steps depends on the data alone.
@@ -67,17 +65,13 @@ def walk_to_tolerance(
     halving = math.ceil(math.log(0.5) / math.log(contraction)) if contraction > 0 else 1
     max_steps = steps_for(damping, tol) + halving
     epsilon = torch.finfo(features.dtype).eps
-
-    def step(state: Tensor, num_steps: int) -> Tensor:
-        return ops.random_walk_resume(*arrays, state, features, damping, num_steps, order=order)
-
     state, done, halved, halved_at = features, 0, math.inf, 0
     reported = time.monotonic()
     while done < max_steps:
         before = state
         if halving > 1:
-            before = step(state, halving - 1)
-        state = step(before, 1)
+            before = ops.random_walk_resume(*arrays, state, features, damping, halving - 1)
+        state = ops.random_walk_resume(*arrays, before, features, damping, 1)
         done += halving
         difference = norm(state, before)
         if not math.isfinite(difference):

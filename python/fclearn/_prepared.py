@@ -16,7 +16,7 @@ from fclearn import _windows
 #: Rows of a window that `reuse` is measured in: what a core's cache holds of them.
 _WINDOW = 512
 _MOST_WINDOWS = 16
-#: An order is kept if it raises the reuse by this factor; below, it is not worth a second graph.
+#: An order is kept if it raises the reuse by this factor; below, moving the features costs more.
 _WORTHWHILE = 1.1
 
 
@@ -63,21 +63,6 @@ class PreparedGraph:
             self.values.to(device),
             None if self.windows is None else self.windows.to(device),
         )
-
-    def takes_windows(self, rows: Tensor) -> bool:
-        """Whether an exact walk of these rows goes by `walk_windows`."""
-        is_taken = self.windows is not None and rows.is_cuda and rows.dtype != torch.float64
-        return is_taken and _windows.is_asked()
-
-    def walk_windows(
-        self, rows: Tensor, damping: float, num_steps: int, num_bf16_steps: int
-    ) -> Tensor:
-        """Exactly ``num_steps`` of the walk over windows; shape and dtype of the rows."""
-        assert self.windows is not None
-        walked = self.windows.walk(
-            rows.index_select(0, self.order), damping, num_steps, num_bf16_steps
-        )
-        return walked.index_select(0, self.inverse)
 
     def apply(self, walk: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Run ``walk`` on rows in the new order, and put its result back into the old one."""

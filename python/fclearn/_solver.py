@@ -45,17 +45,11 @@ class WalkLimit:
 
 
 def walk_in_chunks(
-    arrays: Arrays,
-    rows: Tensor,
-    damping: float,
-    num_steps: int,
-    progress: Progress | None,
-    order: Tensor | None = None,
+    arrays: Arrays, rows: Tensor, damping: float, num_steps: int, progress: Progress | None
 ) -> Tensor:
     """`fcl_ext.random_walk` on the CPU, back in Python about twice a second.
 
-    Chunks go on from each other's state, so the result is the same to the last bit. With ``order``,
-    node i of the graph is row ``order[i]`` of rows and result.
+    Chunks go on from each other's state, so the result is the same to the last bit.
     """
     if num_steps == 0:
         return rows.clone()  # never the caller's own tensor
@@ -65,7 +59,7 @@ def walk_in_chunks(
     while done < num_steps:
         start = time.perf_counter()
         now = min(chunk, num_steps - done)
-        state = ops.random_walk_resume(*arrays, state, features, damping, now, order=order)
+        state = ops.random_walk_resume(*arrays, state, features, damping, now)
         done += now
         if progress is not None:
             progress(done, num_steps)

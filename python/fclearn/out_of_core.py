@@ -23,9 +23,8 @@ from fclearn.features import Features, FeatureSource, as_features
 from fclearn.graph import KnnGraph
 
 # Copies of a group of columns that exist at a time, in the dtype of the state: what was read, the
-# same in that dtype, the state before, and two that steps go between; CG keeps its vectors as well,
-# and features and result in the graph's order.
-_COPIES, _SOLVER_COPIES = 5, 14
+# same in the graph's order, two states, the result in both orders; CG keeps its vectors as well.
+_COPIES, _SOLVER_COPIES = 6, 14
 # Rows of the features that tell one file from another.
 _SKETCH_ROWS = 1024
 

@@ -56,9 +56,6 @@ struct Bf16Step {
   int64_t dim;
   float damping, restart_weight;
   int64_t last_edge, ahead;
-  const int64_t* state_order;
-  const int64_t* restart_order;
-  const int64_t* out_order;
 };
 
 // Blends in the restart and stores two vectors' worth of values.
@@ -101,8 +98,7 @@ inline void row_pairs(const Bf16Step<Index, Out>& s, int64_t row, int64_t offset
     Vec<float> odd[kPairs] = {};
     for (int64_t e = begin; e < end; ++e) {
       if (e + s.ahead < s.last_edge) {
-        const char* next = reinterpret_cast<const char*>(
-            state + prefetched_row(s.state_order, s.col[e + s.ahead]) * s.dim);
+        const char* next = reinterpret_cast<const char*>(state + s.col[e + s.ahead] * s.dim);
 #pragma GCC unroll 4
         for (int v = 0; v < kPairs; ++v) {
           if (v * kVectorBytes % 64 == 0) __builtin_prefetch(next + v * kVectorBytes);
@@ -111,7 +107,7 @@ inline void row_pairs(const Bf16Step<Index, Out>& s, int64_t row, int64_t offset
       }
       const int64_t col = s.col[e];
       if (col < 0) continue;
-      const BFloat16* from = state + row_of(s.state_order, col) * s.dim;
+      const BFloat16* from = state + col * s.dim;
       const Vec<float> weight = broadcast(s.values[e]);
 #pragma GCC unroll 4
       for (int v = 0; v < kPairs; ++v) {
@@ -133,11 +129,10 @@ inline void row_pairs(const Bf16Step<Index, Out>& s, int64_t row, int64_t offset
       }
     }
   }
-  const float* restart = s.restart + row_of(s.restart_order, row) * s.dim + offset;
-  Out* out = s.out + row_of(s.out_order, row) * s.dim + offset;
+  const int64_t first = row * s.dim + offset;
   for (int v = 0; v < kPairs; ++v) {
-    finish_pairs(restart + at[v], s.damping, s.restart_weight, even_total[v], odd_total[v],
-                 out + at[v]);
+    finish_pairs(s.restart + first + at[v], s.damping, s.restart_weight, even_total[v],
+                 odd_total[v], s.out + first + at[v]);
   }
 }
 
@@ -160,18 +155,16 @@ void short_row_bf16(const Bf16Step<Index, Out>& s, int64_t row) {
       float sum = 0;
       for (int64_t e = begin; e < end; ++e) {
         if (s.col[e] < 0) continue;
-        const int64_t from = row_of(s.state_order, s.col[e]);
-        sum += s.values[e] * load_as<float>(s.state + from * s.dim + d);
+        sum += s.values[e] * load_as<float>(s.state + s.col[e] * s.dim + d);
       }
       total += sum;
     }
-    const float restart = s.restart[row_of(s.restart_order, row) * s.dim + d];
-    const float result = s.damping * total + s.restart_weight * restart;
-    Out& out = s.out[row_of(s.out_order, row) * s.dim + d];
+    const int64_t at = row * s.dim + d;
+    const float result = s.damping * total + s.restart_weight * s.restart[at];
     if constexpr (std::is_same_v<Out, float>) {
-      out = result;
+      s.out[at] = result;
     } else {
-      out.bits = round_bf16(result);
+      s.out[at].bits = round_bf16(result);
     }
   }
 }
@@ -192,10 +185,7 @@ void step_bf16_typed(const WalkStep& p, int64_t begin, int64_t end) {
                                static_cast<float>(p.damping),
                                static_cast<float>(1 - p.damping),
                                p.crow[end],
-                               ahead < 64 ? ahead : 64,
-                               p.state_order,
-                               p.restart_order,
-                               p.out_order};
+                               ahead < 64 ? ahead : 64};
   for (int64_t row = begin; row < end; ++row) {
     if (p.dim < kWidth) {
       short_row_bf16(s, row);

@@ -6,14 +6,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
-#include "common/large_pages.h"
 #include "common/text.h"
 #include "ops/cpu/csr_host.h"
 #include "ops/cpu/random_walk_kernels.h"
@@ -83,13 +81,6 @@ class Difference {
 };
 
 struct CpuBackend {
-  Tensor new_state(const Tensor& like) const {
-    const Tensor state = torch::stable::empty_like(like);
-    want_large_pages(state.mutable_data_ptr(),
-                     state.element_size() * static_cast<size_t>(state.numel()));
-    return state;
-  }
-
   WalkStep problem(const WalkGraph& graph, const Tensor& state, const Tensor* restart,
                    double damping, const Tensor& out) const {
     return {state_dtype(state),
@@ -118,19 +109,13 @@ struct CpuBackend {
     over_ranges(graph, [&](int64_t, int64_t begin, int64_t end) { kernels().step(p, begin, end); });
   }
 
-  // Number t of num_steps steps of a walk whose features and result lie in `order` (or null), its
-  // states in that of the graph; state and out may be bfloat16.
-  void step_between(const WalkGraph& graph, const Tensor& state, const Tensor& restart,
-                    double damping, const Tensor& out, const int64_t* order, int64_t t,
-                    int64_t num_steps) const {
-    WalkStep p = problem(graph, state, &restart, damping, out);
-    p.state_order = t == 0 ? order : nullptr;
-    p.restart_order = order;
-    p.out_order = t + 1 == num_steps ? order : nullptr;
-    const bool is_bf16 = state.scalar_type() == ScalarType::BFloat16;
+  // state: bfloat16; out: bfloat16 or float32.
+  void step_bf16(const WalkGraph& graph, const Tensor& state, const Tensor& restart, double damping,
+                 const Tensor& out) const {
+    const WalkStep p = problem(graph, state, &restart, damping, out);
     const bool float_out = out.scalar_type() == ScalarType::Float;
     over_ranges(graph, [&](int64_t, int64_t begin, int64_t end) {
-      is_bf16 ? kernels().step_bf16(p, float_out, begin, end) : kernels().step(p, begin, end);
+      kernels().step_bf16(p, float_out, begin, end);
     });
   }
 
@@ -235,63 +220,51 @@ Tensor random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tenso
   auto walk = [&](const Tensor& state, const Tensor& restart) {
     return walk_steps(CpuBackend(), graph, state, restart, damping, num_steps);
   };
-  const Tensor walked =
-      width == 0 ? walk(start, start) : walk_panels(start, start, nullptr, width, walk);
+  const Tensor walked = width == 0 ? walk(start, start) : walk_panels(start, start, width, walk);
   return torch::stable::to(walked, features.scalar_type());
 }
 
-// Steps of which the first `num_bf16_steps` store their result as bfloat16, the others as float.
 Tensor resume(const WalkGraph& graph, const Tensor& state, const Tensor& restart, double damping,
-              int64_t num_steps, int64_t num_bf16_steps, const int64_t* order) {
+              int64_t num_steps, int64_t num_bf16_steps) {
   const CpuBackend backend;
   Tensor now =
       contiguous(num_bf16_steps > 0 ? torch::stable::to(state, ScalarType::BFloat16) : state);
-  Tensor halves[2], floats[2];
-  for (int64_t t = 0; t < num_steps; ++t) {
-    const bool is_half = t < num_bf16_steps;
-    Tensor& out = (is_half ? halves : floats)[t % 2];
-    if (!out.defined()) out = backend.new_state(is_half ? now : restart);
-    backend.step_between(graph, now, restart, damping, out, order, t, num_steps);
+  Tensor buffers[2];
+  for (int64_t t = 0; t < num_bf16_steps; ++t) {
+    Tensor& out = buffers[t % 2];
+    if (t < 2) out = torch::stable::empty_like(now);
+    backend.step_bf16(graph, now, restart, damping, out);
     now = out;
   }
-  return now;
-}
-
-// Refuses what is not a permutation: rows of the result would stay unwritten.
-const int64_t* check_order(const Tensor& order) {
-  const int64_t* rows = order.const_data_ptr<int64_t>();
-  const int64_t count = order.size(0);
-  std::vector<bool> seen(count, false);
-  for (int64_t i = 0; i < count; ++i) {
-    FCL_REQUIRE(rows[i] >= 0 && rows[i] < count && !seen[rows[i]],
-                "fcl::random_walk_resume: expected order to hold each of 0 .. ", count - 1,
-                " once, got ", rows[i], " at ", i);
-    seen[rows[i]] = true;
+  int64_t left = num_steps - num_bf16_steps;
+  if (left > 0 && now.scalar_type() == ScalarType::BFloat16) {
+    const Tensor out = torch::stable::empty_like(restart);
+    backend.step_bf16(graph, now, restart, damping, out);
+    now = out;
+    --left;
   }
-  return rows;
+  return walk_steps(backend, graph, now, restart, damping, left);
 }
 
+// Steps of which the first `num_bf16_steps` store their result as bfloat16, the others as float.
 Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state,
                           Tensor features, double damping, int64_t num_steps,
-                          int64_t num_bf16_steps, std::optional<Tensor> order) {
-  const WalkShape shape =
-      check_random_walk_resume(crow_indices, col_indices, values, state, features, damping,
-                               num_steps, num_bf16_steps, order);
+                          int64_t num_bf16_steps) {
+  const WalkShape shape = check_random_walk_resume(crow_indices, col_indices, values, state,
+                                                   features, damping, num_steps, num_bf16_steps);
   const WalkGraph graph = prepare("random_walk_resume", shape, crow_indices, col_indices, values);
   const Tensor restart = contiguous(features);
-  const Tensor kept_order = order.has_value() ? contiguous(*order) : Tensor();
-  const int64_t* rows = order.has_value() ? check_order(kept_order) : nullptr;
   // An operator's output must not be its input.
   if (num_steps == 0) return torch::stable::clone(contiguous(state));
+  auto walk = [&](const Tensor& from, const Tensor& to) {
+    return resume(graph, from, to, damping, num_steps, num_bf16_steps);
+  };
   // What is bfloat16 has twice as many columns in a cache line.
   const bool is_bf16 = num_bf16_steps > 0 || state.scalar_type() == ScalarType::BFloat16;
   const int64_t unit = (is_bf16 ? 2 : 1) * line_columns(shape.dtype);
   const int64_t width = panel_width(graph, restart, unit, num_steps);
   state = contiguous(state);
-  if (width == 0) return resume(graph, state, restart, damping, num_steps, num_bf16_steps, rows);
-  return walk_panels(state, restart, rows, width, [&](const Tensor& from, const Tensor& to) {
-    return resume(graph, from, to, damping, num_steps, num_bf16_steps, nullptr);
-  });
+  return width == 0 ? walk(state, restart) : walk_panels(state, restart, width, walk);
 }
 
 std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_indices,

@@ -25,9 +25,6 @@ struct TypedStep {
   int64_t dim;
   T damping, restart_weight;
   int64_t last_edge, ahead;  // edges to prefetch ahead, staying below last_edge
-  const int64_t* state_order;
-  const int64_t* restart_order;
-  const int64_t* out_order;
 };
 
 // Elements [offset, offset + (kVectors - 1) L) and the vector at last_offset of one row. The last
@@ -47,8 +44,7 @@ inline void row_panel(const TypedStep<T, Index>& s, int64_t row, int64_t offset,
     Vec<T> sum[kVectors] = {};
     for (int64_t e = begin; e < end; ++e) {
       if (e + s.ahead < s.last_edge) {
-        const char* next = reinterpret_cast<const char*>(
-            state + prefetched_row(s.state_order, s.col[e + s.ahead]) * s.dim);
+        const char* next = reinterpret_cast<const char*>(state + s.col[e + s.ahead] * s.dim);
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           if (v * kVectorBytes % 64 == 0) __builtin_prefetch(next + v * kVectorBytes);
@@ -57,7 +53,7 @@ inline void row_panel(const TypedStep<T, Index>& s, int64_t row, int64_t offset,
       }
       const int64_t col = s.col[e];
       if (col < 0) continue;
-      const T* from = state + row_of(s.state_order, col) * s.dim;
+      const T* from = state + col * s.dim;
       const Vec<T> weight = broadcast(s.values[e]);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[v] += weight * load(from + at[v]);
@@ -68,12 +64,12 @@ inline void row_panel(const TypedStep<T, Index>& s, int64_t row, int64_t offset,
       for (int v = 0; v < kVectors; ++v) total[v] += sum[v];
     }
   }
-  T* out = s.out + row_of(s.out_order, row) * s.dim + offset;
-  const T* restart =
-      s.restart == nullptr ? nullptr : s.restart + row_of(s.restart_order, row) * s.dim + offset;
+  T* out = s.out + row * s.dim + offset;
   for (int v = 0; v < kVectors; ++v) {
     Vec<T> result = s.damping * total[v];
-    if (restart != nullptr) result += s.restart_weight * load(restart + at[v]);
+    if (s.restart != nullptr) {
+      result += s.restart_weight * load(s.restart + row * s.dim + offset + at[v]);
+    }
     store(out + at[v], result);
   }
 }
@@ -96,7 +92,7 @@ void short_row(const TypedStep<T, Index>& s, int64_t row) {
     T sum[kLanes<T>] = {};
     for (int64_t e = begin; e < end; ++e) {
       if (s.col[e] < 0) continue;
-      const T* from = s.state + row_of(s.state_order, s.col[e]) * s.dim;
+      const T* from = s.state + s.col[e] * s.dim;
       for (int64_t d = 0; d < s.dim; ++d) sum[d] += s.values[e] * from[d];
     }
     for (int64_t d = 0; d < s.dim; ++d) total[d] += sum[d];
@@ -106,12 +102,10 @@ void short_row(const TypedStep<T, Index>& s, int64_t row) {
   Vec<T> result = s.damping * load(total);
   if (s.restart != nullptr) {
     T restart[kLanes<T>] = {};
-    const T* from = s.restart + row_of(s.restart_order, row) * s.dim;
-    for (int64_t d = 0; d < s.dim; ++d) restart[d] = from[d];
+    for (int64_t d = 0; d < s.dim; ++d) restart[d] = s.restart[row * s.dim + d];
     result += s.restart_weight * load(restart);
   }
-  T* out = s.out + row_of(s.out_order, row) * s.dim;
-  for (int64_t d = 0; d < s.dim; ++d) out[d] = result[d];
+  for (int64_t d = 0; d < s.dim; ++d) s.out[row * s.dim + d] = result[d];
 }
 
 template <typename T, typename Index>
@@ -129,10 +123,7 @@ void step_typed(const WalkStep& p, int64_t begin, int64_t end) {
                               static_cast<T>(p.damping),
                               static_cast<T>(1 - p.damping),
                               p.crow[end],
-                              ahead < 64 ? ahead : 64,
-                              p.state_order,
-                              p.restart_order,
-                              p.out_order};
+                              ahead < 64 ? ahead : 64};
   for (int64_t row = begin; row < end; ++row) {
     if (p.dim < L) {
       short_row(s, row);

@@ -8,8 +8,7 @@
 
 namespace fcl::ops::cpu {
 
-// One step: out = damping P state + (1 - damping) restart. Node i of the graph is row i of all
-// three, or, where there is one, row order[i] of those that lie in that order.
+// One step: out = damping P state + (1 - damping) restart.
 struct WalkStep {
   Dtype dtype;          // kFloat32 or kFloat64, of all arrays below
   const int64_t* crow;  // [N + 1]
@@ -21,15 +20,7 @@ struct WalkStep {
   void* out;            // [N, dim]
   int64_t dim;
   double damping;
-  const int64_t* state_order = nullptr;    // [N] or null
-  const int64_t* restart_order = nullptr;  // [N] or null
-  const int64_t* out_order = nullptr;      // [N] or null
 };
-
-// Row of an array that belongs to a node.
-inline int64_t row_of(const int64_t* order, int64_t node) {
-  return order == nullptr ? node : order[node];
-}
 
 struct RandomWalkKernels {
   // Rows [begin, end) of out.

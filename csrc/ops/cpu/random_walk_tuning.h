@@ -15,10 +15,5 @@ constexpr int64_t kBytesAhead = 12288;
 // would lose three digits.
 constexpr int64_t kFlush = 512;
 
-// Row of the state to prefetch for a column; some row for padding, whose order must not be read.
-inline int64_t prefetched_row(const int64_t* order, int64_t col) {
-  return order == nullptr || col < 0 ? col : order[col];
-}
-
 }  // namespace
 }  // namespace fcl::ops::cpu

@@ -13,7 +13,6 @@
 #endif
 
 #include "common/host.h"
-#include "ops/cpu/random_walk_kernels.h"
 
 namespace fcl::ops::cpu {
 namespace {
@@ -63,8 +62,8 @@ double reuse(const WalkGraph& graph) {
              : reuse_of(crow, graph.col.const_data_ptr<int32_t>(), num_rows);
 }
 
-// Columns [begin, begin + width) of `from` [N, D], rows by `order`; zeros beyond D.
-Tensor columns_of(const Tensor& from, const int64_t* order, int64_t begin, int64_t width) {
+// Columns [begin, begin + width) of `from` [N, D]; zeros beyond D.
+Tensor columns_of(const Tensor& from, int64_t begin, int64_t width) {
   const int64_t num_rows = from.size(0);
   const int64_t dim = from.size(1);
   const size_t element = from.element_size();
@@ -75,14 +74,14 @@ Tensor columns_of(const Tensor& from, const int64_t* order, int64_t begin, int64
   parallel_over(num_rows, 4096, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       char* to = target + row * width * element;
-      std::memcpy(to, source + row_of(order, row) * dim * element, bytes);
+      std::memcpy(to, source + row * dim * element, bytes);
       std::memset(to + bytes, 0, width * element - bytes);
     }
   });
   return panel;
 }
 
-void put_columns(const Tensor& panel, const int64_t* order, const Tensor& to, int64_t begin) {
+void put_columns(const Tensor& panel, const Tensor& to, int64_t begin) {
   const int64_t width = panel.size(1);
   const int64_t dim = to.size(1);
   const size_t element = to.element_size();
@@ -91,8 +90,7 @@ void put_columns(const Tensor& panel, const int64_t* order, const Tensor& to, in
   char* target = static_cast<char*>(to.mutable_data_ptr()) + begin * element;
   parallel_over(panel.size(0), 4096, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      std::memcpy(target + row_of(order, row) * dim * element, source + row * width * element,
-                  bytes);
+      std::memcpy(target + row * dim * element, source + row * width * element, bytes);
     }
   });
 }
@@ -117,15 +115,15 @@ int64_t panel_width(const WalkGraph& graph, const Tensor& restart, int64_t unit,
   return (even + unit - 1) / unit * unit;
 }
 
-Tensor walk_panels(const Tensor& state, const Tensor& restart, const int64_t* order, int64_t width,
+Tensor walk_panels(const Tensor& state, const Tensor& restart, int64_t width,
                    const std::function<Tensor(const Tensor&, const Tensor&)>& walk) {
   Tensor out;
   const bool is_start = state.const_data_ptr() == restart.const_data_ptr();
   for (int64_t begin = 0; begin < restart.size(1); begin += width) {
-    const Tensor part = columns_of(restart, order, begin, width);
-    const Tensor walked = walk(is_start ? part : columns_of(state, order, begin, width), part);
+    const Tensor part = columns_of(restart, begin, width);
+    const Tensor walked = walk(is_start ? part : columns_of(state, begin, width), part);
     if (!out.defined()) out = torch::stable::new_empty(walked, {restart.size(0), restart.size(1)});
-    put_columns(walked, order, out, begin);
+    put_columns(walked, out, begin);
   }
   return out;
 }

@@ -17,8 +17,8 @@ namespace fcl::ops::cpu {
 int64_t panel_width(const WalkGraph& graph, const Tensor& restart, int64_t unit, int64_t num_steps);
 
 // What `walk` makes of each panel of `state` and `restart` (which may be one tensor), put together
-// to [N, D]. With `order` (not null), row order[i] of them and of the result is row i of a panel.
-Tensor walk_panels(const Tensor& state, const Tensor& restart, const int64_t* order, int64_t width,
+// to [N, D].
+Tensor walk_panels(const Tensor& state, const Tensor& restart, int64_t width,
                    const std::function<Tensor(const Tensor&, const Tensor&)>& walk);
 
 }  // namespace fcl::ops::cpu

@@ -6,8 +6,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <array>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -32,8 +30,6 @@ class CudaBackend {
  public:
   CudaBackend(const char* op, int64_t dim, const CudaScope& scope)
       : op_(op), path_(walk_path(op, dim)), stream_(scope.stream()) {}
-
-  Tensor new_state(const Tensor& like) const { return torch::stable::empty_like(like); }
 
   void step(const WalkGraph& graph, const Tensor& state, const Tensor* restart, double damping,
             const Tensor& out) const {
@@ -153,50 +149,21 @@ Tensor random_walk(Tensor crow_indices, Tensor col_indices, Tensor values, Tenso
       .walk(graph, {start, start, damping, num_steps, 0, features.scalar_type()});
 }
 
-// Row i of the result is row order[i] of t.
-Tensor select_rows(const Tensor& t, const Tensor& order) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(t),
-                                    torch::stable::detail::from(int64_t{0}),
-                                    torch::stable::detail::from(order)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// Row order[i] of the result is row i of t.
-Tensor put_rows(const Tensor& t, const Tensor& order) {
-  std::array<StableIValue, 4> stack{
-      torch::stable::detail::from(t), torch::stable::detail::from(int64_t{0}),
-      torch::stable::detail::from(order), torch::stable::detail::from(t)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::index_copy", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 Tensor random_walk_resume(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor state,
                           Tensor features, double damping, int64_t num_steps,
-                          int64_t num_bf16_steps, std::optional<Tensor> order) {
+                          int64_t num_bf16_steps) {
   const char* op = "random_walk_resume";
-  const WalkShape shape =
-      check_random_walk_resume(crow_indices, col_indices, values, state, features, damping,
-                               num_steps, num_bf16_steps, order);
+  const WalkShape shape = check_random_walk_resume(crow_indices, col_indices, values, state,
+                                                   features, damping, num_steps, num_bf16_steps);
   const CudaScope scope(crow_indices);
   const WalkGraph graph = prepare(op, shape, crow_indices, col_indices, values, scope);
   if (num_steps == 0) return torch::stable::clone(contiguous(state));
   const bool ends_in_bf16 = num_bf16_steps == num_steps;
-  Tensor start = contiguous(num_bf16_steps > 0 ? torch::stable::to(state, ScalarType::BFloat16)
-                                               : std::move(state));
-  Tensor restart = contiguous(features);
-  if (order.has_value()) {
-    const bool is_same = start.const_data_ptr() == restart.const_data_ptr();
-    restart = select_rows(restart, *order);
-    start = is_same ? restart : select_rows(start, *order);
-  }
-  const Tensor walked =
-      CudaBackend(op, shape.dim, scope)
-          .walk(graph, {start, restart, damping, num_steps, num_bf16_steps,
-                        ends_in_bf16 ? ScalarType::BFloat16 : features.scalar_type()});
-  return order.has_value() ? put_rows(walked, *order) : walked;
+  const Tensor start =
+      num_bf16_steps > 0 ? torch::stable::to(state, ScalarType::BFloat16) : std::move(state);
+  return CudaBackend(op, shape.dim, scope)
+      .walk(graph, {contiguous(start), contiguous(features), damping, num_steps, num_bf16_steps,
+                    ends_in_bf16 ? ScalarType::BFloat16 : features.scalar_type()});
 }
 
 std::tuple<Tensor, Tensor> random_walk_backward(Tensor crow_indices, Tensor col_indices,
