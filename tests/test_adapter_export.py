@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fclearn.adapters import CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge, export
-from fclearn.features import Fingerprint
 
 MAKERS = {
     "procrustes": Procrustes,
@@ -94,65 +93,6 @@ def test_refused_exports(tmp_path):
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(ValueError, match="not a faiss index file"):
         export.export_index(adapter, tmp_path / "junk", tmp_path / "out")
-
-
-LENGTHS = {
-    # factory key, whether rows are unit, inner products, metric of the target: whether it is taken
-    "unit-ip": ("Flat", True, True, "cosine", True),
-    "unit-l2": ("Flat", True, False, "cosine", True),
-    "unit-half": ("IDMap,SQfp16", True, False, "cosine", True),
-    "unit-codes": ("RR8,IVF2,PQ4x3", True, True, "cosine", True),
-    "normalising": ("L2norm,Flat", False, False, "cosine", True),
-    "ip-meant": ("Flat", False, True, "ip", True),
-    "other-ip": ("Flat", False, True, "cosine", False),
-    "other-l2": ("IVF2,Flat", False, False, "cosine", False),
-    "other-l2-codes": ("PQ4x3", False, False, "l2", False),
-    "ip-not-meant": ("Flat", False, False, "ip", False),
-}
-
-
-@pytest.mark.parametrize("case", LENGTHS)
-def test_rows_that_are_not_unit_length_are_refused(case):
-    faiss = pytest.importorskip("faiss")
-    key, unit, inner, metric, taken = LENGTHS[case]
-    adapter, _, target = _fitted("ridge")
-    adapter.target = Fingerprint("old", 8, norm="none", metric=metric)
-    rows = 3 * target
-    if unit:
-        rows = torch.nn.functional.normalize(rows, dim=1)
-    index = faiss.index_factory(8, key, faiss.METRIC_INNER_PRODUCT if inner else faiss.METRIC_L2)
-    index.train(rows.numpy())
-    if "IDMap" in key:
-        index.add_with_ids(rows.numpy(), np.arange(60))
-    else:
-        index.add(rows.numpy())
-    if taken:
-        assert export.wrap_index(adapter, index).ntotal == 60
-    else:
-        with pytest.raises(
-            ValueError, match=r"index: expected rows of unit length, .* got lengths"
-        ):
-            export.wrap_index(adapter, index)
-
-
-def test_an_index_that_gives_no_vectors_back_is_noted(tmp_path):
-    faiss = pytest.importorskip("faiss")
-    adapter, _, target = _fitted("ridge")
-    rows = torch.nn.functional.normalize(target, dim=1).numpy()
-    for name, key, note in (
-        ("lsh", "LSH", "IndexLSH have unit length was not checked"),
-        ("codes", "PQ4x3", "IndexPQ have unit length was not checked"),
-        ("whitened", "PCAW8,Flat", "IndexFlatL2 have unit length was not checked"),
-        ("flat", "Flat", None),
-    ):
-        index = faiss.index_factory(8, key)
-        index.train(rows)
-        index.add(rows)
-        faiss.write_index(index, str(tmp_path / name))
-        said = export.export_index(adapter, tmp_path / name, tmp_path / f"{name}-out")
-        assert said == "" if note is None else note in said
-    with pytest.raises(ValueError, match="index: expected inner products or L2"):
-        export.wrap_index(adapter, faiss.IndexFlat(8, faiss.METRIC_L1))
 
 
 def test_an_index_is_not_overwritten(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def to_faiss(adapter: Adapter) -> list[faiss.VectorTransform]:
 def wrap_index(adapter: Adapter, index: faiss.Index) -> faiss.IndexPreTransform:
     """An index that takes source features and searches ``index``, which stays as it is.
 
-    What is added to it later is mapped as queries are.
+    What is added to it later is mapped as queries are. Warns of what could not be checked of it.
 
     Raises:
         ModuleNotFoundError: faiss is missing.
@@ -96,7 +97,10 @@ def wrap_index(adapter: Adapter, index: faiss.Index) -> faiss.IndexPreTransform:
             are not unit length, as the adapter's outputs are (if its target is compared by inner
             products, and the index does so, any length is right).
     """
-    return _wrapped(adapter, index)[0]
+    wrapped, note = _wrapped(adapter, index)
+    if note:
+        warnings.warn(f"index: {note}", stacklevel=2)
+    return wrapped
 
 
 def _wrapped(adapter: Adapter, index: faiss.Index) -> tuple[faiss.IndexPreTransform, str]:
