@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fclearn.adapters import CompatHead, LowRank, MeanShift, MlpMap, Procrustes, Ridge, export
-from fclearn.features import Fingerprint
 
 MAKERS = {
     "procrustes": Procrustes,
@@ -96,81 +95,75 @@ def test_refused_exports(tmp_path):
         export.export_index(adapter, tmp_path / "junk", tmp_path / "out")
 
 
-LENGTHS = {
-    # factory key, whether rows are unit, inner products, metric of the target: whether it is taken
-    "unit-ip": ("Flat", True, True, "cosine", True),
-    "unit-l2": ("Flat", True, False, "cosine", True),
-    "unit-half": ("IDMap,SQfp16", True, False, "cosine", True),
-    "unit-codes": ("RR8,IVF2,PQ4x3", True, True, "cosine", True),
-    "normalising": ("L2norm,Flat", False, False, "cosine", True),
-    "ip-meant": ("Flat", False, True, "ip", True),
-    "other-ip": ("Flat", False, True, "cosine", False),
-    "other-l2": ("IVF2,Flat", False, False, "cosine", False),
-    "other-l2-codes": ("PQ4x3", False, False, "l2", False),
-    "ip-not-meant": ("Flat", False, False, "ip", False),
-}
-
-
-@pytest.mark.parametrize("case", LENGTHS)
-def test_rows_that_are_not_unit_length_are_refused(case):
-    faiss = pytest.importorskip("faiss")
-    key, unit, inner, metric, taken = LENGTHS[case]
-    adapter, _, target = _fitted("ridge")
-    adapter.target = Fingerprint("old", 8, norm="none", metric=metric)
-    rows = 3 * target
-    if unit:
-        rows = torch.nn.functional.normalize(rows, dim=1)
-    index = faiss.index_factory(8, key, faiss.METRIC_INNER_PRODUCT if inner else faiss.METRIC_L2)
-    index.train(rows.numpy())
-    if "IDMap" in key:
-        index.add_with_ids(rows.numpy(), np.arange(60))
-    else:
-        index.add(rows.numpy())
-    if taken:
-        assert export.wrap_index(adapter, index).ntotal == 60
-    else:
-        with pytest.raises(
-            ValueError, match=r"index: expected rows of unit length, .* got lengths"
-        ):
-            export.wrap_index(adapter, index)
-
-
-def test_an_index_that_gives_no_vectors_back_is_noted(tmp_path):
-    faiss = pytest.importorskip("faiss")
-    adapter, _, target = _fitted("ridge")
-    rows = torch.nn.functional.normalize(target, dim=1).numpy()
-    for name, key, note in (
-        ("lsh", "LSH", "IndexLSH have unit length was not checked"),
-        ("codes", "PQ4x3", "IndexPQ have unit length was not checked"),
-        ("whitened", "PCAW8,Flat", "IndexFlatL2 have unit length was not checked"),
-        ("flat", "Flat", None),
-    ):
-        index = faiss.index_factory(8, key)
-        index.train(rows)
-        index.add(rows)
-        faiss.write_index(index, str(tmp_path / name))
-        said = export.export_index(adapter, tmp_path / name, tmp_path / f"{name}-out")
-        assert said == "" if note is None else note in said
-    with pytest.raises(ValueError, match="index: expected inner products or L2"):
-        export.wrap_index(adapter, faiss.IndexFlat(8, faiss.METRIC_L1))
-
-
-def test_an_index_is_not_overwritten(tmp_path):
+def _live(folder):
+    """A fitted adapter, and an index in a file."""
     faiss = pytest.importorskip("faiss")
     adapter, _, target = _fitted("ridge")
     index = faiss.IndexFlatIP(8)
     index.add(torch.nn.functional.normalize(target, dim=1).numpy())
-    for name in ("live", "other"):
-        faiss.write_index(index, str(tmp_path / name))
-    faiss.write_index_binary(faiss.IndexBinaryFlat(8), str(tmp_path / "binary"))
-    (tmp_path / "text").write_text("not an index")
+    faiss.write_index(index, str(folder / "live"))
+    return adapter, index
+
+
+FOREIGN = {
+    "text": lambda _: b"not an index",
+    "empty": lambda _: b"",
+    "shortened": lambda data: data[:-30],
+    # As faiss writes it, after an export was read and added to, say.
+    "without its end": lambda data: data[: data.index(export._MARK)],
+    "end alone": lambda data: data[data.index(export._MARK) :],
+    "lengthened": lambda data: data + b"more",
+    "with a gap": lambda data: data[:60] + data[90:],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_no_export_wrote_is_not_overwritten(kind, tmp_path):
+    adapter, _ = _live(tmp_path)
+    out = tmp_path / "out"
+    export.export_index(adapter, tmp_path / "live", out)
+    before = FOREIGN[kind](out.read_bytes())
+    out.write_bytes(before)
+    with pytest.raises(ValueError, match="expected no file, or one that an export wrote"):
+        export.export_index(adapter, tmp_path / "live", out)
+    assert out.read_bytes() == before
+
+
+def test_no_other_index_is_overwritten(tmp_path):
+    faiss = pytest.importorskip("faiss")
+    adapter, index = _live(tmp_path)
     with pytest.raises(ValueError, match="out: expected another file than"):
         export.export_index(adapter, tmp_path / "live", tmp_path / "live")
-    for name in ("other", "binary"):
-        before = (tmp_path / name).read_bytes()
+    faiss.write_index(index, str(tmp_path / "other"))
+    faiss.write_index_binary(faiss.IndexBinaryFlat(8), str(tmp_path / "binary"))
+    # Built as exports are, and live.
+    faiss.write_index(export.wrap_index(adapter, index), str(tmp_path / "wrapped"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("wrapped")
+    for name in ("other", "binary", "wrapped", "folder", "link"):
         with pytest.raises(ValueError, match="expected no file, or one that an export wrote"):
             export.export_index(adapter, tmp_path / "live", tmp_path / name)
-        assert (tmp_path / name).read_bytes() == before
-    for _ in range(2):  # the second time, over the export
-        export.export_index(adapter, tmp_path / "live", tmp_path / "text")
-    assert faiss.read_index(str(tmp_path / "text")).d == 8
+    assert faiss.read_index(str(tmp_path / "wrapped")).ntotal == 60
+
+
+def test_an_export_is_written_again_without_reading_it(tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    adapter, index = _live(tmp_path)
+    out = tmp_path / "out"
+    export.export_index(adapter, tmp_path / "live", out)
+    once, read, opened = out.read_bytes(), faiss.read_index, []
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss, "read_index", lambda *of: opened.append(of[0]) or read(*of))
+        export.export_index(adapter, tmp_path / "live", out)
+    assert opened == [str(tmp_path / "live")]
+    assert out.read_bytes() == once
+    # Another adapter, and faiss's ways to read what has an end that it does not know.
+    export.export_index(_fitted("procrustes")[0], tmp_path / "live", out)
+    written = out.read_bytes()
+    assert written != once
+    for again in (
+        read(str(out)),
+        read(str(out), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY),
+        faiss.deserialize_index(np.frombuffer(written, dtype=np.uint8)),
+    ):
+        assert again.ntotal == index.ntotal

@@ -143,16 +143,18 @@ def test_export(stores, fcl):
     assert code == 0
     assert result["source_dim"] == 9
     assert faiss.read_index(str(stores / "new.faiss")).d == 9
-    # An export may be written again; no other index, and no adapter, is overwritten.
+    # An export may be written again; no other file, and no adapter, is overwritten.
     assert fcl(*export, stores / "new.faiss", "--index", stores / "old.faiss")[0] == 0
     faiss.write_index(index, str(stores / "other.faiss"))
     (stores / "link.faiss").symlink_to("old.faiss")
+    (stores / "notes.txt").write_text("not an index")
     before = (stores / "old.faiss").read_bytes()
     for out, part in (
         ("old.faiss", "out: expected another file than"),
         ("link.faiss", "out: expected another file than"),
         ("../" + stores.name + "/old.faiss", "out: expected another file than"),
-        ("other.faiss", "expected no file, or one that an export wrote, found another index"),
+        ("other.faiss", "expected no file, or one that an export wrote, whole"),
+        ("notes.txt", "expected no file, or one that an export wrote, whole"),
         ("adapter.safetensors", "--out: expected another file than"),
     ):
         code, _, error = fcl(*export, stores / out, "--index", stores / "old.faiss")
@@ -160,6 +162,7 @@ def test_export(stores, fcl):
         assert part in error
     for name in ("old.faiss", "other.faiss"):
         assert (stores / name).read_bytes() == before
+    assert (stores / "notes.txt").read_text() == "not an index"
     assert load_adapter(stores / "adapter.safetensors").name == "procrustes"
     code, _, error = fcl(*export, stores / "adapter.pb")
     assert code == 2

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fclearn._faiss_index import IndexParts
 from fclearn.adapters import Ridge, export
 from fclearn.evaluation import IndexedGallery, evaluate_retrieval
 from fclearn.features import FeatureStore, Fingerprint
@@ -196,6 +197,22 @@ def test_an_index_behind_an_adapter(store, dim, key, tmp_path):
     through = evaluate_retrieval(new[:60], live, **named)
     mapped = evaluate_retrieval(adapter.transform(new[:60]).numpy(), gallery, **named)
     assert dict(through) == pytest.approx(dict(mapped), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("key", "is_whole"),
+    [
+        ("Flat", True),
+        ("HNSW4,Flat", True),
+        ("NSG4,Flat", True),
+        ("HNSW4,SQ8", False),
+        ("PQ4x3,RFlat", True),
+        ("SQ8,Refine(SQ8)", False),  # codes of two bytes a number, of which one comes back
+        ("IDMap,HNSW4,SQfp16", True),
+    ],
+)
+def test_codes_are_judged_by_those_that_come_back(key, is_whole):
+    assert IndexParts.of(faiss.index_factory(DIM, key)).is_whole is is_whole
 
 
 @pytest.mark.parametrize("with_file", [False, True])

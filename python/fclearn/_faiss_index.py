@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a faiss index is made of: transforms, ids, and vectors that it can give back."""
+"""What a faiss index is made of: transforms, ids, codes, and vectors that it can give back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ class IndexParts:
         base: The innermost index, which holds the vectors.
         transforms: What a query goes through on its way to it, first one first.
         id_map: What each number of the base is called outside, shape ``(N,)``; None: as it is.
+        codec: Whose codes become vectors again: the base, the storage of a graph, or the codes
+            that refine others.
         is_whole: Whether vectors come back as they were, up to rounding.
     """
 
     base: Any
     transforms: list[Any]
     id_map: NDArray[np.int64] | None
+    codec: Any
     is_whole: bool
 
     @classmethod
@@ -58,11 +61,12 @@ class IndexParts:
                 names = faiss.vector_to_array(base.id_map).astype(np.int64)
                 id_map = names if id_map is None else id_map[names]
             base = faiss.downcast_index(base.index)
+        codec = _codec(base)
         try:
-            is_whole = base.sa_code_size() >= _BYTES_OF_WHOLE * base.d
-        except RuntimeError:  # an index that is no codec
+            is_whole = codec.sa_code_size() >= _BYTES_OF_WHOLE * codec.d
+        except RuntimeError:  # an index that has no codes
             is_whole = False
-        return cls(base, transforms, id_map, is_whole)
+        return cls(base, transforms, id_map, codec, is_whole)
 
     def numbers(self) -> NDArray[np.int64] | None:
         """What the index calls its vectors, shape ``(N,)``; None: 0 … N - 1, in whatever order."""
@@ -119,6 +123,21 @@ class IndexParts:
             names[row] = lists.get_single_id(at, offset)
             self.base.reconstruct_from_offset(at, offset, faiss.swig_ptr(vectors[row]))
         return names, vectors
+
+
+def _codec(base: Any) -> Any:
+    """What a base asks for the vectors that it gives back."""
+    import faiss  # noqa: PLC0415
+
+    graphs: Any = (faiss.IndexHNSW, faiss.IndexNSG, faiss.IndexNNDescent)
+    while True:
+        if isinstance(base, graphs):
+            inner = base.storage
+        elif isinstance(base, faiss.IndexRefine):
+            inner = base.refine_index
+        else:
+            return base
+        base = faiss.downcast_index(inner)
 
 
 def _listed(base: Any) -> Iterator[NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fclearn._faiss_index import IndexParts
+from fclearn.features.norms import is_unit, row_norms
 
 if TYPE_CHECKING:
     import faiss
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 # Rows that are looked at; of them, so many may be of another length.
 _SAMPLES = 32
 _MOST_OTHERS = 0.1
-# How far from 1 the length of a unit row may be: float16 ones were rounded. Coarse codes are
-# further off: of them the median tells, and only what unit rows cannot have.
-_TOLERANCE = 0.02
-_CODED_MEDIANS = 0.5, 1.25
+# Codes that hold lengths to this tell unit rows from others.
+_MOST_ERROR = 0.05
+# Coarser ones do not: rows that come back as near to 1 as the first are good, the median tells the
+# others, and only what unit rows cannot have.
+_COARSE_TOLERANCE = 0.02
+_COARSE_MEDIANS = 0.5, 1.25
 
 
 def check_lengths(index: faiss.Index, metric: str) -> str:
@@ -30,7 +33,7 @@ def check_lengths(index: faiss.Index, metric: str) -> str:
             ranks do not depend on the length of a query.
 
     Returns:
-        What could not be checked, or ``""``.
+        What could not be checked or told, or ``""``.
 
     Raises:
         ValueError: A metric that is neither inner products nor L2; rows that are not unit length.
@@ -48,23 +51,46 @@ def check_lengths(index: faiss.Index, metric: str) -> str:
         return ""
     if parts.transforms and isinstance(parts.transforms[0], faiss.NormalizationTransform):
         return ""  # it brings every query to unit length anyway
-    note = f"whether the rows of {type(parts.base).__name__} have unit length was not checked"
+    kind = type(parts.base).__name__
     # Signs, which LSH keeps, know no length.
     is_known = not isinstance(parts.base, faiss.IndexLSH)
     is_known = is_known and all(map(_keeps_lengths, parts.transforms))
     sample = parts.sample(_SAMPLES) if is_known else None
     if sample is None:
-        return note
-    lengths = np.linalg.norm(sample[1], axis=1)
-    if (np.abs(lengths - 1) > _TOLERANCE).mean() <= _MOST_OTHERS:
+        return f"whether the rows of {kind} have unit length was not checked"
+    lengths = row_norms(sample[1])
+    error = _length_error(parts)
+    if error is None:
+        others = np.abs(lengths - 1) > _COARSE_TOLERANCE
+    else:  # rows of zeros are what stores take for unit ones, too
+        others = ~is_unit(lengths, error) & (lengths > error)
+    if others.mean() <= _MOST_OTHERS:
         return ""
-    if parts.is_whole or not _CODED_MEDIANS[0] < np.median(lengths) < _CODED_MEDIANS[1]:
-        raise ValueError(
-            f"index: expected rows of unit length, as an adapter's output is, got lengths "
-            f"{lengths.min():.3g} to {lengths.max():.3g} under {compares}: an index of the rows "
-            "brought to unit length takes it"
+    measured = f"lengths {lengths.min():.4g} to {lengths.max():.4g}"
+    if error is None and _COARSE_MEDIANS[0] < np.median(lengths) < _COARSE_MEDIANS[1]:
+        return (
+            f"the rows of {kind} come back with {measured}: its codes are too coarse to tell "
+            "whether they had unit length"
         )
-    return note
+    raise ValueError(
+        f"index: expected rows of unit length, as an adapter's output is, got {measured} under "
+        f"{compares}: an index of the rows brought to unit length takes it"
+    )
+
+
+def _length_error(parts: IndexParts) -> float | None:
+    """How far off the lengths of decoded rows may be, beside rounding; None: too far to tell."""
+    import faiss  # noqa: PLC0415
+
+    quantizer, kinds = getattr(parts.codec, "sq", None), faiss.ScalarQuantizer
+    if quantizer is not None and quantizer.qtype in (kinds.QT_8bit, kinds.QT_8bit_uniform):
+        # Trained: the least numbers, then ranges, of each dim or of all. What lies outside of a
+        # range is cut, and off by more: few rows, where those trained on were like the others.
+        trained = faiss.vector_to_array(quantizer.trained)
+        steps = np.broadcast_to(trained[len(trained) // 2 :] / 255, parts.codec.d)
+        error = float(np.linalg.norm(steps)) / 2
+        return error if error <= _MOST_ERROR else None
+    return 0.0 if parts.is_whole else None
 
 
 def _keeps_lengths(transform: Any) -> bool:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fclearn._faiss_index import IndexParts
 from fclearn._files import replacing
 from fclearn.adapters._served import check_lengths
 from fclearn.adapters.base import Adapter
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # F.normalize's: a row shorter than this is divided by it.
 _SMALLEST_NORM = 1e-12
 _OPSET = 17
+# Ends an index file that `export_index` wrote, before the length of the index. faiss reads no
+# further than the index goes, and what it writes itself, also of an export, ends without.
+_MARK = b"fclearn export of "
 
 
 def to_onnx(adapter: Adapter, path: str | os.PathLike[str]) -> None:
@@ -87,7 +90,7 @@ def to_faiss(adapter: Adapter) -> list[faiss.VectorTransform]:
 def wrap_index(adapter: Adapter, index: faiss.Index) -> faiss.IndexPreTransform:
     """An index that takes source features and searches ``index``, which stays as it is.
 
-    What is added to it later is mapped as queries are.
+    What is added to it later is mapped as queries are. Warns of what could not be checked of it.
 
     Raises:
         ModuleNotFoundError: faiss is missing.
@@ -96,7 +99,10 @@ def wrap_index(adapter: Adapter, index: faiss.Index) -> faiss.IndexPreTransform:
             are not unit length, as the adapter's outputs are (if its target is compared by inner
             products, and the index does so, any length is right).
     """
-    return _wrapped(adapter, index)[0]
+    wrapped, note = _wrapped(adapter, index)
+    if note:
+        warnings.warn(f"index: {note}", stacklevel=2)
+    return wrapped
 
 
 def _wrapped(adapter: Adapter, index: faiss.Index) -> tuple[faiss.IndexPreTransform, str]:
@@ -124,15 +130,16 @@ def export_index(
     Args:
         adapter: Fitted, and affine.
         index: Stays as it is.
-        out: File to write. One that is there is replaced, unless it is an index of another origin.
+        out: File to write. One that is there is replaced only if this function wrote it, and
+            nothing has changed its end since.
 
     Returns:
         What could not be checked of the index, or ``""``.
 
     Raises:
         FileNotFoundError: No such index file.
-        ValueError: As `wrap_index`, or not an index file; ``out`` that is the index itself, or an
-            index that no export wrote.
+        ValueError: As `wrap_index`, or not an index file; ``out`` that is the index itself, or
+            anything else that no export wrote.
         OSError: The file cannot be written.
     """
     faiss = _import("faiss", "faiss-cpu")
@@ -146,32 +153,38 @@ def export_index(
     wrapped, note = _wrapped(adapter, loaded)
     with replacing(out) as temporary:
         faiss.write_index(wrapped, os.fspath(temporary))
+        mark = _mark(temporary.stat().st_size)
+        with temporary.open("ab") as file:
+            file.write(mark)
     return note
 
 
 def _check_out(out: Path, index: Path) -> None:
-    """Refuse to replace an index that may be the one that serves."""
+    """Refuse to replace what may be the index that serves, or anything but an export."""
     if not out.exists():
         return
     if out.samefile(index):
         raise ValueError(f"out: expected another file than {index}, which stays as it is")
-    faiss = _import("faiss", "faiss-cpu")
-    there = None
-    for read in (faiss.read_index, faiss.read_index_binary):
-        try:
-            there = read(os.fspath(out), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-            break
-        except RuntimeError:  # not an index of this kind
-            continue
-    if there is None:
-        return
-    first = IndexParts.of(there).transforms[:3] if isinstance(there, faiss.Index) else []
-    ours = [faiss.NormalizationTransform, faiss.LinearTransform, faiss.NormalizationTransform]
-    if [type(one) for one in first] != ours:
+    if not (out.is_file() and _is_export(out)):
         raise ValueError(
-            f"out: expected no file, or one that an export wrote, found another index "
-            f"({type(there).__name__}) in {out}; remove it first if it is no longer needed"
+            f"out: expected no file, or one that an export wrote, whole and as it was written, "
+            f"found another in {out}; remove it first if it is no longer needed"
         )
+
+
+def _mark(length: int) -> bytes:
+    """The end of an export whose index takes so many bytes."""
+    return _MARK + length.to_bytes(8, "little")
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file ends as exports do, at the place where they do."""
+    length = path.stat().st_size - len(_mark(0))
+    if length < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(length)
+        return file.read() == _mark(length)
 
 
 class _OnnxGraph:

@@ -27,14 +27,18 @@ def row_norms(rows: Features) -> NDArray[np.float64]:
     return np.sqrt(squared)
 
 
-def is_unit(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
+def is_unit(norms: NDArray[np.float64], error: float = 0.0) -> NDArray[np.bool_]:
     """Whether each of these lengths is 1, up to the rounding of half precision.
+
+    Args:
+        norms: Lengths, of any shape.
+        error: How much further off they may be, as of rows that were decoded.
 
     Example:
         >>> is_unit(np.array([1.001, 1.2, 0.0]))
         array([ True, False, False])
     """
-    return np.abs(norms - 1) <= _TOLERANCE
+    return np.abs(norms - 1) <= _TOLERANCE + error
 
 
 def other_length(rows: Features) -> int | None:
