@@ -116,6 +116,18 @@ def test_codes_too_coarse_to_tell_are_noted_with_what_was_measured(key, tmp_path
     assert re.match(f"the {told}", said)
 
 
+def test_unit_rows_that_come_back_longer_are_taken():
+    """RaBitQ gives unit rows back at a length near sqrt(pi / 2), from some dims on."""
+    rows = np.random.default_rng(0).standard_normal((300, 256)).astype("f4")
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = faiss.index_factory(256, "RaBitQ", faiss.METRIC_INNER_PRODUCT)
+    index.train(rows)
+    index.add(rows)
+    adapter = Ridge().fit(source=rows, target=rows)
+    with pytest.warns(UserWarning, match="too coarse to tell"):
+        export.wrap_index(adapter, index)
+
+
 def test_an_index_that_gives_no_vectors_back_is_noted(tmp_path):
     adapter, rows = _fitted(), UNIT
     for name, key, note in (

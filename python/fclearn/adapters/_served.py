@@ -19,9 +19,9 @@ _MOST_OTHERS = 0.1
 # Codes that hold lengths to this tell unit rows from others.
 _MOST_ERROR = 0.05
 # Coarser ones do not: rows that come back as near to 1 as the first are good, the median tells the
-# others, and only what unit rows cannot have.
+# others, and only what unit rows cannot have. (RaBitQ gives them back at sqrt(pi / 2) = 1.2533.)
 _COARSE_TOLERANCE = 0.02
-_COARSE_MEDIANS = 0.5, 1.25
+_COARSE_MEDIANS = 0.5, 1.3
 
 
 def check_lengths(index: faiss.Index, metric: str) -> str:
