@@ -10,26 +10,39 @@ from torch import Tensor, nn
 from fclearn._loss_terms import LossTerm
 
 
+def check_rows(rows: Tensor, embeddings: Tensor) -> None:
+    """Refuse another number of rows than of embeddings, which torch might broadcast.
+
+    Args:
+        rows: Numbers of the images of a batch, shape ``(B,)``, int64.
+        embeddings: Theirs, shape ``(B, D)``.
+
+    Raises:
+        ValueError: Another number.
+    """
+    if rows.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"rows: expected shape [{len(embeddings)}], one per embedding, got {list(rows.shape)}"
+        )
+
+
 def at_rows(table: Tensor, rows: Tensor, embeddings: Tensor) -> Tensor:
     """What a table of all training images has for those of a batch.
 
     Args:
         table: Shape ``(N, …)``.
-        rows: Numbers of the images, shape ``(B,)``, int64.
-        embeddings: Those of the batch, shape ``(B, D)``.
+        rows: As `check_rows`, also the following.
+        embeddings: Those of the batch.
 
     Raises:
-        ValueError: Another number of rows than of embeddings, which torch might broadcast.
+        ValueError: As `check_rows`.
 
     Example:
         >>> import torch
         >>> at_rows(torch.eye(3), torch.tensor([2]), torch.zeros(1, 5))
         tensor([[0., 0., 1.]])
     """
-    if rows.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"rows: expected shape [{len(embeddings)}], one per embedding, got {list(rows.shape)}"
-        )
+    check_rows(rows, embeddings)
     return table[rows]
 
 

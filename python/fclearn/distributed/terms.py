@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn._row_tables import at_rows
 from fclearn.distributed.collectives import Group
 from fclearn.distributed.losses import nearest_class, sharded_compat_loss
 from fclearn.distributed.readout import logsumexp_over_shards, positives_over_shards
@@ -93,6 +94,7 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
         device: Where own rows go.
     """
 
+    by_row = ("soft_targets",)
     prototypes: Tensor
     soft_targets: Tensor | None
 
@@ -120,10 +122,11 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
                 label_smoothing=self.label_smoothing,
                 normalize=False,
             )
+        targets = at_rows(self.soft_targets, rows, embeddings)
         logsumexp = logsumexp_over_shards(
             unit, shard, first=self.first, group=self.group, scale=self.scale
         )
-        return (logsumexp - self.scale * (unit * self.soft_targets[rows]).sum(1)).mean()
+        return (logsumexp - self.scale * (unit * targets).sum(1)).mean()
 
 
 class ShardedInstanceCompatLoss(ShardedTerm):
@@ -184,6 +187,7 @@ class ShardedDistillCompatLoss(ShardedTerm):
         device: Where own rows go.
     """
 
+    by_row = ("teacher_mean", "teacher_negative_entropy")
     prototypes: Tensor
     teacher_mean: Tensor
     teacher_negative_entropy: Tensor
@@ -199,10 +203,11 @@ class ShardedDistillCompatLoss(ShardedTerm):
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of own rows."""
         unit = compatible_unit(embeddings, self.dim)
+        mean = at_rows(self.teacher_mean, rows, embeddings)
         logsumexp = logsumexp_over_shards(
             unit, local(self.prototypes), first=self.first, group=self.group, scale=self.scale
         )
-        agreement = self.scale * (unit * self.teacher_mean[rows]).sum(1)
+        agreement = self.scale * (unit * mean).sum(1)
         return (logsumexp - agreement + self.teacher_negative_entropy[rows]).mean()
 
 
