@@ -6,10 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from training_samples import make_trainer
 
 from fclearn.distributed import shard_terms, single_process
 from fclearn.distributed.terms import ShardedDistillCompatLoss, ShardedPseudoClassifierLoss
 from fclearn.graph import KnnGraph
+from fclearn.integrations import CompatTerms
 from fclearn.losses import (
     DistillCompatLoss,
     L2CompatLoss,
@@ -87,3 +90,39 @@ def test_other_rows_than_embeddings_are_refused_in_shards(kind):
         (term,) = shard_terms([LossTerm("compat", 1.0, SHARDED[kind]())], group)
         assert type(term.module) is kind
         refuses_other_rows(term.module)
+
+
+class Own(nn.Module):
+    """Of somebody who knows nothing of ours, and says wrongly what it looks up."""
+
+    def __init__(self, by_row):
+        super().__init__()
+        self.register_buffer("features", torch.zeros(ROWS, 2))
+        self.scale, self.nothing, self.by_row = torch.tensor(2.0), None, by_row
+
+
+@pytest.mark.parametrize(
+    ("by_row", "message"),
+    [
+        ("features", r"to be a tuple of names of its tensors, got 'features'$"),
+        (None, r"to be a tuple of names of its tensors, got None$"),
+        (("features", "feature"), r"to name tensors it has, with a row each, got 'feature'$"),
+        (("scale",), r"to name tensors it has, with a row each, got 'scale'$"),
+        (["forward"], r"to name tensors it has, with a row each, got 'forward'$"),
+        ((None,), r"to name tensors it has, with a row each, got None$"),
+    ],
+)
+def test_what_names_no_tables_is_refused_by_name(by_row, message):
+    # Also where it is a part of the term's module.
+    for module in (Own(by_row), nn.Sequential(Own(()), Own(by_row))):
+        with pytest.raises(ValueError, match=rf"^terms\[0\]: expected by_row of Own {message}"):
+            CompatTerms([LossTerm("own", 1.0, module)], LABELS)
+
+
+def test_the_trainer_says_so_too(bars):
+    with pytest.raises(ValueError, match=r"^losses\[0\]: expected by_row of Own to be a tuple"):
+        make_trainer(bars, losses=[LossTerm("own", 1.0, Own("features"))])
+
+
+def test_tables_may_be_absent():
+    CompatTerms([LossTerm("own", 1.0, Own(("features", "nothing")))], LABELS)
