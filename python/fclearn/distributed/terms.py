@@ -29,21 +29,13 @@ from fclearn.losses import (
 class ShardedTerm(LossModule):
     """A loss term of own rows against classes of all processes; base of the others.
 
-    The text of one is that of the term it was made of, so that checkpoints of both agree on it.
-
     Args:
-        term: What it was made of.
         group: Processes.
     """
 
-    def __init__(self, term: nn.Module, group: Group) -> None:
+    def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
-        self._text = repr(term)
-
-    def __repr__(self) -> str:
-        """The text of the term it was made of."""
-        return self._text
 
 
 class ShardedCosineClassifierLoss(ShardedTerm):
@@ -56,7 +48,7 @@ class ShardedCosineClassifierLoss(ShardedTerm):
     """
 
     def __init__(self, term: CosineClassifierLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         self.num_classes = len(term.prototypes)
         self.first, _ = own_rows(self.num_classes, group)
         self.prototypes = nn.Parameter(sharded(term.prototypes.detach(), group, device))
@@ -99,7 +91,7 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
     soft_targets: Tensor | None
 
     def __init__(self, term: PseudoClassifierLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         self.num_classes, self.dim = term.prototypes.shape
         self.first, _ = own_rows(self.num_classes, group)
         self.register_buffer("prototypes", sharded(term.prototypes, group, device))
@@ -145,7 +137,7 @@ class ShardedInstanceCompatLoss(ShardedTerm):
     log_counts: Tensor
 
     def __init__(self, term: InstanceCompatLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         begin, end = own_rows(len(term.features), group)
         self.first, self.scale = begin, term.scale
         crow = term.crow_indices
@@ -193,7 +185,7 @@ class ShardedDistillCompatLoss(ShardedTerm):
     teacher_negative_entropy: Tensor
 
     def __init__(self, term: DistillCompatLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         self.dim, self.scale = term.prototypes.shape[1], term.scale
         self.first, _ = own_rows(len(term.prototypes), group)
         self.register_buffer("prototypes", sharded(term.prototypes, group, device))
