@@ -126,10 +126,26 @@ def test_settings_without_those_of_the_new_classifier_are_listed(capsys):
     assert capsys.readouterr().out.rstrip().endswith("  weight=2.0")
 
 
-@pytest.mark.parametrize("name", ["", "My-NCE", "a b", "a/b", "..", "old", "-a"])
+JOINERS = ("-", "_", ".")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "My-NCE", "a b", "a/b", "..", "old", *(f"{one}a" for one in JOINERS), "a-_b", "a+b"],
+)
 def test_names_that_cannot_be_folders_are_refused(name):
-    with pytest.raises(ValueError, match=r"name: expected words of a-z and 0-9 .* got "):
+    with pytest.raises(
+        ValueError,
+        match=r"name: expected words of a-z and 0-9, joined by '-', '_' or '\.', .* got ",
+    ):
         register(replace(get_method("l2"), name=name))
+
+
+def test_names_are_joined_as_the_page_says():
+    assert "joined by `-`, `_` or `.`" in PAGE.read_text("utf-8")
+    for one in JOINERS:
+        register(replace(get_method("l2"), name=f"my{one}l2{one}3"))
+        assert f"my{one}l2{one}3" in METHODS
 
 
 def test_what_is_no_method_is_refused():
