@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cli_samples import refused, train
+from training_samples import DIM, make_trainer
 
 from fclearn.cli import main
 from fclearn.diagnosis import ENVIRONMENT
@@ -56,6 +58,20 @@ def test_the_command_explains_it_and_trains_by_it(fcl, work, photos, tmp_path):
     assert result["epochs"] == 1
     assert "loss_compat" in (tmp_path / "run" / "history.csv").read_text(encoding="utf-8")
     assert "scale: 10" in (tmp_path / "run" / "args.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("module")
+def test_its_loss_says_what_it_looks_up(bars, monkeypatch):
+    monkeypatch.syspath_prepend(Path.cwd())
+    importlib.import_module("my_nce")
+    features = torch.randn(len(bars) - 1, 4)
+    labels = torch.from_numpy(bars.labels)[:-1]
+    new, compat = build_method("my-nce", Assets(labels, old_features=features), DIM)
+    with pytest.raises(
+        ValueError,
+        match=r"losses\[1\]: expected 48 rows, .* in the features of BatchNceLoss, got 47",
+    ):
+        make_trainer(bars, losses=[replace(one, labels=None) for one in (new, compat)])
 
 
 @pytest.mark.usefixtures("module")
