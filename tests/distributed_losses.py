@@ -158,7 +158,6 @@ def check_terms(group: dist.ProcessGroup, rank: int, size: int) -> None:
         term = make()
         (spread,) = shard_terms([LossTerm("compat", 1.0, term)], group)
         assert type(spread.module).__name__ == f"Sharded{type(term).__name__}"
-        assert repr(spread.module) == repr(term)
         whole_x, own_x = x.clone().requires_grad_(), x[mine].clone().requires_grad_()
         expected = term(whole_x, labels[rows], rows)
         expected.backward()

@@ -18,6 +18,7 @@ from fclearn.losses import (
     LossTerm,
     PseudoClassifierLoss,
 )
+from fclearn.methods import Assets, build_method
 
 ROWS, CLASSES, OLD_DIM, DIM = 30, 5, 6, 9
 
@@ -139,14 +140,34 @@ def test_bad_terms_are_refused(old, labels):
         ValueError, match=r"labels: expected int64 of shape \(N,\), got torch.float32"
     ):
         CompatTerms(own, labels.float())
-    with pytest.raises(ValueError, match=r"features of L2CompatLoss \(30\), got 29"):
+    with pytest.raises(
+        ValueError,
+        match=r"terms\[0\]: expected 29 rows, as in labels, in the features of L2Comp.*, got 30",
+    ):
         CompatTerms(own, labels[:-1])
     distil = DistillCompatLoss(old[:CLASSES], old)
-    with pytest.raises(ValueError, match=r"teacher_mean of DistillCompatLoss \(30\), got 29"):
+    with pytest.raises(ValueError, match="in the teacher_mean of DistillCompatLoss, got 30"):
         CompatTerms([LossTerm("compat", 1.0, distil)], labels[:-1])
     # Instance rows need not be those of the training set: here, a part of them.
     CompatTerms([LossTerm("compat", 1.0, InstanceCompatLoss(old[:9], labels[:9]))], labels)
     CompatTerms([LossTerm("new", 1.0, CosineClassifierLoss(CLASSES, DIM))], labels)
+
+
+def test_terms_made_for_other_labels_are_refused(old, labels):
+    terms = build_method("ni-fcl", Assets(labels, old), DIM)
+    assert len(CompatTerms(terms, labels.clone()).names) == len(terms)
+    with pytest.raises(
+        ValueError,
+        match=r"terms\[0\]: expected the classes in labels, got 0 for row 0, which has 4 \(30 such"
+        r"\): Assets and labels must have the same rows in the same order",
+    ):
+        CompatTerms(terms, labels.roll(1))
+    # Nothing in it has a row per label.
+    (mean,) = build_method("ni-fcl-mean", Assets(labels, old), DIM)[1:]
+    with pytest.raises(
+        ValueError, match=r"terms\[0\]: expected a term for 29 rows, as in labels, got one for 30"
+    ):
+        CompatTerms([mean], labels[:-1])
 
 
 def test_bad_methods_are_refused(old, labels):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fclearn.classifiers import PseudoClassifier
 from fclearn.graph import KnnGraph
 from fclearn.losses import CosineClassifierLoss, L2CompatLoss, LossTerm, PseudoClassifierLoss
 from fclearn.methods import METHODS, Assets, build_method
+from fclearn.methods.ni_fcl_scores import ScoreListLoss
 
 IMAGES, CLASSES, DIM, OLD_DIM = 48, 4, 8, 6
 
@@ -98,6 +100,9 @@ def test_the_same_method_again_is_the_same(name):
         ({"steps": (1, 2)}, {"steps": (1, 3)}),
         ({"hard": True}, {"hard": False}),
         ({"scale": np.float32(2)}, {"scale": np.float32(3)}),
+        ({"hard": np.bool_(True)}, {"hard": np.bool_(False)}),
+        ({"steps": (1, np.int64(2))}, {"steps": (1, np.int64(3))}),
+        ({"ranges": (None, ("a", np.float32(2)))}, {"ranges": (None, ("a", np.float32(3)))}),
     ],
 )
 def test_settings_of_own_modules_are_noticed_and_named(one, two):
@@ -111,6 +116,44 @@ def test_what_is_no_setting_does_not_count():
     one = Own(scale=float("nan"), _seen=1, rows=[1], run=print, pairs=(nn.Identity(),))
     two = Own(scale=float("nan"), _seen=2, rows=[2], run=len, pairs=(1, nn.Identity()))
     assert changed_losses(key(one), key(two.eval())) == []
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    theirs = Own(scale=np.float32(2), steps=(np.int64(1), np.bool_(True)), mean=np.longdouble(0.5))
+    assert changed_losses(key(theirs), key(Own(scale=2.0, steps=(1, True), mean=0.5))) == []
+
+
+def test_what_is_printed_does_not_count():
+    class Counting(Own):
+        def extra_repr(self):
+            return f"called={self._calls}"
+
+    one, two = Counting(_calls=0), Counting(_calls=7)
+    assert repr(one) != repr(two)
+    assert changed_losses(key(one), key(two)) == []
+
+
+def test_another_class_is_named_without_what_is_in_it():
+    class Other(Own):
+        pass
+
+    of_another_class = [Own(scale=1.0, k=3), Other(scale=2.0, steps=(1,))]
+    assert changed_losses(*map(key, of_another_class)) == ["losses[0].module"]
+    parts = [nn.Sequential(Own(scale=2.0), one) for one in of_another_class]
+    assert changed_losses(*map(key, parts)) == ["losses[0].module.1"]
+    more = nn.Sequential(Own(scale=3.0), of_another_class[0], Own(scale=1.0))
+    assert changed_losses(key(parts[0]), key(more)) == [
+        "losses[0].module.0.scale",
+        "losses[0].module.2",
+    ]
+
+
+def test_other_shapes_are_noticed():
+    some, more = CosineClassifierLoss(3, 4), CosineClassifierLoss(5, 4)
+    assert changed_losses(key(some), key(more)) == ["losses[0].module.prototypes"]
+    # Of as many numbers, all of them equal.
+    wide, high = L2CompatLoss(torch.zeros(3, 4)), L2CompatLoss(torch.zeros(4, 3))
+    assert changed_losses(key(wide), key(high)) == ["losses[0].module.features"]
 
 
 def test_margin_type_and_smoothing_are_told_apart():
@@ -164,17 +207,53 @@ def test_two_exchanged_rows_among_many_are_noticed():
     assert changed_losses(key(L2CompatLoss(rows)), key(L2CompatLoss(rows[order])))
 
 
+def of_buffer(tensor):
+    own = Own()
+    own.register_buffer("chosen", tensor)
+    return key(own)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(100_000,), (50_000, 2), (3,), ()])
+def test_integers_count_exactly(dtype, shape):
+    numbers = torch.arange(math.prod(shape)).reshape(shape).to(dtype)
+    once = of_buffer(numbers)
+    assert changed_losses(once, of_buffer(numbers.clone())) == []
+    assert changed_losses(json.loads(json.dumps(once)), once) == []
+    beside = numbers.clone()
+    beside.view(-1)[-1:].bitwise_xor_(torch.ones(1, dtype=dtype))  # by one, in one place
+    for other_numbers in (beside, numbers.to(torch.int16), numbers[None]):
+        assert changed_losses(once, of_buffer(other_numbers)) == ["losses[0].module.chosen"]
+
+
+def test_two_exchanged_integers_among_many_are_noticed():
+    numbers = torch.arange(100_000)
+    exchanged = numbers.clone()
+    exchanged[[5, 6]] = numbers[[6, 5]]
+    assert changed_losses(of_buffer(numbers), of_buffer(exchanged))
+
+
+def test_another_list_of_images_among_many_is_noticed():
+    count, length = 20_000, 20
+    scores = torch.rand(count, length, generator=torch.Generator().manual_seed(0))
+    images = (torch.arange(count)[:, None] + torch.arange(2, 2 + length)) % count
+    others = images.clone()
+    others[7] -= 1
+    lists = [ScoreListLoss(KnnGraph.from_knn(found, scores), 2) for found in (images, others)]
+    assert changed_losses(*map(key, lists)) == ["losses[0].module.members"]
+
+
 def test_empty_and_infinite_tensors_have_a_finite_sketch():
     own = Own()
     own.register_buffer("nothing", torch.zeros(0, 3))
     own.register_buffer("log_weights", torch.tensor([0.5, -torch.inf, torch.nan]))
-    own.register_buffer("chosen", torch.tensor([True, False]))
+    own.register_buffer("none_chosen", torch.zeros(0, 3, dtype=torch.bool))
     assert changed_losses(key(own), key(own)) == []
 
 
 def test_what_is_no_key_is_another_key():
     now = key(L2CompatLoss(torch.eye(3)))
     features = "losses[0].module.features"
-    for broken in ([], ["a"] * 9, "x", None, {}, [1.0]):
+    for broken in ([], ["a"] * len(now[features]), "x", None, {}, [1.0]):
         assert changed_losses({**now, features: broken}, now) == [features]
     assert changed_losses({"0: compat 1 L2CompatLoss()": [1.0, 0.5]}, now) == ["losses"]

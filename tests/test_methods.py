@@ -198,20 +198,6 @@ def test_arrays_in_the_place_of_tensors_are_named(name, expected):
         _everything(**{name: array.tolist()})
 
 
-# Those that compare an image with a row of its own.
-OF_OWN_ROWS = ("l2", "bt2", "adv-bct", "aml", "hot-refresh", "mix-bct")
-
-
-@pytest.mark.parametrize("name", OF_OWN_ROWS)
-def test_one_row_for_several_images_is_refused(name):
-    module = build_method(name, _everything(), DIM)[-1].module
-    embeddings, labels = torch.randn(6, DIM), torch.arange(6) % CLASSES
-    with pytest.raises(
-        ValueError, match=r"rows: expected shape \[6\], one per embedding, got \[1\]"
-    ):
-        module(embeddings, labels, torch.tensor([0]))
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_specification(name):
     spec = get_method(name)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cli_samples import refused, train
+from training_samples import DIM, make_trainer
 
 from fclearn.cli import main
 from fclearn.diagnosis import ENVIRONMENT
@@ -56,6 +58,20 @@ def test_the_command_explains_it_and_trains_by_it(fcl, work, photos, tmp_path):
     assert result["epochs"] == 1
     assert "loss_compat" in (tmp_path / "run" / "history.csv").read_text(encoding="utf-8")
     assert "scale: 10" in (tmp_path / "run" / "args.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("module")
+def test_its_loss_says_what_it_looks_up(bars, monkeypatch):
+    monkeypatch.syspath_prepend(Path.cwd())
+    importlib.import_module("my_nce")
+    features = torch.randn(len(bars) - 1, 4)
+    labels = torch.from_numpy(bars.labels)[:-1]
+    new, compat = build_method("my-nce", Assets(labels, old_features=features), DIM)
+    with pytest.raises(
+        ValueError,
+        match=r"losses\[1\]: expected 48 rows, .* in the features of BatchNceLoss, got 47",
+    ):
+        make_trainer(bars, losses=[replace(one, labels=None) for one in (new, compat)])
 
 
 @pytest.mark.usefixtures("module")
@@ -126,10 +142,26 @@ def test_settings_without_those_of_the_new_classifier_are_listed(capsys):
     assert capsys.readouterr().out.rstrip().endswith("  weight=2.0")
 
 
-@pytest.mark.parametrize("name", ["", "My-NCE", "a b", "a/b", "..", "old", "-a"])
+JOINERS = ("-", "_", ".")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "My-NCE", "a b", "a/b", "..", "old", *(f"{one}a" for one in JOINERS), "a-_b", "a+b"],
+)
 def test_names_that_cannot_be_folders_are_refused(name):
-    with pytest.raises(ValueError, match=r"name: expected words of a-z and 0-9 .* got "):
+    with pytest.raises(
+        ValueError,
+        match=r"name: expected words of a-z and 0-9, joined by '-', '_' or '\.', .* got ",
+    ):
         register(replace(get_method("l2"), name=name))
+
+
+def test_names_are_joined_as_the_page_says():
+    assert "joined by `-`, `_` or `.`" in PAGE.read_text("utf-8")
+    for one in JOINERS:
+        register(replace(get_method("l2"), name=f"my{one}l2{one}3"))
+        assert f"my{one}l2{one}3" in METHODS
 
 
 def test_what_is_no_method_is_refused():

@@ -75,14 +75,16 @@ def test_terms_for_another_number_of_images_are_refused(bars, count):
     losses = [new, LossTerm("compat", 1.0, L2CompatLoss(features))]
     with pytest.raises(
         ValueError,
-        match=rf"losses\[1\]: .* dataset \(48\) in the features of L2CompatLoss, got {count}",
+        match=r"losses\[1\]: expected 48 rows, as in dataset, in the features of L2CompatLoss, "
+        f"got {count}",
     ):
         make_trainer(bars, losses=losses)
     # Its terms look nothing up by row, but the labels were those of other images.
     labels = torch.arange(count) % CLASSES
     assets = Assets(labels, old_features=features)
     with pytest.raises(
-        ValueError, match=rf"losses\[0\]: .* for the 48 images .*, got one for {count} labels"
+        ValueError,
+        match=rf"losses\[0\]: expected a term for 48 rows, as in dataset, got one for {count}",
     ):
         make_trainer(bars, losses=build_method("ni-fcl-mean", assets, DIM))
 
@@ -94,7 +96,8 @@ def test_terms_for_images_in_another_order_are_refused(bars):
     turned = Assets(labels.roll(1), features.roll(1, 0))
     with pytest.raises(
         ValueError,
-        match=r"losses\[0\]: expected the labels of the dataset, got 3 for row 0, which has 0 ",
+        match=r"losses\[0\]: expected the classes in dataset, got 3 for row 0, which has 0 .*: "
+        "Assets and dataset must have the same rows in the same order",
     ):
         make_trainer(bars, losses=build_method("ni-fcl", turned, DIM))
 

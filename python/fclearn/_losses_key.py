@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,9 +17,10 @@ from fclearn.losses import LossTerm
 
 LossesKey = dict[str, str | list[float]]
 
-# Frozen tensors count as the same up to this distance, relative to their norm. Old features that
-# another machine or number of threads computes differ by some 1e-7, and what is fitted to them
-# (heads, refined prototypes) by 1.4 times as much; one setting of a method by 1e-4 and up.
+# Frozen floating tensors count as the same up to this distance, relative to their norm. Old
+# features that another machine or number of threads computes differ by some 1e-7, and what is
+# fitted to them (heads, refined prototypes) by 1.4 times as much; one setting of a method by 1e-4
+# and up. Integers are compared exactly: they say which images or classes, not how much.
 _TOLERANCE = 1e-5
 # Of the random patterns a tensor is multiplied with: the mean square of so many differences is the
 # squared distance of two tensors, within a factor of two or three.
@@ -33,8 +35,10 @@ def losses_key(terms: Sequence[LossTerm]) -> LossesKey:
     it, such as old features. Were they not compared, a run would go on with mixed ones unnoticed.
 
     Returns:
-        By name: the text of every setting, that is of every public attribute of a module that is a
-        plain value or a tuple of such; and a few numbers per buffer.
+        By name: the class of every module; the text of every setting, that is of every public
+        attribute of a module that is a plain value, NumPy's too, or a tuple of such; the shape of
+        every parameter; of every buffer the shape and a few numbers, or if it is not floating a
+        checksum. What an ``extra_repr`` says is not in it.
 
     Example:
         >>> from fclearn.losses import PseudoClassifierLoss
@@ -52,12 +56,13 @@ def losses_key(terms: Sequence[LossTerm]) -> LossesKey:
         path = f"losses[{number}]"
         key[f"{path}.name"] = term.name
         key[f"{path}.weight"] = json.dumps(float(term.weight))
-        # Holds what an `extra_repr` says beyond the settings.
-        key[f"{path}.module"] = repr(term.module)
         for place, module in term.module.named_modules(prefix=f"{path}.module"):
+            key[place] = f"{type(module).__module__}.{type(module).__qualname__}"
             key.update({f"{place}.{name}": text for name, text in _settings(module)})
+        for name, parameter in term.module.named_parameters(prefix=f"{path}.module"):
+            key[name] = str(list(parameter.shape))
         for name, buffer in term.module.named_buffers(prefix=f"{path}.module"):
-            key[name] = _sketch(buffer)
+            key[name] = _sketch(buffer) if buffer.is_floating_point() else _checksum(buffer)
     return key
 
 
@@ -70,28 +75,31 @@ def changed_losses(before: Mapping[str, object], now: LossesKey) -> list[str]:
     }
     if "losses" in changed:
         return ["losses"]
-    # A name that only one has is of another kind of module.
-    other = {_module_of(name) for name in changed if name not in before or name not in now}
-    known = {name for name in changed if name in before and name in now}
-    said_closer = {_module_of(name) for name in known if name != _module_of(name)}
-    return sorted(other | (known - said_closer))
+    # Of a module of another class, what is in it differs anyway.
+    return sorted(
+        name for name in changed if not any(name.startswith(f"{module}.") for module in changed)
+    )
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
-        plain = value.item() if isinstance(value, np.generic) else value
-        if plain is None or isinstance(plain, bool | int | float | str | tuple):
-            try:
-                yield name, json.dumps(plain)
-            except TypeError:  # a tuple of other things
-                continue
+        if _is_plain(value):
+            yield name, json.dumps(value, default=_python_number)
 
 
-def _module_of(name: str) -> str:
-    term, found, _ = name.partition(".module")
-    return term + found
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(one) for one in value)
+    plain = bool | int | float | str | np.bool_ | np.integer | np.floating
+    return value is None or isinstance(value, plain)
+
+
+def _python_number(value: np.bool_ | np.integer | np.floating) -> bool | int | float:
+    if isinstance(value, np.bool_):
+        return bool(value)
+    return int(value) if isinstance(value, np.integer) else float(value)
 
 
 def _same(before: object, now: str | list[float]) -> bool:
@@ -99,13 +107,20 @@ def _same(before: object, now: str | list[float]) -> bool:
         return before == now
     if len(before) != len(now) or not all(isinstance(value, float) for value in before):
         return False
-    norm, *shares = np.subtract(before, now).tolist()
+    shape = 1 + _NUM_PATTERNS
+    norm, *shares = np.subtract(before[:shape], now[:shape]).tolist()
     distance = math.sqrt(sum(share * share for share in shares) / len(shares))
-    return bool(max(abs(norm), distance) <= _TOLERANCE * max(before[0], now[0]))
+    near = bool(max(abs(norm), distance) <= _TOLERANCE * max(before[0], now[0]))
+    return near and before[shape:] == now[shape:]
+
+
+def _checksum(buffer: Tensor) -> str:
+    numbers = buffer.detach().cpu().contiguous().numpy()
+    return f"{numbers.dtype} {list(numbers.shape)} {zlib.crc32(numbers.data):08x}"
 
 
 def _sketch(buffer: Tensor) -> list[float]:
-    """Norm, and sums over the numbers times random signs.
+    """Norm, sums over the numbers times random signs, and shape.
 
     The signs are products of one by row and one by column of the numbers in rows of equal length:
     as good as signs of their own, and quickly drawn.
@@ -121,7 +136,7 @@ def _sketch(buffer: Tensor) -> list[float]:
         squared += float(numbers @ numbers)
         rows = F.pad(numbers, (0, -len(numbers) % _ROW)).view(-1, _ROW)
         sums += (_signs(random, len(rows)) * (rows @ by_column)).sum(0)
-    return [math.sqrt(squared), *sums.tolist()]
+    return [math.sqrt(squared), *sums.tolist(), *map(float, buffer.shape)]
 
 
 def _signs(random: np.random.Generator, count: int) -> Tensor:

@@ -3,11 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from fclearn._loss_terms import LossTerm
+
+
+def check_rows(rows: Tensor, embeddings: Tensor) -> None:
+    """Refuse another number of rows than of embeddings, which torch might broadcast.
+
+    Args:
+        rows: Numbers of the images of a batch, shape ``(B,)``, int64.
+        embeddings: Theirs, shape ``(B, D)``.
+
+    Raises:
+        ValueError: Another number.
+    """
+    if rows.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"rows: expected shape [{len(embeddings)}], one per embedding, got {list(rows.shape)}"
+        )
 
 
 def at_rows(table: Tensor, rows: Tensor, embeddings: Tensor) -> Tensor:
@@ -15,64 +31,79 @@ def at_rows(table: Tensor, rows: Tensor, embeddings: Tensor) -> Tensor:
 
     Args:
         table: Shape ``(N, …)``.
-        rows: Numbers of the images, shape ``(B,)``, int64.
-        embeddings: Those of the batch, shape ``(B, D)``.
+        rows: As `check_rows`, also the following.
+        embeddings: Those of the batch.
 
     Raises:
-        ValueError: Another number of rows than of embeddings, which torch might broadcast.
+        ValueError: As `check_rows`.
 
     Example:
         >>> import torch
         >>> at_rows(torch.eye(3), torch.tensor([2]), torch.zeros(1, 5))
         tensor([[0., 0., 1.]])
     """
-    if rows.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"rows: expected shape [{len(embeddings)}], one per embedding, got {list(rows.shape)}"
-        )
+    check_rows(rows, embeddings)
     return table[rows]
 
 
-def wrong_table(module: nn.Module, num_rows: int) -> tuple[str, int] | None:
-    """Name and length of a table by row that is not of so many rows; None: there is none."""
-    for part in module.modules():
-        for name in getattr(part, "by_row", ()):
-            table = getattr(part, name)
-            if table is not None and len(table) != num_rows:
-                return f"{name} of {type(part).__name__}", len(table)
-    return None
-
-
-def check_terms(terms: Sequence[LossTerm], labels: Tensor) -> None:
-    """Refuse terms that were made for other training images.
+def check_terms(
+    terms: Sequence[LossTerm], labels: Tensor, *, argument: str = "losses", given: str = "dataset"
+) -> None:
+    """Refuse terms that were made for other training rows.
 
     Args:
         terms: Of a training.
-        labels: Those of its images, shape ``(N,)``, int64.
+        labels: Class of every training row, shape ``(N,)``, int64.
+        argument: What the caller calls the terms, for messages.
+        given: What the caller has the labels from.
 
     Raises:
-        ValueError: Another number of images, or other labels; the message names the term.
+        ValueError: Another number of rows, other labels, or a ``by_row`` that does not name tensors
+            of its module; the message names the term.
     """
     for number, term in enumerate(terms):
-        path = f"losses[{number}]"
-        wrong = wrong_table(term.module, len(labels))
-        if wrong is not None:
-            raise ValueError(
-                f"{path}: expected one row per image of the dataset ({len(labels)}) in the "
-                f"{wrong[0]}, got {wrong[1]}"
-            )
+        path = f"{argument}[{number}]"
+        for name, length in _tables(term.module, path):
+            if length != len(labels):
+                raise ValueError(
+                    f"{path}: expected {len(labels)} rows, as in {given}, in the {name}, "
+                    f"got {length}"
+                )
         if term.labels is None:
             continue
         if len(term.labels) != len(labels):
             raise ValueError(
-                f"{path}: expected a term for the {len(labels)} images of the dataset, "
-                f"got one for {len(term.labels)} labels"
+                f"{path}: expected a term for {len(labels)} rows, as in {given}, "
+                f"got one for {len(term.labels)}"
             )
-        other = (term.labels.cpu() != labels).nonzero()
+        before, now = term.labels.cpu(), labels.cpu()
+        other = (before != now).nonzero()
         if len(other):
             row = int(other[0])
             raise ValueError(
-                f"{path}: expected the labels of the dataset, got {int(term.labels[row])} for row "
-                f"{row}, which has {int(labels[row])} ({len(other)} such): Assets and dataset must "
-                "have the same images in the same order"
+                f"{path}: expected the classes in {given}, got {int(before[row])} for row "
+                f"{row}, which has {int(now[row])} ({len(other)} such): Assets and {given} must "
+                "have the same rows in the same order"
             )
+
+
+def _tables(module: nn.Module, path: str) -> Iterator[tuple[str, int]]:
+    """Name and number of rows of what the module, or a part of it, looks up by row."""
+    for part in module.modules():
+        kind, names = type(part).__name__, getattr(part, "by_row", ())
+        # A text is a sequence, too: of its letters.
+        if not isinstance(names, tuple | list):
+            raise ValueError(
+                f"{path}: expected by_row of {kind} to be a tuple of names of its tensors, "
+                f"got {names!r}"
+            )
+        for name in names:
+            known = isinstance(name, str) and hasattr(part, name)
+            table = getattr(part, name) if known else ()
+            if isinstance(table, Tensor) and table.ndim > 0:
+                yield f"{name} of {kind}", len(table)
+            elif table is not None:
+                raise ValueError(
+                    f"{path}: expected by_row of {kind} to name tensors it has, with a row each, "
+                    f"got {name!r}"
+                )

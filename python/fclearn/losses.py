@@ -180,7 +180,11 @@ class PseudoClassifierLoss(LossModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Mean loss of the batch; rows are needed with soft targets."""
+        """Mean loss of the batch; rows are needed with soft targets.
+
+        Raises:
+            ValueError: With soft targets, no rows, or another number than of embeddings.
+        """
         part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.soft_targets is not None:
             if rows is None:
@@ -188,7 +192,7 @@ class PseudoClassifierLoss(LossModule):
             return fcl_ext.compat_loss(
                 part,
                 self.prototypes,
-                targets=self.soft_targets[rows],
+                targets=at_rows(self.soft_targets, rows, embeddings),
                 scale=self.scale,
                 normalize=False,
             )
@@ -332,12 +336,17 @@ class DistillCompatLoss(LossModule):
         self.scale, self.teacher_scale = scale, teacher_scale
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
-        """Mean loss of the batch."""
+        """Mean loss of the batch.
+
+        Raises:
+            ValueError: Another number of rows than of embeddings.
+        """
         part = compatible_unit(embeddings, self.prototypes.shape[1])
+        mean = at_rows(self.teacher_mean, rows, embeddings)
         return fcl_ext.compat_kl(
             part,
             self.prototypes,
-            teacher=(self.teacher_mean[rows], self.teacher_negative_entropy[rows]),
+            teacher=(mean, self.teacher_negative_entropy[rows]),
             scale=self.scale,
             normalize=False,
         )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn._row_tables import at_rows
 from fclearn.distributed.collectives import Group
 from fclearn.distributed.losses import nearest_class, sharded_compat_loss
 from fclearn.distributed.readout import logsumexp_over_shards, positives_over_shards
@@ -28,21 +29,13 @@ from fclearn.losses import (
 class ShardedTerm(LossModule):
     """A loss term of own rows against classes of all processes; base of the others.
 
-    The text of one is that of the term it was made of, so that checkpoints of both agree on it.
-
     Args:
-        term: What it was made of.
         group: Processes.
     """
 
-    def __init__(self, term: nn.Module, group: Group) -> None:
+    def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
-        self._text = repr(term)
-
-    def __repr__(self) -> str:
-        """The text of the term it was made of."""
-        return self._text
 
 
 class ShardedCosineClassifierLoss(ShardedTerm):
@@ -55,7 +48,7 @@ class ShardedCosineClassifierLoss(ShardedTerm):
     """
 
     def __init__(self, term: CosineClassifierLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         self.num_classes = len(term.prototypes)
         self.first, _ = own_rows(self.num_classes, group)
         self.prototypes = nn.Parameter(sharded(term.prototypes.detach(), group, device))
@@ -93,11 +86,12 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
         device: Where own rows go.
     """
 
+    by_row = ("soft_targets",)
     prototypes: Tensor
     soft_targets: Tensor | None
 
     def __init__(self, term: PseudoClassifierLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         self.num_classes, self.dim = term.prototypes.shape
         self.first, _ = own_rows(self.num_classes, group)
         self.register_buffer("prototypes", sharded(term.prototypes, group, device))
@@ -120,10 +114,11 @@ class ShardedPseudoClassifierLoss(ShardedTerm):
                 label_smoothing=self.label_smoothing,
                 normalize=False,
             )
+        targets = at_rows(self.soft_targets, rows, embeddings)
         logsumexp = logsumexp_over_shards(
             unit, shard, first=self.first, group=self.group, scale=self.scale
         )
-        return (logsumexp - self.scale * (unit * self.soft_targets[rows]).sum(1)).mean()
+        return (logsumexp - self.scale * (unit * targets).sum(1)).mean()
 
 
 class ShardedInstanceCompatLoss(ShardedTerm):
@@ -142,7 +137,7 @@ class ShardedInstanceCompatLoss(ShardedTerm):
     log_counts: Tensor
 
     def __init__(self, term: InstanceCompatLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         begin, end = own_rows(len(term.features), group)
         self.first, self.scale = begin, term.scale
         crow = term.crow_indices
@@ -184,12 +179,13 @@ class ShardedDistillCompatLoss(ShardedTerm):
         device: Where own rows go.
     """
 
+    by_row = ("teacher_mean", "teacher_negative_entropy")
     prototypes: Tensor
     teacher_mean: Tensor
     teacher_negative_entropy: Tensor
 
     def __init__(self, term: DistillCompatLoss, group: Group, device: torch.device) -> None:
-        super().__init__(term, group)
+        super().__init__(group)
         self.dim, self.scale = term.prototypes.shape[1], term.scale
         self.first, _ = own_rows(len(term.prototypes), group)
         self.register_buffer("prototypes", sharded(term.prototypes, group, device))
@@ -199,10 +195,11 @@ class ShardedDistillCompatLoss(ShardedTerm):
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of own rows."""
         unit = compatible_unit(embeddings, self.dim)
+        mean = at_rows(self.teacher_mean, rows, embeddings)
         logsumexp = logsumexp_over_shards(
             unit, local(self.prototypes), first=self.first, group=self.group, scale=self.scale
         )
-        agreement = self.scale * (unit * self.teacher_mean[rows]).sum(1)
+        agreement = self.scale * (unit * mean).sum(1)
         return (logsumexp - agreement + self.teacher_negative_entropy[rows]).mean()
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fclearn._row_tables import wrong_table
+from fclearn._row_tables import check_terms
 from fclearn.features import FeatureSource, as_tensor
 from fclearn.graph import KnnGraph
 from fclearn.losses import EpochHook, LossTerm
@@ -44,8 +44,8 @@ class CompatTerms(nn.Module):
         labels: Class of every training row, shape ``(N,)``, int64, as the terms were given.
 
     Raises:
-        ValueError: No terms, one that sees images, labels of another shape or dtype, or of another
-            number than the old features that a term looks up by row.
+        ValueError: No terms, one that sees images, labels of another shape or dtype, or terms that
+            were made for other training rows, by the number or, as far as known, their labels.
 
     Example:
         >>> from fclearn.losses import InstanceCompatLoss, L2CompatLoss
@@ -67,13 +67,8 @@ class CompatTerms(nn.Module):
             raise ValueError(
                 f"labels: expected int64 of shape (N,), got {labels.dtype} of {list(labels.shape)}"
             )
+        check_terms(terms, labels, argument="terms", given="labels")
         for term in terms:
-            wrong = wrong_table(term.module, len(labels))
-            if wrong is not None:
-                raise ValueError(
-                    f"labels: expected one per row of the {wrong[0]} ({wrong[1]}), "
-                    f"got {len(labels)}"
-                )
             if term.sees_images:
                 raise ValueError(
                     f"terms: expected terms of embeddings, labels and rows, got {term.name!r} "

@@ -106,7 +106,8 @@ def register(spec: MethodSpec) -> None:
         raise TypeError(f"spec: expected a MethodSpec, got {type(spec).__name__}")
     if not _NAME.fullmatch(spec.name) or spec.name in _TAKEN_BY_FOLDERS:
         raise ValueError(
-            f"name: expected words of a-z and 0-9 joined by '-', and not 'old', got {spec.name!r}"
+            "name: expected words of a-z and 0-9, joined by '-', '_' or '.', and not 'old', "
+            f"got {spec.name!r}"
         )
     if spec.name in METHODS:
         raise ValueError(f"name: expected one that no method has yet, got {spec.name!r}")

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fcl_ext
+from fclearn._row_tables import at_rows
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import CosineClassifierLoss, LossModule, LossTerm, compatible_unit
 from fclearn.methods.base import (
@@ -84,11 +85,15 @@ class NeighbourContrastLoss(LossModule):
         self.scale = scale
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
-        """Mean loss of the batch."""
+        """Mean loss of the batch.
+
+        Raises:
+            ValueError: Another number of rows than of embeddings.
+        """
         losses = fcl_ext.compat_loss(
             self._query(embeddings),
             self.bank,
-            targets=self.targets[rows],
+            targets=at_rows(self.targets, rows, embeddings),
             scale=self.scale,
             normalize=False,
             reduction="none",

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fclearn import _csr
+from fclearn._row_tables import at_rows
 from fclearn.graph import KnnGraph
 from fclearn.losses import LossModule, LossTerm
 from fclearn.methods.base import (
@@ -118,14 +119,18 @@ class ScoreListLoss(LossModule):
         self.scale, self.old_scale, self.k, self.damping = scale, old_scale, k, damping
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
-        """Mean loss of the batch; an image of whose list none is seen yet counts as 0."""
+        """Mean loss of the batch; an image of whose list none is seen yet counts as 0.
+
+        Raises:
+            ValueError: Embeddings of another dim, or another number of rows than of them.
+        """
         dim = self.last_embeddings.shape[1]
         if embeddings.shape[1] != dim:
             raise ValueError(f"embeddings: expected {dim} dims, got {embeddings.shape[1]}")
+        members = at_rows(self.members, rows, embeddings)
         unit = F.normalize(embeddings, dim=1)
         if self.training:
             self.last_embeddings[rows] = unit.detach().to(self.last_embeddings.dtype)
-        members = self.members[rows]
         found = self.last_embeddings[members.clamp(min=0)]  # (B, K, D)
         seen = (members >= 0) & found.any(2)
         cosines = torch.einsum("bd,bkd->bk", unit, found.to(unit.dtype))

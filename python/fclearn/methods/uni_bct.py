@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fcl_ext
+from fclearn._row_tables import check_rows
 from fclearn.classifiers import PseudoClassifier
 from fclearn.graph import KnnGraph
 from fclearn.losses import LossModule, LossTerm, compatible_unit
@@ -98,7 +99,12 @@ class RefreshedPrototypeLoss(LossModule):
             self.prototypes.copy_(self._refined())
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Mean loss of the batch, whose embeddings are kept for the next refinement."""
+        """Mean loss of the batch, whose embeddings are kept for the next refinement.
+
+        Raises:
+            ValueError: Another number of rows than of embeddings.
+        """
+        check_rows(rows, embeddings)
         part = compatible_unit(embeddings, self.prototypes.shape[1])
         if self.training:
             self.last_embeddings[rows] = part.detach().to(self.last_embeddings.dtype)
