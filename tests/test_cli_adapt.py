@@ -197,6 +197,34 @@ def test_labels_are_asked_for(stores, fcl):
     assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0
 
 
+@pytest.mark.parametrize("verb", ["adapt", "probe"])
+@pytest.mark.parametrize("side", ["old", "new"])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0.0, "row {} has norm zero, so it has no direction: id {!r}"),
+        (np.nan, "expected finite numbers, got a NaN or infinity in row {}: id {!r}"),
+    ],
+)
+def test_a_row_without_a_direction_is_named_as_its_store_knows_it(
+    stores, fcl, verb, side, number, said
+):
+    # Ten rows without a class are left out, and the new rows stand in another order.
+    old = FeatureStore.open(stores / "old")
+    labels = {"id": old.ids, "label": np.where(np.arange(80) < 10, -1, old.labels)}
+    FeatureStore.write(stores / "old", np.array(old.features), labels, old.fingerprint)
+    named = old.ids[30]
+    store = FeatureStore.open(stores / side)
+    row = store.ids.index(named)
+    rows = np.array(store.features)
+    rows[row] = number
+    overwritten(stores / side, rows)
+    command = _fit(stores) if verb == "adapt" else ["probe", *_fit(stores)[1:5]]
+    code, _, error = fcl(*command)
+    assert code == 2
+    assert error.endswith(f"fcl: error: {stores / side}: {said.format(row, named)}\n")
+
+
 def _retold(path, rows=None, **changes):
     """A store again, with another fingerprint and maybe other rows."""
     store = FeatureStore.open(path)
