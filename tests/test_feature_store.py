@@ -16,7 +16,10 @@ from fclearn.features import (
     Fingerprint,
     as_features,
     as_tensor,
+    norms,
 )
+from fclearn.features import store as store_module
+from fclearn.features.norms import row_norms
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -95,6 +98,23 @@ def test_rows_that_are_no_features_are_refused_by_id(tmp_path, rows, message, no
 def test_a_store_of_other_lengths_than_it_says_still_opens(tmp_path):
     path = FeatureStore.write(tmp_path / "s", UNIT_ROWS, MANIFEST, Fingerprint("m", 4)).path
     assert overwritten(path, 3 * UNIT_ROWS).features[0, 0] == np.float32(3 * UNIT_ROWS[0, 0])
+
+
+@pytest.mark.parametrize("norm", ["l2", "none"])
+def test_lengths_are_measured_once(tmp_path, monkeypatch, norm):
+    measured = []
+
+    def counted(rows):
+        measured.append(len(rows))
+        return row_norms(rows)
+
+    monkeypatch.setattr(norms, "row_norms", counted)
+    monkeypatch.setattr(store_module, "_BLOCK_BYTES", 2 * 4 * 4)  # two rows of float32
+    fingerprint = Fingerprint("m", 4, norm=norm)
+    assert FeatureStore.write(tmp_path / "s", UNIT_ROWS, MANIFEST, fingerprint).dim == 4
+    assert measured == [2, 2, 1]
+    FeatureWriter(tmp_path / "t", 5, 4, "float32", fingerprint).write(0, UNIT_ROWS)
+    assert measured == [2, 2, 1, 5]
 
 
 def test_columns_of_parquet_keep_their_types(tmp_path):
