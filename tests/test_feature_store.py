@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_samples import FINGERPRINT, IDS, MANIFEST, overwritten, sample_rows, truncate
+from store_samples import FINGERPRINT, IDS, MANIFEST, overwritten, sample_rows, truncate, unit
 
 from fclearn.features import (
     FeatureStore,
@@ -44,8 +44,7 @@ def test_store_round_trip(tmp_path, dtype, manifest_format):
         store.features[0, 0] = 1
 
 
-UNIT_ROWS = sample_rows(dtype=np.float64)
-UNIT_ROWS /= np.linalg.norm(UNIT_ROWS, axis=1, keepdims=True)
+UNIT_ROWS = unit(sample_rows(dtype=np.float64))
 
 
 def with_row_3(row, rows=UNIT_ROWS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from store_samples import sample_rows
+from store_samples import sample_rows, unit
 
 from fclearn.backfill.files import read_done
 from fclearn.cli.eval_run import ServingIndex
@@ -27,10 +27,8 @@ FILES = {
 
 @pytest.fixture
 def gallery(tmp_path):
-    rows = sample_rows(4)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     manifest = {"id": IDS, "label": range(4)}
-    return FeatureStore.write(tmp_path / "s", rows, manifest, Fingerprint("m", 4))
+    return FeatureStore.write(tmp_path / "s", unit(sample_rows(4)), manifest, Fingerprint("m", 4))
 
 
 @pytest.mark.parametrize("text", FILES.values(), ids=FILES)
