@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from fclearn.features import FeatureStore, Fingerprint
+from fclearn.features.norms import is_unit, row_norms
 
 FINGERPRINT = Fingerprint("old-api", 4, norm="none", preprocessing="resize 32")
 IDS = ["a", 'b,"x"', "c\r\nd", "é", "e"]
@@ -21,10 +23,15 @@ def sample_rows(num_rows=5, dim=4, dtype=np.float32):
     return np.random.default_rng(0).standard_normal((num_rows, dim)).astype(dtype)
 
 
+def unit(rows):
+    """Rows brought to unit length in float64: an array of an array, a tensor of a tensor."""
+    rows = rows.double() if isinstance(rows, Tensor) else np.asarray(rows, dtype=np.float64)
+    return rows / (rows * rows).sum(-1, keepdims=True) ** 0.5
+
+
 def norm_of(rows):
     """What a fingerprint says of rows."""
-    norms = np.linalg.norm(np.asarray(rows, dtype=np.float64), axis=1)
-    return "l2" if np.allclose(norms, 1, atol=1e-3) else "none"
+    return "l2" if is_unit(row_norms(np.asarray(rows))).all() else "none"
 
 
 def overwritten(path, rows):

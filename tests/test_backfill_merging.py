@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from store_samples import unit
 
 from fclearn.backfill import ScoreCalibration, merge_rankings, rerank_shortlist, two_stage_rerank
 
@@ -124,10 +125,6 @@ def test_refused_merges(change, error, message):
         merge_rankings(**{"rankings": [[[7]]], **change})
 
 
-def _unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 @pytest.fixture(scope="module")
 def spaces():
     rng = np.random.default_rng(2)
@@ -140,8 +137,8 @@ def spaces():
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_rerank_by_definition(spaces, calibrated):
     new_rows = np.random.default_rng(0).permutation(40)[:22]
-    old = _unit(spaces["old_query"]) @ _unit(spaces["old_gallery"]).T
-    new = _unit(spaces["new_query"]) @ _unit(spaces["new_gallery"]).T
+    old = unit(spaces["old_query"]) @ unit(spaces["old_gallery"]).T
+    new = unit(spaces["new_query"]) @ unit(spaces["new_gallery"]).T
     calibration = ScoreCalibration.fit(source=old, target=new) if calibrated else None
     found = two_stage_rerank(
         old_query=spaces["old_query"],
@@ -165,7 +162,7 @@ def test_rerank_by_definition(spaces, calibrated):
 
 
 def test_all_new_rows_rerank_into_their_own_order(spaces):
-    new = _unit(spaces["new_query"]) @ _unit(spaces["new_gallery"]).T
+    new = unit(spaces["new_query"]) @ unit(spaces["new_gallery"]).T
     found = two_stage_rerank(**spaces, new_rows=np.arange(40), k=40)
     assert np.array_equal(found, np.argsort(-new, axis=1))
     longer = two_stage_rerank(**spaces, new_rows=np.arange(40), k=50)
@@ -174,7 +171,7 @@ def test_all_new_rows_rerank_into_their_own_order(spaces):
 
 
 def test_no_new_row_leaves_the_old_order(spaces):
-    old = _unit(spaces["old_query"]) @ _unit(spaces["old_gallery"]).T
+    old = unit(spaces["old_query"]) @ unit(spaces["old_gallery"]).T
     given = {**spaces, "new_gallery": np.empty((0, 8), np.float32)}
     found = two_stage_rerank(**given, new_rows=[], k=40)
     assert np.array_equal(found, np.argsort(-old, axis=1))

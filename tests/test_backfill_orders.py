@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from store_samples import unit
 
 from fclearn.adapters import ForwardMap
 from fclearn.backfill import ORDERS, backfill_order
@@ -29,14 +30,9 @@ def forward_map(gallery):
     return ForwardMap.fit(old=features, new=new, width=8, epochs=2, uncertainty=True)
 
 
-def _unit(rows):
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
 def _similarities(features, labels):
-    means = np.stack([_unit(features)[labels == c].mean(0) for c in range(CLASSES)])
-    return _unit(features) @ _unit(means).T
+    means = np.stack([unit(features)[labels == c].mean(0) for c in range(CLASSES)])
+    return unit(features) @ unit(means).T
 
 
 def _priority(name, features, labels, forward_map):

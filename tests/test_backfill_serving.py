@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from store_samples import unit
 
 from fclearn.backfill import (
     HALFWAY,
@@ -26,10 +27,6 @@ from fclearn.evaluation import evaluate_retrieval
 ROWS, DIM, CLASSES = 160, 10, 8
 
 
-def _unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def _scaled(factor=0.5, seed=0):
     """An upgrade that only turns the space and scales old cosines, in both kinds of serving.
 
@@ -38,7 +35,7 @@ def _scaled(factor=0.5, seed=0):
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(ROWS) % CLASSES
-    seen = _unit(rng.normal(size=(CLASSES, DIM))[labels] + 0.9 * rng.normal(size=(ROWS, DIM)))
+    seen = unit(rng.normal(size=(CLASSES, DIM))[labels] + 0.9 * rng.normal(size=(ROWS, DIM)))
     plain = np.hstack([seen, np.zeros((ROWS, 1))])
     dull = np.hstack([factor * seen, np.full((ROWS, 1), np.sqrt(1 - factor**2))])
     return {
@@ -98,8 +95,8 @@ def test_every_way_by_definition():
     calibrations = {serving: fit_calibration(sample, serving) for serving in (MIXED, MERGED)}
     migrated = np.random.default_rng(3).permutation(ROWS)[:50]
     table = compare_serving(sample, migrated, calibrations, shortlist=20, num_bootstrap=50)
-    old, new = (_unit(data[name]) @ _unit(data[name]).T for name in ("old_query", "new_query"))
-    cross = _unit(data["new_query"]) @ _unit(data["old_gallery"]).T
+    old, new = (unit(data[name]) @ unit(data[name]).T for name in ("old_query", "new_query"))
+    cross = unit(data["new_query"]) @ unit(data["old_gallery"]).T
     is_new, labels = np.isin(np.arange(ROWS), migrated), data["gallery_labels"]
     found = {name: [] for name in table.ways}
     for query in range(ROWS):
@@ -214,7 +211,7 @@ def test_refused_tables(change, message):
 def test_impostors_are_all_pairs_of_other_labels():
     data = _noisy()
     sample = MigrationSample.build(**data)
-    scores = _unit(data["old_query"]) @ _unit(data["old_gallery"]).T
+    scores = unit(data["old_query"]) @ unit(data["old_gallery"]).T
     differ = data["query_labels"][:, None] != data["gallery_labels"]
     found = impostor_scores(sample, "old/old", num_queries=ROWS)
     assert np.sort(found) == pytest.approx(np.sort(scores[differ]), abs=1e-6)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from store_samples import unit
 
 import reference
 from fclearn import KnnGraph, PseudoClassifier
@@ -36,10 +37,6 @@ def _dense(graph):
     )
 
 
-def _unit(rows):
-    return F.normalize(rows.double(), dim=1)
-
-
 def _accuracy(pseudo):
     return float(
         ((pseudo.features @ pseudo.prototypes.T).argmax(1) == pseudo.labels).double().mean()
@@ -53,11 +50,11 @@ def test_means_by_definition():
     features, labels = _clusters()
     pseudo = PseudoClassifier.from_means(features, labels)
     for label in range(5):
-        mean = _unit(features)[labels == label].mean(0)
+        mean = unit(features)[labels == label].mean(0)
         torch.testing.assert_close(
             pseudo.prototypes[label].double(), mean / mean.norm(), rtol=0, atol=1e-6
         )
-    torch.testing.assert_close(pseudo.features.double(), _unit(features), rtol=0, atol=1e-6)
+    torch.testing.assert_close(pseudo.features.double(), unit(features), rtol=0, atol=1e-6)
     assert torch.equal(pseudo.labels, labels)
 
 
@@ -162,7 +159,7 @@ def test_within_class_refinement_is_the_pagerank_weighted_mean(k, damping):
         members = (labels == label).nonzero()[:, 0]
         rank = _pagerank(matrix[members][:, members], damping)
         assert abs(rank.sum() - 1) < 1e-6
-        mean = rank @ _unit(features)[members]
+        mean = rank @ unit(features)[members]
         torch.testing.assert_close(
             refined.prototypes[label].double(), mean / mean.norm(), rtol=0, atol=2e-5
         )
@@ -190,9 +187,9 @@ def test_refine_by_dense_reference(within):
     pseudo = PseudoClassifier.from_means(features, labels)
     matrix = _dense(graph)
     for walked, options in [
-        (reference.random_walk_limit(matrix, _unit(features), damping=0.8), {"tol": 1e-7}),
+        (reference.random_walk_limit(matrix, unit(features), damping=0.8), {"tol": 1e-7}),
         (
-            reference.random_walk(matrix, _unit(features), damping=0.8, num_steps=3),
+            reference.random_walk(matrix, unit(features), damping=0.8, num_steps=3),
             {"num_steps": 3},
         ),
     ]:

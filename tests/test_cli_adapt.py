@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from store_samples import overwritten
+from store_samples import overwritten, unit
 
 from fclearn.adapters import load_adapter
 from fclearn.features import FeatureStore, Fingerprint
@@ -40,10 +40,6 @@ def stores(tmp_path):
     return tmp_path
 
 
-def _unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def _fit(stores, *more, out="adapter.safetensors"):
     return [
         *("adapt", "--old", stores / "old", "--new", stores / "new"),
@@ -72,9 +68,8 @@ def test_fit_map_and_refuse_the_wrong_features(stores, fcl):
     # Mapped new features lie near the old ones of the same items.
     row = {name: i for i, name in enumerate(mapped.ids)}
     old = FeatureStore.open(stores / "old")
-    unit = torch.nn.functional.normalize(torch.tensor(old.features), dim=1)
-    matched = torch.tensor(mapped.features)[[row[name] for name in old.ids]]
-    assert (unit * matched).sum(1).mean() > 0.9
+    matched = mapped.features[[row[name] for name in old.ids]]
+    assert (unit(old.features) * matched).sum(1).mean() > 0.9
     code, _, error = fcl(*command[:-1], stores / "wrong", "--features", stores / "old")
     assert code == 2
     assert "refusing to mix features" in error
@@ -102,7 +97,7 @@ def test_heads_that_faiss_takes(stores, fcl):
     _, usual, _ = fcl(*_fit(stores, "--json", out="usual.safetensors"))
     assert result["check"]["mapped"]["metrics"] != usual["check"]["mapped"]["metrics"]
     index = faiss.IndexFlatIP(6)
-    index.add(_unit(FeatureStore.open(stores / "old").features))
+    index.add(unit(FeatureStore.open(stores / "old").features))
     faiss.write_index(index, str(stores / "old.faiss"))
     export = ["--out", stores / "new.faiss", "--index", stores / "old.faiss"]
     assert fcl("export", stores / "adapter.safetensors", *export)[0] == 0
@@ -136,7 +131,7 @@ def test_export(stores, fcl):
     assert fcl(*_fit(stores, "--adapter", "procrustes", "--no-check"))[0] == 0
     old = FeatureStore.open(stores / "old")
     index = faiss.IndexFlatIP(6)
-    index.add(_unit(old.features))
+    index.add(unit(old.features))
     faiss.write_index(index, str(stores / "old.faiss"))
     export = ["export", stores / "adapter.safetensors", "--out"]
     code, result, _ = fcl(*export, stores / "new.faiss", "--index", stores / "old.faiss", "--json")
@@ -200,6 +195,34 @@ def test_labels_are_asked_for(stores, fcl):
     assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0
 
 
+@pytest.mark.parametrize("verb", ["adapt", "probe"])
+@pytest.mark.parametrize("side", ["old", "new"])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0.0, "row {} has norm zero, so it has no direction: id {!r}"),
+        (np.nan, "expected finite numbers, got a NaN or infinity in row {}: id {!r}"),
+    ],
+)
+def test_a_row_without_a_direction_is_named_as_its_store_knows_it(
+    stores, fcl, verb, side, number, said
+):
+    # Ten rows without a class are left out, and the new rows stand in another order.
+    old = FeatureStore.open(stores / "old")
+    labels = {"id": old.ids, "label": np.where(np.arange(80) < 10, -1, old.labels)}
+    FeatureStore.write(stores / "old", np.array(old.features), labels, old.fingerprint)
+    named = old.ids[30]
+    store = FeatureStore.open(stores / side)
+    row = store.ids.index(named)
+    rows = np.array(store.features)
+    rows[row] = number
+    overwritten(stores / side, rows)
+    command = _fit(stores) if verb == "adapt" else ["probe", *_fit(stores)[1:5]]
+    code, _, error = fcl(*command)
+    assert code == 2
+    assert error.endswith(f"fcl: error: {stores / side}: {said.format(row, named)}\n")
+
+
 def _retold(path, rows=None, **changes):
     """A store again, with another fingerprint and maybe other rows."""
     store = FeatureStore.open(path)
@@ -222,17 +245,16 @@ def test_features_that_the_cosine_does_not_rank_are_refused_alike(stores, fcl, v
     assert fcl(*command) == (2, None, f"{said} 'none'\n")
 
     rows = FeatureStore.open(stores / side).features
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    _retold(stores / side, rows / lengths, norm="l2")
+    length = np.linalg.norm(rows[0])
+    _retold(stores / side, unit(rows), norm="l2")
     assert fcl(*command)[0] == 0
     overwritten(stores / side, rows)
-    assert fcl(*command) == (2, None, f"{said} 'l2', but row 0 has length {lengths[0, 0]:.4g}\n")
+    assert fcl(*command) == (2, None, f"{said} 'l2', but row 0 has length {length:.4g}\n")
 
 
 def test_mapped_rows_say_how_they_are_compared(stores, fcl):
     rows = FeatureStore.open(stores / "old").features
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    _retold(stores / "old", units, norm="l2", metric="l2")
+    _retold(stores / "old", unit(rows), norm="l2", metric="l2")
     assert fcl(*_fit(stores, "--adapter", "ridge", "--no-check"))[0] == 0
     file = stores / "adapter.safetensors"
     command = ["adapt", "--apply", file, "--features", stores / "new", "--out", stores / "mapped"]

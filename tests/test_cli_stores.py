@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fclearn.features import FeatureStore
+from fclearn.features.classes import row_labels
 from served import KINDS, features, numbered, same, serve, vectors
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,29 @@ def test_labels_that_are_text_become_numbers(fcl, tmp_path):
     assert store.ids == ["5", "6", "7"]
     assert store.labels.tolist() == [1, 0, 1]
     assert store.manifest["class_name"] == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize("separated", [False, True])
+def test_labels_are_read_back_whatever_is_in_them(fcl, tmp_path, separated):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = [["x|y" if separated else "x", "z"], ["z"], None, []]
+    columns = {
+        "id": ["a", "b", "c", "d"],
+        "labels": labels,
+        "hits": [3, None, 1, 0],
+        "embedding": vectors(4).tolist(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "g.parquet")
+    url, out = f"parquet:{tmp_path}/g.parquet", tmp_path / "out"
+    code, _, error = fcl("pull", url, "--payload", "labels,hits", "--model", "m", "--out", out)
+    assert code == 0, error
+    store = FeatureStore.open(out)
+    assert store.manifest_format == ("parquet" if separated else "csv")
+    assert row_labels(store) == [[set(cell or ()) for cell in labels]]
+    assert store.manifest["hits"] == ["3", "", "1", "0"]
+    assert not (tmp_path / "out.pull").exists()
 
 
 @pytest.mark.parametrize("kind", ["list", "large", "fixed"])

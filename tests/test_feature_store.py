@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_samples import FINGERPRINT, IDS, MANIFEST, overwritten, sample_rows, truncate
+from store_samples import FINGERPRINT, IDS, MANIFEST, overwritten, sample_rows, truncate, unit
 
 from fclearn.features import (
     FeatureStore,
@@ -16,7 +16,10 @@ from fclearn.features import (
     Fingerprint,
     as_features,
     as_tensor,
+    norms,
 )
+from fclearn.features import store as store_module
+from fclearn.features.norms import row_norms
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -41,8 +44,7 @@ def test_store_round_trip(tmp_path, dtype, manifest_format):
         store.features[0, 0] = 1
 
 
-UNIT_ROWS = sample_rows(dtype=np.float64)
-UNIT_ROWS /= np.linalg.norm(UNIT_ROWS, axis=1, keepdims=True)
+UNIT_ROWS = unit(sample_rows(dtype=np.float64))
 
 
 def with_row_3(row, rows=UNIT_ROWS):
@@ -97,6 +99,23 @@ def test_a_store_of_other_lengths_than_it_says_still_opens(tmp_path):
     assert overwritten(path, 3 * UNIT_ROWS).features[0, 0] == np.float32(3 * UNIT_ROWS[0, 0])
 
 
+@pytest.mark.parametrize("norm", ["l2", "none"])
+def test_lengths_are_measured_once(tmp_path, monkeypatch, norm):
+    measured = []
+
+    def counted(rows):
+        measured.append(len(rows))
+        return row_norms(rows)
+
+    monkeypatch.setattr(norms, "row_norms", counted)
+    monkeypatch.setattr(store_module, "_BLOCK_BYTES", 2 * 4 * 4)  # two rows of float32
+    fingerprint = Fingerprint("m", 4, norm=norm)
+    assert FeatureStore.write(tmp_path / "s", UNIT_ROWS, MANIFEST, fingerprint).dim == 4
+    assert measured == [2, 2, 1]
+    FeatureWriter(tmp_path / "t", 5, 4, "float32", fingerprint).write(0, UNIT_ROWS)
+    assert measured == [2, 2, 1, 5]
+
+
 def test_columns_of_parquet_keep_their_types(tmp_path):
     manifest = {"id": [3, 1], "score": [0.5, 1.5], "path": ["x", None]}
     store = FeatureStore.write(tmp_path / "s", sample_rows(2), manifest, FINGERPRINT, "parquet")
@@ -120,7 +139,6 @@ def test_lists_of_labels_are_parted_in_a_csv(tmp_path):
         ("labels", ["a", "b|c"], r"labels without '\|'.* got 'b\|c' in row 1 of column 'labels'"),
         ("tags", ["a"], "one value in each cell of a csv, got a list in row 1 of column 'tags'"),
         ("box", {"x": 1}, "got a dict in row 1 of column 'box'"),
-        ("class_name", ("a", "b"), "got a tuple in row 1 of column 'class_name'"),
     ],
 )
 def test_what_a_csv_cannot_hold_needs_parquet(tmp_path, column, cell, match):
@@ -131,18 +149,50 @@ def test_what_a_csv_cannot_hold_needs_parquet(tmp_path, column, cell, match):
     writer.write(0, sample_rows(2))
     with pytest.raises(ValueError, match=match):
         writer.finish(manifest)
-    if column != "class_name":
-        assert writer.finish(manifest, "parquet").manifest_format == "parquet"
+    assert writer.finish(manifest, "parquet").manifest_format == "parquet"
 
 
 @pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
-@pytest.mark.parametrize("none", [None, float("nan"), ""])
+@pytest.mark.parametrize(
+    ("column", "cell", "match"),
+    [
+        ("class_name", ("a", "b"), "one name in each cell, got a tuple in row 1 of column 'class_"),
+        (
+            "class_name",
+            np.array(["a"]),
+            "got a ndarray in row 1 of .*column 'labels' takes several",
+        ),
+        ("labels", {"a": 1}, "one label, or a list of them, in each cell, got a dict in row 1 of"),
+        ("labels", [["a"]], "got a list in a list in row 1 of column 'labels'"),
+        ("labels", ("a", {"b": 1}), "got a dict in a tuple in row 1 of column 'labels'"),
+    ],
+)
+def test_what_no_reader_takes_for_a_class_is_refused(
+    tmp_path, column, cell, match, manifest_format
+):
+    manifest = {"id": ["x", "y"], column: [None, cell]}
+    with pytest.raises(ValueError, match=match):
+        FeatureStore.write(tmp_path / "s", sample_rows(2), manifest, FINGERPRINT, manifest_format)
+
+
+@pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    "none", [None, float("nan"), np.float32("nan"), np.datetime64("nat"), ""], ids=repr
+)
 def test_rows_without_a_class_have_an_empty_name(tmp_path, none, manifest_format):
     manifest = {"id": ["a", "b"], "class_name": np.array(["cat", none], dtype=object)}
     path = tmp_path / "s"
     store = FeatureStore.write(path, sample_rows(2), manifest, FINGERPRINT, manifest_format)
     assert list(store.manifest["class_name"]) == ["cat", ""]
     assert store.manifest_format == manifest_format
+
+
+def test_columns_of_pandas_may_lack_cells(tmp_path):
+    pd = pytest.importorskip("pandas")
+    names = pd.Series(["cat", None], dtype="string")
+    manifest = {"id": ["a", "b"], "class_name": names, "labels": names}
+    store = FeatureStore.write(tmp_path / "s", sample_rows(2), manifest, FINGERPRINT)
+    assert store.manifest["class_name"] == store.manifest["labels"] == ["cat", ""]
 
 
 @pytest.mark.parametrize("manifest_format", ["csv", "parquet"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from store_samples import unit
 
 import fcl_ext
 import reference
@@ -48,10 +48,6 @@ class Batch:
         return self.embeddings.double()[:, :DIM]
 
 
-def _unit(tensor):
-    return F.normalize(tensor.double(), dim=1)
-
-
 def _weighted_sets(labels, dtype=torch.float64):
     positives = fcl_ext.PositiveSets.from_labels(labels)
     weights = torch.rand(IMAGES, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -63,9 +59,9 @@ def _weighted_sets(labels, dtype=torch.float64):
 
 def _weighted_supcon(batch, scale):
     sets = _weighted_sets(batch.feature_labels)
-    lse, _ = reference.softmax_readout(_unit(batch.part), _unit(batch.features), scale=scale)
+    lse, _ = reference.softmax_readout(unit(batch.part), unit(batch.features), scale=scale)
     positive, _ = reference.sparse_readout(
-        _unit(batch.part), _unit(batch.features), batch.labels, *sets, scale=scale
+        unit(batch.part), unit(batch.features), batch.labels, *sets, scale=scale
     )
     return (lse - positive).mean()
 
@@ -107,7 +103,7 @@ TERMS = {
     ),
     "l2": (
         lambda b: L2CompatLoss(b.features),
-        lambda b: (_unit(b.part) - _unit(b.features)[b.rows]).square().sum(1).mean(),
+        lambda b: (unit(b.part) - unit(b.features)[b.rows]).square().sum(1).mean(),
     ),
     "distill": (
         lambda b: DistillCompatLoss(b.prototypes, b.features, scale=4.0),
@@ -216,9 +212,9 @@ def test_representation(name, text):
 def test_a_sharper_teacher_by_definition():
     batch = Batch(extra=3)
     term = DistillCompatLoss(batch.features, batch.features, scale=4.0, teacher_scale=9.0)
-    rows = _unit(batch.features)
+    rows = unit(batch.features)
     old = torch.log_softmax(9.0 * rows[batch.rows] @ rows.T, 1)
-    new = torch.log_softmax(4.0 * _unit(batch.part) @ rows.T, 1)
+    new = torch.log_softmax(4.0 * unit(batch.part) @ rows.T, 1)
     expected = (old.exp() * (old - new)).sum(1).mean()
     value = term(batch.embeddings, batch.labels, batch.rows)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)

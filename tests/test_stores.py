@@ -319,7 +319,10 @@ def test_a_pull_replaces_nothing(served, tmp_path):
 def test_cells_of_a_pulled_manifest():
     several = [["a", "b"], None, {"x": 1}]
     assert _column("tags", several) == {"tags": ['["a", "b"]', "", '{"x": 1}']}
-    assert _column("labels", several[:2]) == {"labels": several[:2]}
+    assert _column("hits", [3, None, 0.5, True]) == {"hits": ["3", "", "0.5", "True"]}
+    labels = [*several, "a|b||", 7, ["x", None, ["y"], 8]]
+    listed = [["a", "b"], [], ['{"x": 1}'], ["a", "b"], ["7"], ["x", '["y"]', "8"]]
+    assert _column("labels", labels) == {"labels": listed}
     assert _column("label", [3, None, 0]) == {"label": [3, -1, 0]}
     named = _column("label", ["dog", None, "cat"])
     assert named["label"].tolist() == [1, -1, 0]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fclearn._files import replacing
 from fclearn.backfill.orders import BackfillOrder
+from fclearn.features.ids import read_id_lines
 from fclearn.wording import some
 
 COLUMNS = ("id", "rank", "priority", "in_budget")
@@ -85,11 +86,7 @@ def read_done(path: str | os.PathLike[str], ids: Collection[str]) -> set[str]:
         OSError: The file cannot be read.
         ValueError: Ids that the gallery lacks, or a file that is not text; the first are named.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected ids as UTF-8 text, one a line: {error}") from error
-    known, found = set(ids), [line for line in lines if line.strip()]
+    known, found = set(ids), read_id_lines(path)
     strange = [name for name in found if name not in known]
     if strange:
         raise ValueError(

@@ -118,8 +118,8 @@ def fit_adapter(options: Fit) -> dict[str, object]:
     result: dict[str, object] = {"adapter": name, "direction": direction, "rows": len(fitted)}
     if options.check and labels is not None:
         named = _some(pairs, known)
-        for side, part in named.items():
-            check_directions(part, [old.ids[row] for row in known], stores[side].path)
+        for side, at in (("old", known), ("new", rows[known])):
+            check_directions(named[side], stores[side].ids, stores[side].path, at)
         try:
             measured = probe(
                 old=named["old"],

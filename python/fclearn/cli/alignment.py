@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.evaluation import Qrels
-from fclearn.features import FeatureSource, FeatureStore, check_rows
+from fclearn.features import FeatureStore, as_features
+from fclearn.features.access import first_bad_and_zeros
 from fclearn.features.classes import has_class
+from fclearn.features.npy import Features
 from fclearn.wording import some
 
 
@@ -40,23 +42,40 @@ def rows_of_ids(store: FeatureStore, ids: Sequence[str], whose: str) -> NDArray[
     return np.array([row_of[name] for name in ids], dtype=np.int64)
 
 
-def check_directions(rows: FeatureSource, ids: Sequence[str], path: Path) -> None:
-    """Refuse rows of zeros, naming the first by its id.
+def check_directions(
+    features: FeatureStore | Features,
+    ids: Sequence[str],
+    path: Path,
+    rows: NDArray[np.int64] | None = None,
+) -> None:
+    """Refuse rows without a direction, naming the first as its store knows it.
 
     Args:
-        rows: Features, shape ``(N, D)``.
-        ids: Of the rows.
-        path: Of their store, for messages.
+        features: A store, or rows of one, shape ``(N, D)``.
+        ids: Of all rows of the store.
+        path: Of the store.
+        rows: Where in the store the rows stand, shape ``(N,)``; None: they are all of its rows, in
+            their order.
 
     Raises:
         ValueError: A row of norm zero; a NaN or infinity.
     """
-    zeros = check_rows(rows, str(path))
+    bad, zeros = first_bad_and_zeros(as_features(features, str(path)))
+
+    def named(at: int) -> tuple[int, str]:
+        row = at if rows is None else int(rows[at])
+        return row, ids[row]
+
+    if bad is not None:
+        row, name = named(bad)
+        raise ValueError(
+            f"{path}: expected finite numbers, got a NaN or infinity in row {row}: id {name!r}"
+        )
     if len(zeros):
+        row, name = named(int(zeros[0]))
         more = f" (and {len(zeros) - 1} more)" if len(zeros) > 1 else ""
         raise ValueError(
-            f"{path}: row {zeros[0]} has norm zero, so it has no direction: "
-            f"id {ids[zeros[0]]!r}{more}"
+            f"{path}: row {row} has norm zero, so it has no direction: id {name!r}{more}"
         )
 
 

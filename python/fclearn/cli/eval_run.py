@@ -14,6 +14,7 @@ from fclearn.evaluation import CompatibilityReport, IndexedGallery, compatibilit
 from fclearn.evaluation.matrix import CROSS, INDEPENDENT, NEW, OLD
 from fclearn.evaluation.types import InOrder, RowSource
 from fclearn.features import FeatureStore
+from fclearn.features.ids import read_id_lines
 
 if TYPE_CHECKING:
     from fclearn.cli.eval_rules import Right
@@ -90,7 +91,7 @@ class ServingIndex:
             self.path,
             parameters=_numbers(self.parameters),
             gallery=rows,
-            ids=None if self.ids is None else _lines(self.ids),
+            ids=None if self.ids is None else read_id_lines(self.ids),
         )
         if indexed.maps_queries and not across:
             raise ValueError(
@@ -197,13 +198,6 @@ def ordered(store: FeatureStore, like: FeatureStore) -> RowSource:
 
 def _ordered_or_none(store: FeatureStore | None, like: FeatureStore) -> RowSource | None:
     return None if store is None else ordered(store, like)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected ids as UTF-8 text, one a line: {error}") from error
 
 
 def _numbers(parameters: Sequence[str]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -108,16 +107,15 @@ def read_inputs(options: ProbeStores) -> ProbeInputs:
     if asked is not None:
         same = rows_of_ids(asked[1], asked[0].ids, str(options.old_query))
         asking = np.arange(len(same)) if labels is None else _rows_with_class(asked[0], labels[1])
-        names = [asked[0].ids[row] for row in asking]
         queries = ProbeQueries(
-            _part(asked[0], asking, names),
-            _part(asked[1], same[asking], names),
+            _part(asked[0], asking),
+            _part(asked[1], same[asking]),
             None if labels is None else labels[1][asking],
             _own(asked[0], use_groups=options.use_groups)[asking] if has_own else None,
         )
     return {
-        "old": _part(old, rows, ids),
-        "new": _part(new, rows_of_ids(new, ids, str(options.old)), ids),
+        "old": _part(old, rows),
+        "new": _part(new, rows_of_ids(new, ids, str(options.old))),
         "labels": None if labels is None else labels[0][rows],
         "groups": _own(old, use_groups=options.use_groups)[rows] if has_own else None,
         "queries": queries,
@@ -132,10 +130,10 @@ def _rows_with_class(store: FeatureStore, classes: NDArray[np.generic]) -> NDArr
     return rows
 
 
-def _part(store: FeatureStore, rows: NDArray[np.int64], ids: Sequence[str]) -> NDArray[np.floating]:
-    """Some rows of a store, each with a direction; ``ids`` are theirs."""
+def _part(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Some rows of a store, each with a direction."""
     part = np.asarray(store.features[rows])
-    check_directions(part, ids, store.path)
+    check_directions(part, store.ids, store.path, rows)
     return part
 
 

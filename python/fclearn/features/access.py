@@ -108,16 +108,43 @@ def check_rows(
         >>> check_rows(np.array([[1.0, 0.0], [0.0, 0.0]]))
         array([1])
     """
+    array = as_features(features, name)
+    not_finite, zeros = first_bad_and_zeros(array, block_rows)
+    if not_finite is not None:
+        raise ValueError(
+            f"{name}: expected finite numbers, got a NaN or infinity in row {not_finite}"
+        )
+    return zeros
+
+
+def first_bad_and_zeros(
+    features: Features, block_rows: int = 65536
+) -> tuple[int | None, NDArray[np.int64]]:
+    """What `check_rows` looks for, for messages that call the rows otherwise.
+
+    Args:
+        features: Shape ``(N, D)``, floating.
+        block_rows: Rows read at a time, at least 1.
+
+    Returns:
+        The first row with a NaN or infinity, else None; without one, the rows of zeros, ascending,
+        int64.
+
+    Raises:
+        ValueError: ``block_rows`` out of range.
+
+    Example:
+        >>> first_bad_and_zeros(np.array([[3.0, 4.0], [0.0, 0.0]]))
+        (None, array([1]))
+    """
     if block_rows < 1:
         raise ValueError(f"block_rows: expected at least 1, got {block_rows}")
-    array = as_features(features, name)
-    zeros = [np.empty(0, dtype=np.int64)]
-    for begin in range(0, array.shape[0], block_rows):
-        block = np.asarray(array[begin : begin + block_rows])
+    none = np.empty(0, dtype=np.int64)
+    zeros = [none]
+    for begin in range(0, features.shape[0], block_rows):
+        block = np.asarray(features[begin : begin + block_rows])
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
-            raise ValueError(
-                f"{name}: expected finite numbers, got a NaN or infinity in row {begin + bad[0]}"
-            )
+            return begin + int(bad[0]), none
         zeros.append(begin + np.flatnonzero(~block.any(axis=1)))
-    return np.concatenate(zeros)
+    return None, np.concatenate(zeros)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells of a manifest that hold nothing, and those that a csv file cannot hold as they are."""
+"""Cells of a manifest that hold nothing, and those that it cannot hold as they are."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ SEPARATOR = "|"
 
 _Column = list[Any] | NDArray[Any]
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
+_CONTAINERS = (*_SEVERAL, dict)
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell says nothing: None, NaN or empty text.
+    """Whether a cell says nothing: None, NaN of any type, NaT, NA of pandas, or empty text.
 
     Example:
-        >>> [is_missing(cell) for cell in (None, float("nan"), "", "nan", 0)]
-        [True, True, True, False, False]
+        >>> [is_missing(cell) for cell in (None, np.float32("nan"), "", "nan", 0, [])]
+        [True, True, True, False, False, False]
     """
-    return value is None or value == "" or (isinstance(value, float) and value != value)  # noqa: PLR0124
+    if value is None or isinstance(value, str):
+        return not value
+    if isinstance(value, _CONTAINERS):
+        return False
+    # NaN and NaT differ from themselves. NA has no truth value: compared, it answers with itself.
+    same = value == value  # noqa: PLR0124
+    return not same if isinstance(same, bool | np.bool_) else same is value
 
 
 def class_names(values: Sequence[Any] | NDArray[Any]) -> _Column:
@@ -73,15 +80,48 @@ def text_labels(values: Sequence[Any] | NDArray[Any], name: str) -> _Column:
     return cells
 
 
-def check_plain(values: Sequence[Any] | NDArray[Any], key: str, name: str) -> None:
-    """Refuse a column of lists or dicts, which a csv would keep as the text of Python.
+def check_cells(
+    values: Sequence[Any] | NDArray[Any], key: str, name: str, file_format: str
+) -> None:
+    """Refuse cells that would be kept, or read back, as the text of Python.
+
+    Those are lists and dicts in a csv; names of classes that are several; and labels that are dicts
+    or hold lists. Lists of labels are fine, see `text_labels`.
+
+    Args:
+        values: The column.
+        key: Its name.
+        name: What to call the manifest in messages.
+        file_format: What it is to be written as.
 
     Raises:
         ValueError: Such a cell; the first one is named.
+
+    Example:
+        >>> check_cells(["a", ["b"]], "class_name", "manifest", "parquet")
+        Traceback (most recent call last):
+        ...
+        ValueError: manifest: expected one name in each cell, got a list in row 1 of column \
+'class_name'; column 'labels' takes several
     """
+    if key == "labels":
+        expected, instead = "one label, or a list of them, in each cell", ""
+    elif key == "class_name":
+        expected, instead = "one name in each cell", "; column 'labels' takes several"
+    elif file_format == "csv":
+        expected = "one value in each cell of a csv"
+        instead = "; manifest_format='parquet' takes it"
+    else:
+        return
     for row, cell in enumerate(values):
-        if isinstance(cell, (*_SEVERAL, dict)):
-            raise ValueError(
-                f"{name}: expected one value in each cell of a csv, got a {type(cell).__name__} in "
-                f"row {row} of column {key!r}; manifest_format='parquet' takes it"
-            )
+        if not isinstance(cell, _CONTAINERS):
+            continue
+        found = type(cell).__name__
+        if key == "labels" and not isinstance(cell, dict):
+            inner = next((one for one in cell if isinstance(one, _CONTAINERS)), None)
+            if inner is None:
+                continue
+            found = f"{type(inner).__name__} in a {found}"
+        raise ValueError(
+            f"{name}: expected {expected}, got a {found} in row {row} of column {key!r}{instead}"
+        )

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids and the rows they stand in."""
+"""Ids, the rows they stand in, and files of them."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def row_of_id(ids: Sequence[object], name: str) -> dict[str, int]:
@@ -46,3 +48,26 @@ def digest_of_ids(ids: Sequence[str]) -> str:
         # With its length, as an id may hold any character that could part it from the next.
         digest.update(b"%d:" % len(text) + text)
     return digest.hexdigest()
+
+
+def read_id_lines(path: str | os.PathLike[str]) -> list[str]:
+    r"""Read the ids of a text file, one a line; blank lines are skipped.
+
+    Args:
+        path: UTF-8, with or without a byte order mark; lines end with LF, CR LF or CR and nothing
+            else, as an id may hold any other character.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: Not UTF-8.
+
+    Example:
+        >>> _ = Path("ids.txt").write_text("photo 1\nphoto 2\n\n")
+        >>> read_id_lines("ids.txt")
+        ['photo 1', 'photo 2']
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected ids as UTF-8 text, one a line: {error}") from error
+    return [line for line in lines if line.strip()]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn._files import reason
-from fclearn.features.cells import check_plain, class_names, text_labels
+from fclearn.features.cells import check_cells, class_names, text_labels
 
 Column = list[Any] | NDArray[Any]
 Manifest = dict[str, Column]
@@ -37,11 +37,11 @@ def check_manifest(
 
     Returns:
         ``id`` a list of str; ``label`` and ``group`` int64 of shape ``(N,)``; ``class_name`` with
-        empty text for None and NaN; for a csv, ``labels`` as text; others as they came.
+        empty text for None, NaN and NA; for a csv, ``labels`` as text; others as they came.
 
     Raises:
         ValueError: No ids, ids that repeat or are empty, columns of another length, labels or
-            groups that are not integers; for a csv, cells that it cannot hold.
+            groups that are not integers; with a format, cells that it cannot hold.
     """
     if "id" not in columns:
         raise ValueError(f"{name}: expected a column 'id', found {', '.join(columns) or 'none'}")
@@ -171,10 +171,10 @@ def _column(
 ) -> Column:
     if key in _INTEGERS:
         return _integers(values, key, name)
+    if file_format is not None:
+        check_cells(values, key, name, file_format)
     if key == "labels" and file_format == "csv":
         return text_labels(values, name)
-    if file_format == "csv":
-        check_plain(values, key, name)
     return class_names(values) if key == "class_name" else _plain(values)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lengths of rows: what a fingerprint's norm says, held against the numbers."""
+"""Rows as a store keeps them, and their lengths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fclearn.features.fingerprint import Fingerprint
 from fclearn.features.npy import Features
 
 # Rows that were normalised, then rounded to bfloat16, which has the widest steps: 2**-8.
@@ -41,72 +40,59 @@ def is_unit(norms: NDArray[np.float64], error: float = 0.0) -> NDArray[np.bool_]
     return np.abs(norms - 1) <= _TOLERANCE + error
 
 
-def other_length(rows: Features) -> int | None:
-    """The first row that is neither of unit length nor zero; None where there is none.
+def other_length(norms: NDArray[np.float64]) -> int | None:
+    """The first of these lengths that is neither 1 nor 0; None where there is none.
 
     Rows of zeros pass for unit length: that is what normalising leaves of them.
 
+    Args:
+        norms: From `row_norms`, shape ``(N,)``.
+
     Example:
-        >>> other_length(np.array([[0.0, 1.0], [0.0, 0.0], [3.0, 4.0]]))
+        >>> other_length(np.array([1.0, 0.0, 5.0]))
         2
     """
-    norms = row_norms(rows)
     other = ~is_unit(norms) & (norms > 0)
     return int(other.argmax()) if other.any() else None
 
 
-def to_stored(
+def stored_rows(
     block: Features,
     dtype: DTypeLike,
-    fingerprint: Fingerprint,
     name: str,
     first: int = 0,
     ids: Sequence[str] | NDArray[Any] | None = None,
-) -> Features:
-    """Rows in the type of a store, if they are what the store may hold.
+) -> tuple[Features, NDArray[np.float64]]:
+    """Rows in the type of a store, and their lengths, if the type can hold them.
 
     Args:
         block: Shape ``(B, D)``, floating.
         dtype: Of the store.
-        fingerprint: Of the store.
         name: What to call the rows in messages.
         first: Number of the first row, for messages.
         ids: Of all rows of the store, for messages.
 
     Returns:
-        Shape ``(B, D)``; ``block`` itself where it has the type.
+        Rows ``(B, D)``, ``block`` itself where it has the type; lengths ``(B,)``, float64, finite.
 
     Raises:
-        ValueError: A NaN, an infinity, a number too large for the type, or a length that is not
-            the fingerprint's; the message names the first such row.
+        ValueError: A NaN, an infinity or a number too large for the type; the message names the
+            first such row.
 
     Example:
-        >>> to_stored(np.array([[3.0, 4.0]]), "float32", Fingerprint("m", 2), "features")
-        Traceback (most recent call last):
-        ...
-        ValueError: features: expected rows of unit length, as the fingerprint's norm 'l2' says, \
-got length 5 in row 0: normalise the rows, or give Fingerprint(..., norm="none")
+        >>> stored_rows(np.array([[3.0, 4.0]]), "float32", "features")
+        (array([[3., 4.]], dtype=float32), array([5.]))
     """
     with np.errstate(over="ignore"):
         rows = block.astype(dtype, copy=False)
-
-    def where(at: int) -> str:
-        row = first + at
-        return f"row {row}" if ids is None else f"row {row} (id {ids[row]!r})"
-
-    bad = ~np.isfinite(row_norms(rows))
+    norms = row_norms(rows)
+    bad = ~np.isfinite(norms)
     if bad.any():
         at = int(bad.argmax())
+        row = first + at
         fitted = np.isfinite(block[at]).all()
         expected = f"numbers that fit {rows.dtype}" if fitted else "finite numbers"
         found = "larger" if fitted else "a NaN or infinity"
-        raise ValueError(f"{name}: expected {expected}, got {found} in {where(at)}")
-    other = other_length(rows) if fingerprint.norm == "l2" else None
-    if other is not None:
-        length = float(row_norms(rows[other : other + 1])[0])
-        raise ValueError(
-            f"{name}: expected rows of unit length, as the fingerprint's norm 'l2' says, got "
-            f"length {length:.4g} in {where(other)}: normalise the rows, or give "
-            'Fingerprint(..., norm="none")'
-        )
-    return rows
+        where = f"row {row}" if ids is None else f"row {row} (id {ids[row]!r})"
+        raise ValueError(f"{name}: expected {expected}, got {found} in {where}")
+    return rows, norms

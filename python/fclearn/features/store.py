@@ -35,7 +35,7 @@ from fclearn.features.manifest import (
     read_manifest,
     write_manifest,
 )
-from fclearn.features.norms import other_length, to_stored
+from fclearn.features.norms import other_length, stored_rows
 from fclearn.features.npy import Features, create_npy, open_npy
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
@@ -162,7 +162,8 @@ class FeatureStore:
             features: Shape ``(N, D)``, floating; may be larger than memory if memory-mapped.
                 float16 stays float16, any other type is stored as float32.
             manifest: Column by name, ``N`` values each; ``id`` is required. Lists in column
-                ``labels`` are joined by ``|`` in a csv; other lists and dicts need parquet.
+                ``labels`` are joined by ``|`` in a csv; other lists and dicts need parquet. A
+                name of a class is one, and labels are no dicts and hold no lists.
             fingerprint: What made the features; its ``dim`` must be ``D``.
             manifest_format: ``"csv"`` or ``"parquet"``.
 
@@ -188,19 +189,16 @@ class FeatureStore:
                 dtype = np.float16 if array.dtype == np.float16 else np.float32
                 stored = create_npy(temporary / FEATURES, num_rows, dim, dtype)
                 step = max(1, _BLOCK_BYTES // (4 * dim))
-                ids, says = columns["id"], fingerprint.norm
-                fingerprint = replace(fingerprint, norm="none")
-                other = None
+                ids, other = columns["id"], None
                 for begin in range(0, num_rows, step):
                     block = array[begin : begin + step]
-                    rows = to_stored(block, dtype, fingerprint, "features", begin, ids)
+                    rows, norms = stored_rows(block, dtype, "features", begin, ids)
                     stored[begin : begin + step] = rows
-                    if says == "l2" and other is None:
-                        found = other_length(rows)
-                        other = None if found is None else ids[begin + found]
-                if other is None:
-                    fingerprint = replace(fingerprint, norm=says)
-                else:
+                    found = other_length(norms)
+                    if other is None and found is not None:
+                        other = ids[begin + found]
+                if fingerprint.norm == "l2" and other is not None:
+                    fingerprint = replace(fingerprint, norm="none")
                     warnings.warn(
                         f"{path}: row {other!r} has not the unit length that the fingerprint's "
                         "norm 'l2' says, so the store says 'none'; normalise the rows, or give "

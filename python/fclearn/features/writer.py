@@ -25,7 +25,7 @@ from fclearn.features.folder import (
     write_fingerprint,
 )
 from fclearn.features.manifest import check_format, check_manifest, write_manifest
-from fclearn.features.norms import to_stored
+from fclearn.features.norms import other_length, stored_rows
 from fclearn.features.npy import Features, create_npy, open_npy
 from fclearn.features.store import DTYPES, FeatureStore
 
@@ -125,7 +125,14 @@ class FeatureWriter:
         if begin < 0 or end > num_rows:
             raise ValueError(f"block: expected rows in [0, {num_rows}), got {begin} to {end - 1}")
         # Checked before any of it is written: it may take the place of rows that are done.
-        rows = to_stored(array, self._array.dtype, self.fingerprint, "block", begin)
+        rows, norms = stored_rows(array, self._array.dtype, "block", begin)
+        other = other_length(norms) if self.fingerprint.norm == "l2" else None
+        if other is not None:
+            raise ValueError(
+                "block: expected rows of unit length, as the fingerprint's norm 'l2' says, got "
+                f"length {norms[other]:.4g} in row {begin + other}: normalise the rows, or give "
+                'Fingerprint(..., norm="none")'
+            )
         self._array[begin:end] = rows
         with naming(self._target):
             # Numbers reach the disk before the record that says so.

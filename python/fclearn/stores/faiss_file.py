@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fclearn._files import replacing
 from fclearn.features import Fingerprint
+from fclearn.features.ids import read_id_lines
 from fclearn.stores.base import Batch, StoreInfo, Vectors, require
 from fclearn.stores.files import FileRows, FileStore
 from fclearn.stores.tags import metric_named
@@ -41,7 +42,7 @@ class FaissStore(FileStore):
         """See `VectorStore`: numbers, or lines of the text file."""
         for name in ids:
             if self._ids_path is not None:
-                if name.splitlines() != [name]:
+                if name.splitlines() != [name] or not name.strip():
                     raise ValueError(
                         f"store {self.url}: an id must be a line of text, got {name!r}"
                     )
@@ -70,10 +71,9 @@ class FaissStore(FileStore):
         if self._ids_path is None:
             return self.check_distinct([str(number) for number in numbers.tolist()])
         try:
-            lines = self._ids_path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_id_lines(self._ids_path)
+        except (OSError, ValueError) as error:
             raise ValueError(f"store {self.url}: cannot read the ids: {error}") from error
-        lines = lines[:-1] if lines[-1] == "" else lines
         if len(lines) != len(numbers) or not np.array_equal(
             np.sort(numbers), np.arange(len(lines))
         ):

@@ -15,7 +15,7 @@ import numpy as np
 
 from fclearn._files import replacing
 from fclearn.features import FeatureStore, Fingerprint
-from fclearn.features.cells import is_missing
+from fclearn.features.cells import SEPARATOR, is_missing
 from fclearn.features.folder import check_target
 from fclearn.features.norms import is_unit, row_norms
 from fclearn.stores.base import Batch, StoreConnectionError, StoreInfo, VectorStore
@@ -41,7 +41,8 @@ def pull(
 
     Killed or disconnected, the same call goes on where it was. Rows without a vector are left out.
     The metric is the store's; inner products of rows that all have unit length are called cosines,
-    unless the store has a fingerprint that says otherwise.
+    unless the store has a fingerprint that says otherwise. The manifest is a csv, and parquet where
+    an entry of a list in ``labels`` holds ``|``, which parts labels in a csv.
 
     Args:
         store: Where from.
@@ -197,13 +198,18 @@ class _Partial:
         manifest = {"id": [name for name, _ in rows]}
         for key in self._settings["payload"]:
             manifest.update(_column(key, [values[key] for _, values in rows]))
+        # In a csv such a label would be read as two.
+        holds_separator = any(
+            SEPARATOR in label for cell in manifest.get("labels", ()) for label in cell
+        )
         unit = all(
             is_unit(row_norms(vectors[at : at + 65536])).all() for at in range(0, self.count, 65536)
         )
         fingerprint = replace(fingerprint, norm="l2" if unit else "none")
         if unit and not is_told and fingerprint.metric == "ip":
             fingerprint = replace(fingerprint, metric="cosine")
-        store = FeatureStore.write(target, vectors, manifest, fingerprint)
+        manifest_format = "parquet" if holds_separator else "csv"
+        store = FeatureStore.write(target, vectors, manifest, fingerprint, manifest_format)
         del vectors
         shutil.rmtree(self._folder)
         return store
@@ -232,27 +238,37 @@ class _Partial:
 
 
 def _column(key: str, values: list[Any]) -> dict[str, Any]:
-    """A column of the manifest. Labels that are text become numbers beside ``class_name``.
+    """A column of the manifest, in cells that a csv and parquet hold alike.
 
-    Lists and dicts become JSON, but for those of ``labels``. Rows without a label have -1.
+    Labels that are text become numbers beside ``class_name``, and rows without a label have -1.
+    ``labels`` become lists of text, all other cells text.
     """
     if key == "labels":
-        return {key: values}
+        return {key: [_several(value) for value in values]}
     if key != "label":
         return {key: [_cell(value) for value in values]}
     known = [value for value in values if not is_missing(value)]
     if all(isinstance(value, int) for value in known):
         return {key: [-1 if is_missing(value) else value for value in values]}
-    names = sorted({str(_cell(value)) for value in known})
+    names = sorted({_cell(value) for value in known})
     number = {name: at for at, name in enumerate(names)} | {"": -1}
-    named = [str(_cell(value)) for value in values]
+    named = [_cell(value) for value in values]
     return {
         "label": np.array([number[name] for name in named], dtype=np.int64),
         "class_name": named,
     }
 
 
-def _cell(value: object) -> object:
+def _several(value: object) -> list[str]:
+    """Labels of a row: the entries of a list, or text that is parted as in a csv."""
+    if isinstance(value, str):
+        return [label for label in value.split(SEPARATOR) if label]
+    labels = value if isinstance(value, list) else [value]
+    return [_cell(label) for label in labels if not is_missing(label)]
+
+
+def _cell(value: object) -> str:
+    """A cell as text: that of lists and dicts is JSON."""
     if isinstance(value, list | dict):
         return json.dumps(value)
-    return "" if is_missing(value) else value
+    return "" if is_missing(value) else str(value)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.features import FeatureStore
+from fclearn.features.ids import read_id_lines
 from fclearn.features.norms import is_unit, row_norms
 from fclearn.stores.base import Vectors
 from fclearn.wording import some
@@ -109,10 +110,10 @@ def read_ids(path: Path) -> list[str]:
         >>> read_ids(Path("plan.csv"))
         ['a']
     """
+    if path.suffix != ".csv":
+        return read_id_lines(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix != ".csv":
-                return [line for line in file.read().splitlines() if line.strip()]
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or []
             if not {"id", "in_budget"} <= set(header):
