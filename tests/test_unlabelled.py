@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cli_samples import refused
 
+from fclearn.adapters import load_adapter
 from fclearn.backfill import backfill_order
 from fclearn.backfill.files import read_labels
 from fclearn.cli.alignment import check_labels
@@ -155,27 +156,32 @@ def test_probe_leaves_them_out(kind, fcl, tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "label"])
 def test_adapt_fits_and_measures_without_them_where_classes_count(kind, fcl, tmp_path):
-    files = []
+    new = vectors()["new"].astype(np.float32)
+    heads, maps, checks = {}, {}, {}
     for case, rows in (("all", None), ("known", KNOWN)):
         pair = []
         for side in ("old", "new"):
             pair += [f"--{side}", write(tmp_path / f"{case}-{side}", side, kind, rows)]
-        files.append(tmp_path / f"{case}.safetensors")
-        head = ["--adapter", "compat-head", "--out", files[-1], "--json"]
-        code, result, error = fcl("adapt", *pair, *head)
+        head, ridge = (tmp_path / f"{case}-{name}.safetensors" for name in ("head", "ridge"))
+        code, result, error = fcl(
+            "adapt", *pair, "--adapter", "compat-head", "--out", head, "--json"
+        )
         assert code == 0, error
         assert result["rows"] == len(KNOWN)
         assert ("have no class; they are left out" in error) == (case == "all")
-        code, result, error = fcl(
-            "adapt", *pair, "--adapter", "ridge", "--out", files[-1], "--json"
-        )
+        checks[case] = [result["check"]["mapped"]["metrics"]]
+        code, result, error = fcl("adapt", *pair, "--adapter", "ridge", "--out", ridge, "--json")
         assert code == 0, error
-        # A map learns from every pair; only what measures it first needs classes.
         assert result["rows"] == (ROWS if case == "all" else len(KNOWN))
         assert ("fitted on, but not measured on" in error) == (case == "all")
-        check = result["check"]["mapped"]["metrics"]
-        files[-1] = check
-    assert files[0] == files[1]
+        checks[case].append(result["check"]["mapped"]["metrics"])
+        heads[case], maps[case] = (
+            load_adapter(file).transform(new).numpy() for file in (head, ridge)
+        )
+    assert checks["all"] == checks["known"]
+    np.testing.assert_array_equal(heads["all"], heads["known"])
+    # A map learns from every pair; only what measures it first needs classes.
+    assert np.abs(maps["all"] - maps["known"]).max() > 1e-3
 
 
 #: Labels that a csv says in place of a manifest, by what stands for none.
