@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from cli_samples import process, refused, train
 
@@ -106,13 +107,13 @@ def test_tracebacks_on_demand_and_for_bugs(photos, fcl, tmp_path, monkeypatch):
     assert error.splitlines()[-1] == "fcl: error: ours"
 
 
-def test_interrupted_before_anything_was_kept(fcl, monkeypatch):
+def test_interrupted_before_anything_was_kept(fcl, tmp_path, monkeypatch):
     def stop(*_arguments, **_options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fclearn.graph.KnnGraph.build", stop)
-    monkeypatch.setattr("fclearn.features.as_features", lambda path: path)
-    code, _, error = fcl("graph", "store", "--out", "graph")
+    np.save(tmp_path / "rows.npy", np.eye(3, dtype=np.float32))
+    code, _, error = fcl("graph", tmp_path / "rows.npy", "--out", tmp_path / "graph")
     assert code == 130
     assert error == "fcl: interrupted: what was finished is kept; the same command resumes\n"
 

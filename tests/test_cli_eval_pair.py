@@ -98,6 +98,22 @@ def test_a_verdict_of_few_queries_says_so(fcl, work, tmp_path):
         assert text in error
 
 
+@pytest.mark.parametrize("form", ["single", "chain"])
+def test_numbers_of_few_queries_without_a_verdict_say_so_too(form, fcl, tmp_path):
+    rows = np.eye(4)[np.arange(40) % 4] + 0.1
+    gallery = write_store(tmp_path / "g", rows, np.arange(40) % 4)
+    for count in (19, 20):
+        asked = write_store(tmp_path / f"q{count}", rows[:count], np.arange(count) % 4)
+        options = {
+            "single": ["--query", asked, "--gallery", gallery],
+            "chain": ["--model", asked, "--model-gallery", gallery] * 2,
+        }
+        code, _, error = fcl("eval", *options[form], "--num-bootstrap", 10)
+        assert code == 0, error
+        assert ("note: 19 queries decide little" in error) == (count == 19)
+        assert ("little" in error) == (count == 19)
+
+
 def test_an_update_gain_without_a_value_fails_its_gate(fcl, tmp_path):
     stores = synthetic(tmp_path)
     code, result, error = fcl(

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from cli_samples import refused
 
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.features.ids import digest_of_ids
+from fclearn.features.manifest import read_manifest
 from fclearn.graph import KnnGraph
 
 
@@ -24,6 +26,20 @@ def test_graph(work, fcl, tmp_path):
         0, torch.arange(graph.num_nodes).repeat_interleave(3), graph.values
     )
     torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("within", [[], ["--within-class"]])
+def test_a_store_is_opened_once(within, work, fcl, tmp_path, monkeypatch):
+    opened = []
+
+    def counted(folder, num_rows):
+        opened.append(folder)
+        return read_manifest(folder, num_rows)
+
+    monkeypatch.setattr("fclearn.features.store.read_manifest", counted)
+    graph = ["graph", work / "old-store", "--k", 2, "--out", tmp_path / "graph.safetensors"]
+    assert fcl(*graph, *within)[0] == 0
+    assert opened == [work / "old-store"]
 
 
 def test_within_class_graph(work, fcl, tmp_path):

@@ -320,7 +320,8 @@ def test_refused_labels_and_traffic(stores, plan):
     for text, part in (
         ("id,class\nitem0,1\n", "expected the columns 'id' and 'label', found id, class"),
         ("id,label\nitem0,1\nitem0,2\n", "expected each id once, found 'item0' again"),
-        ("id,label\nitem0,\n", "expected an id and a label in line 2"),
+        ("id,label\nitem0\n", "expected an id and a label in line 2"),
+        ("id,label\n,1\n", "expected an id and a label in line 2"),
         ("id,label\nitem0,1\n", "no label for 149 of 150 ids: 'item1', 'item2', 'item3', …"),
     ):
         file.write_text(text)

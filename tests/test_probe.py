@@ -64,6 +64,10 @@ def test_measures_what_the_report_measures_on_unseen_classes():
     room = report.matrix["new/new"]["map"] - report.matrix["old/old"]["map"]
     assert mapped.update_gain == pytest.approx(mapped.gain["map"] / room)
     assert result.num_fit == (~test).sum()
+    assert result.num_fit_classes == len(labels[~test].unique())
+    assert result.num_test_classes == len(labels[test].unique())
+    content = result.to_dict()
+    assert content["num_test_classes"] == result.num_test_classes
 
 
 def test_recommends_by_what_is_possible():

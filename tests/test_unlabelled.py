@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from cli_samples import refused
 
+from fclearn.adapters import load_adapter
 from fclearn.backfill import backfill_order
+from fclearn.backfill.files import read_labels
 from fclearn.cli.alignment import check_labels
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.features.classes import (
@@ -154,27 +156,101 @@ def test_probe_leaves_them_out(kind, fcl, tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "label"])
 def test_adapt_fits_and_measures_without_them_where_classes_count(kind, fcl, tmp_path):
-    files = []
+    new = vectors()["new"].astype(np.float32)
+    heads, maps, checks = {}, {}, {}
     for case, rows in (("all", None), ("known", KNOWN)):
         pair = []
         for side in ("old", "new"):
             pair += [f"--{side}", write(tmp_path / f"{case}-{side}", side, kind, rows)]
-        files.append(tmp_path / f"{case}.safetensors")
-        head = ["--adapter", "compat-head", "--out", files[-1], "--json"]
-        code, result, error = fcl("adapt", *pair, *head)
+        head, ridge = (tmp_path / f"{case}-{name}.safetensors" for name in ("head", "ridge"))
+        code, result, error = fcl(
+            "adapt", *pair, "--adapter", "compat-head", "--out", head, "--json"
+        )
         assert code == 0, error
         assert result["rows"] == len(KNOWN)
         assert ("have no class; they are left out" in error) == (case == "all")
-        code, result, error = fcl(
-            "adapt", *pair, "--adapter", "ridge", "--out", files[-1], "--json"
-        )
+        checks[case] = [result["check"]["mapped"]["metrics"]]
+        code, result, error = fcl("adapt", *pair, "--adapter", "ridge", "--out", ridge, "--json")
         assert code == 0, error
-        # A map learns from every pair; only what measures it first needs classes.
         assert result["rows"] == (ROWS if case == "all" else len(KNOWN))
         assert ("fitted on, but not measured on" in error) == (case == "all")
-        check = result["check"]["mapped"]["metrics"]
-        files[-1] = check
-    assert files[0] == files[1]
+        checks[case].append(result["check"]["mapped"]["metrics"])
+        heads[case], maps[case] = (
+            load_adapter(file).transform(new).numpy() for file in (head, ridge)
+        )
+    assert checks["all"] == checks["known"]
+    np.testing.assert_array_equal(heads["all"], heads["known"])
+    # A map learns from every pair; only what measures it first needs classes.
+    assert np.abs(maps["all"] - maps["known"]).max() > 1e-3
+
+
+#: Labels that a csv says in place of a manifest, by what stands for none.
+CELLS = {
+    "negative": ("-1", "{}"),
+    "empty": ("", "class {}"),
+    "empty among numbers": ("", "{}"),
+    "longer than 64 bits": ("-7", "9" * 30 + "{}"),
+}
+
+
+def write_labels(path, none, some):
+    """Labels of all rows, UNKNOWN ones without a class."""
+    lines = [
+        f"i{row},{none if UNKNOWN[row] else some.format(row % CLASSES)}" for row in range(ROWS)
+    ]
+    path.write_text("\n".join(["id,label", *lines]))
+    return path
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_labels_of_a_file_for_a_plan_may_be_none(case, fcl, tmp_path):
+    stores = []
+    for side in ("old", "new"):
+        stores += [f"--{side}-features", write(tmp_path / side, side, "label")]
+    found = []
+    for given in ([], ["--labels", write_labels(tmp_path / "labels.csv", *CELLS[case])]):
+        more = ["--order", "class-mean", "--num-random", 2, "--out", tmp_path / "plan"]
+        code, result, error = fcl("plan", *stores, *given, *more, *FEW)
+        assert code == 0, error
+        assert f"{UNKNOWN.sum()} of the {ROWS} rows with new features have no class" in error
+        found.append([result["curve"], (tmp_path / "plan" / "plan.csv").read_text()])
+    assert found[0] == found[1]
+
+
+def test_a_number_below_zero_is_a_class_among_names(tmp_path):
+    path = write_labels(tmp_path / "labels.csv", "-1", "class {}")
+    labels = read_labels(path, [f"i{row}" for row in range(ROWS)])
+    assert (labels == "-1").tolist() == UNKNOWN.tolist()
+    # The labels of few ids mean what they mean in the whole file.
+    assert read_labels(path, ["i0", "i4"]).tolist() == ["-1", "-1"]
+
+
+@pytest.mark.parametrize("none", ["-1", ""])
+def test_labels_of_a_file_without_any_class_are_refused(none, tmp_path):
+    path = write_labels(tmp_path / "labels.csv", none, "{}")
+    with pytest.raises(ValueError, match="labels with a class, found none for the 2 ids"):
+        read_labels(path, ["i0", "i4"])
+
+
+def test_a_plan_of_new_features_without_any_class_says_what_would_help(fcl, tmp_path):
+    gallery = write(tmp_path / "old", "old", "label")
+    rows = np.flatnonzero(UNKNOWN)
+    manifest = {"id": [f"i{row}" for row in rows]}
+    sampled = FeatureStore.write(
+        tmp_path / "new",
+        vectors()["new"][rows].astype(np.float32),
+        manifest,
+        Fingerprint("new", DIM, norm="none"),
+    ).path
+    labels = write_labels(tmp_path / "labels.csv", "", "{}")
+    command = ["plan", "--old-features", gallery, "--new-features", sampled]
+    command += ["--out", tmp_path / "plan"]
+    for where, given in ((gallery, []), (labels, ["--labels", labels])):
+        assert refused(
+            fcl(*command, *given),
+            f"{where}: expected a class for some of the {len(rows)} rows of {sampled}, found none",
+            "say classes by --labels, or what is right by --qrels",
+        )
 
 
 @pytest.mark.parametrize("kind", ["empty", "label"])

@@ -96,18 +96,27 @@ def read_done(path: str | os.PathLike[str], ids: Collection[str]) -> set[str]:
 
 
 def read_labels(path: str | os.PathLike[str], ids: Sequence[str]) -> NDArray[np.str_]:
-    """Read the label of each id from a csv with the columns ``id`` and ``label``.
+    r"""Read the label of each id from a csv with the columns ``id`` and ``label``.
 
     Args:
-        path: The file; it may hold more ids than are asked for.
+        path: The file; it may hold more ids than are asked for. An empty label says that an id has
+            no class; so does a negative one where all labels of the file are integers.
         ids: Whose labels.
 
     Returns:
-        Labels as text, in the order of ``ids``, shape ``(len(ids),)``.
+        Labels as text, empty where there is no class, in the order of ``ids``, shape
+        ``(len(ids),)``.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: Another format, missing columns, ids that repeat or lack; the first are named.
+            No id with a class.
+
+    Example:
+        >>> Path("labels.csv").write_text("id,label\na,3\nb,-1\nc,\n")
+        21
+        >>> read_labels("labels.csv", ["b", "a", "c"]).tolist()
+        ['', '3', '']
     """
     labels: dict[str, str] = {}
     try:
@@ -119,7 +128,7 @@ def read_labels(path: str | os.PathLike[str], ids: Sequence[str]) -> NDArray[np.
                     f"expected the columns 'id' and 'label', found {', '.join(header) or 'none'}"
                 )
             for row in reader:
-                if not row["id"] or not row["label"]:
+                if not row["id"] or row["label"] is None:
                     raise ValueError(f"expected an id and a label in line {reader.line_num}")
                 if row["id"] in labels:
                     raise ValueError(f"expected each id once, found {row['id']!r} again")
@@ -129,4 +138,20 @@ def read_labels(path: str | os.PathLike[str], ids: Sequence[str]) -> NDArray[np.
     missing = [name for name in ids if name not in labels]
     if missing:
         raise ValueError(f"{path}: no label for {len(missing)} of {len(ids)} ids: {some(missing)}")
-    return np.array([labels[name] for name in ids])
+    # By all labels of the file, or one file would mean two things to the ids of two stores.
+    has_numbers = all(_is_integer(text) for text in labels.values() if text)
+    found = np.array([labels[name] for name in ids], dtype=np.str_)
+    if has_numbers:
+        # The others stay text: a number may be longer than 64 bits.
+        found[[bool(text) and int(text) < 0 for text in found.tolist()]] = ""
+    if len(ids) and not (found != "").any():
+        raise ValueError(f"{path}: expected labels with a class, found none for the {len(ids)} ids")
+    return found
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True

@@ -139,10 +139,8 @@ def fit_adapter(options: Fit) -> dict[str, object]:
             ) from error
         if name in measured.left_out:
             raise ValueError(f"--adapter {name}: {measured.left_out[name]}")
-        num_classes = len(np.unique(labels[known]))
         kind = "classes" if options.clusters is None else "clusters"
-        held_out = f"{num_classes - round(_FIT_SHARE * num_classes)} of the {num_classes} {kind}"
-        result["check"] = _checked(measured, direction, held_out)
+        result["check"] = _checked(measured, direction, kind)
     source, target = direction.split("-to-")
     fit_on = _some(pairs, fitted)
     made.fit(
@@ -178,7 +176,7 @@ def _labels(
 def _some(
     pairs: dict[str, NDArray[np.floating]], rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.floating]]:
-    """Some rows of both sides; all of them without a copy, as they may be larger than memory."""
+    """Some rows of both sides; all of them as they are, without another copy."""
     if len(rows) == len(pairs["old"]):
         return pairs
     return {side: features[rows] for side, features in pairs.items()}
@@ -194,15 +192,18 @@ def _say_without_class(store: FeatureStore, num_known: int, num_fitted: int) -> 
         )
 
 
-def _checked(measured: ProbeResult, direction: str, held_out: str) -> dict[str, object]:
+def _checked(measured: ProbeResult, direction: str, kind: str) -> dict[str, object]:
     wanted = {"new-to-old": NEW_TO_OLD, "old-to-new": OLD_TO_NEW}[direction]
     (mapped,) = (way for way in measured.ways if way.direction == wanted)
     (before,) = (way for way in measured.ways if way.name == OLD)
     low, high = mapped.gain_intervals["map"]
+    num_test, num_fit = measured.num_test_classes, measured.num_fit_classes
+    assert num_test is not None
+    assert num_fit is not None
     say_skipped(measured.num_skipped)
     say(
-        f"measured on {held_out}, held out and unseen in that fit: {measured.num_queries:,} "
-        f"queries among {measured.num_gallery:,} rows"
+        f"measured on {num_test} of the {num_test + num_fit} {kind}, held out and unseen in that "
+        f"fit: {measured.num_queries:,} queries among {measured.num_gallery:,} rows"
     )
     say(
         f"there: mAP {100 * mapped.metrics['map']:.1f} % by the adapter, "

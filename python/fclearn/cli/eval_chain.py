@@ -14,7 +14,7 @@ from fclearn._launch import own_rank
 from fclearn.cli.console import draw, say
 from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import ordered
-from fclearn.cli.eval_show import Show, say_skipped
+from fclearn.cli.eval_show import Show, say_few, say_skipped
 from fclearn.cli.gates import finish
 from fclearn.evaluation import ChainReport, chain_report, metric_title
 from fclearn.evaluation.chain import SUMMARIES
@@ -71,6 +71,7 @@ def run_chain(options: Chain, show: Show) -> None:
     report, describe = _evaluate(options, show)
     draw(chain_table(report))
     say_skipped(report.num_skipped, report.num_missing)
+    say_few(report.num_queries)
     stores = [str(path) for path in queries]
     if show.report is not None and own_rank() == 0:
         write_chain_report(

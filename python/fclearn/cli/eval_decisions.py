@@ -60,10 +60,9 @@ def decide(
     labels = row_classes(query, gallery, instead="no --verify and --identify")
     # Nobody knows whether a pair with a row without a class is genuine.
     known = [np.flatnonzero(has_class(classes)) for classes in labels]
-    for store, rows in list(zip((query, gallery), known, strict=True))[
-        : 1 + (query is not gallery)
-    ]:
-        say_without_class(len(store) - len(rows), store)
+    say_without_class(len(query) - len(known[0]), query)
+    if gallery is not query:
+        say_without_class(len(gallery) - len(known[1]), gallery)
     sides = [InOrder(one.features, rows) for one, rows in zip((query, gallery), known, strict=True)]
     options = {
         "query_labels": labels[0][known[0]],

@@ -107,7 +107,7 @@ def say_without_class(count: int, store: FeatureStore) -> None:
 
 
 def say_few(num_queries: int) -> None:
-    """Say that a verdict of a few queries is worth little."""
+    """Say that few queries decide little, if they are few."""
     if num_queries < _FEW_QUERIES:
         say(
             f"note: {num_queries} {'query decides' if num_queries == 1 else 'queries decide'} "

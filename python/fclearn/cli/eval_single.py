@@ -12,7 +12,7 @@ from fclearn.cli.console import say
 from fclearn.cli.eval_decisions import decide, names_of, read_junk
 from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import ServingIndex
-from fclearn.cli.eval_show import Show, say_skipped, worst_of
+from fclearn.cli.eval_show import Show, say_few, say_skipped, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
 from fclearn.features import FeatureStore
@@ -79,6 +79,7 @@ def run_single(options: Single, show: Show) -> None:
         low, high = bounds[name]
         say(f"{metric_title(name)} {100 * value:.2f}% [{100 * low:.2f}, {100 * high:.2f}]")
     say_skipped(result.num_skipped, result.num_missing)
+    say_few(result.num_queries)
     decisions, rates = decide(
         store,
         rows,

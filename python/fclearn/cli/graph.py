@@ -46,18 +46,22 @@ def graph(
       fcl graph runs/old-features --out runs/graph.safetensors
       fcl graph runs/old-features --k 5 --within-class --out runs/within.safetensors
     """
-    from fclearn.features import FeatureStore, as_features
+    from fclearn.features import Features, FeatureStore
     from fclearn.features.classes import class_numbers, row_classes
     from fclearn.features.ids import digest_of_ids
+    from fclearn.features.npy import open_npy
     from fclearn.graph import KnnGraph
 
     labels, facts = None, {}
+    features: Features
     if within_class or store.is_dir():
         opened = FeatureStore.open(store)
+        features = opened.features
         labels = class_numbers(*row_classes(opened)) if within_class else None
         metric = metric or opened.fingerprint.metric
         facts = {"ids": digest_of_ids(opened.ids)}
     else:
+        features = open_npy(store)
         metric = metric or "cosine"
     if under_torchrun():
         from fclearn.distributed import joined_world
@@ -66,14 +70,12 @@ def graph(
         if backend not in {"auto", "exact"}:
             raise ValueError(f"--backend: under torchrun the search is exact, got {backend!r}")
         with joined_world("cpu") as world:
-            found = graph_by_all(
-                as_features(store), k, out, world=world, labels=labels, metric=metric
-            )
+            found = graph_by_all(features, k, out, world=world, labels=labels, metric=metric)
         if found is None:  # of another process than the first, which writes
             return
         built = found
     else:
-        built = KnnGraph.build(as_features(store), k, labels=labels, metric=metric, backend=backend)
+        built = KnnGraph.build(features, k, labels=labels, metric=metric, backend=backend)
     isolated = int(built.isolated.sum())
     built = built.normalize(temperature, mode)
     built = replace(built, metadata=built.metadata | facts)

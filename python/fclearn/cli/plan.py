@@ -27,7 +27,11 @@ def plan(
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Columns id, label; else the old store's classes."),
+        typer.Option(
+            metavar="CSV",
+            help="Columns id, label (empty, or a number below 0: none); else the old store's "
+            "classes.",
+        ),
     ] = None,
     clusters: Annotated[
         int | None,

@@ -69,13 +69,19 @@ def load_sample(
     Rows without a class are not measured on, as nobody knows whether a pair of them is right.
 
     Raises:
-        ValueError: Stores and judgements that do not agree; as `MigrationSample.build`.
+        ValueError: Stores and judgements that do not agree, no row with a class; as
+            `MigrationSample.build`.
     """
     qrels = None if options.qrels is None else Qrels.read(options.qrels)
     both = rows_of_ids(old, new.ids, str(options.new))
     known = np.arange(len(new))
     if qrels is None and labels is not None:
         known = np.flatnonzero(has_class(labels[0][both]))
+        if not len(known):
+            raise ValueError(
+                f"{options.labels or old.path}: expected a class for some of the {len(new)} rows "
+                f"of {new.path}, found none; say classes by --labels, or what is right by --qrels"
+            )
         if len(known) < len(new):
             say(
                 f"{old.path}: {len(new) - len(known)} of the {len(new)} rows with new features "

@@ -36,7 +36,8 @@ def walk(
 ) -> None:
     """Walk stored features over their graph: each moves towards its neighbours.
 
-    The graph must be of these rows in this order; one by fcl graph says so, and others are refused.
+    The graph must be of these rows in this order. One that fcl graph made of a store knows its
+    rows, and is refused for others; one of a .npy file does not, and is taken as it is.
 
     Polishes a gallery that nobody can embed again: no image, no model, no label is needed. The
     features stay in the space they are in, queries of the old model and of a compatible new one

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from fclearn.evaluation.matrix import CompatibilityReport
+    from fclearn.evaluation.types import Interval
 
 #: Names of metrics as people write them.
 TITLES = {
@@ -21,7 +22,7 @@ TITLES = {
 
 #: The first hit, of which a user sees more than of a mean over all ranks.
 FIRST_HIT = "cmc@1"
-#: How far it falls, as a fraction, to count as worse where nothing says how sure that is.
+#: A fall of it by more than this fraction is said where the queries are too few to be sure of it.
 FIRST_HIT_LOSS = 0.01
 
 
@@ -31,10 +32,11 @@ class Verdict:
 
     Attributes:
         status: ``"compatible"``: the interval of M(new/old) - M(old/old) on the primary metric lies
-            above zero; ``"mixed"``: so it does, but that of ``cmc@1`` lies below zero (or, where
-            ``cmc@1`` has no interval, it falls by more than a point); ``"incompatible"``: the
-            primary metric's lies below zero; ``"unclear"``: it includes zero.
-        headline: One line.
+            above zero, and that of ``cmc@1`` not below; ``"mixed"``: so does the primary metric's,
+            but that of ``cmc@1`` lies below zero; ``"incompatible"``: the primary metric's lies
+            below zero; ``"unclear"``: it includes zero.
+        headline: One line. Of ``"compatible"`` it says where ``cmc@1`` falls by more than a point,
+            though its interval includes zero.
         details: The numbers behind it, a few sentences.
     """
 
@@ -78,7 +80,10 @@ def judge(report: CompatibilityReport) -> Verdict:
         if worse:
             headline = f"Finds more, but {_lost(report)}; look before you switch"
             return Verdict("mixed", headline, details)
-        return Verdict("compatible", "Upgrade without re-indexing is worthwhile", details)
+        headline = "Upgrade without re-indexing is worthwhile"
+        if _first_hit_may_be_worse(report):
+            headline += f", but {_lost(report, 'may be')}"
+        return Verdict("compatible", headline, details)
     if change[1] < 0:
         headline = "Not compatible, keep the old model for queries or re-index"
         return Verdict("incompatible", headline, measured)
@@ -102,16 +107,21 @@ def points(value: float) -> str:
 
 
 def _first_hit_is_worse(report: CompatibilityReport) -> bool:
-    change = report.differences["new/old - old/old"].get(FIRST_HIT)
-    if change is None:
-        return False
-    interval = report.intervals["new/old - old/old"].get(FIRST_HIT)
-    return change < -FIRST_HIT_LOSS if interval is None else interval[1] < 0
+    return _first_hit_bounds(report)[1] < 0
 
 
-def _lost(report: CompatibilityReport) -> str:
+def _first_hit_may_be_worse(report: CompatibilityReport) -> bool:
     change = report.differences["new/old - old/old"][FIRST_HIT]
-    return f"the first hit is worse ({metric_title(FIRST_HIT)} {points(change)} points)"
+    return change < -FIRST_HIT_LOSS and not _first_hit_is_worse(report)
+
+
+def _first_hit_bounds(report: CompatibilityReport) -> Interval:
+    return report.intervals["new/old - old/old"][FIRST_HIT] or (0.0, 0.0)
+
+
+def _lost(report: CompatibilityReport, how_sure: str = "is") -> str:
+    change = report.differences["new/old - old/old"][FIRST_HIT]
+    return f"the first hit {how_sure} worse ({metric_title(FIRST_HIT)} {points(change)} points)"
 
 
 def _remarks(report: CompatibilityReport) -> list[str]:
@@ -121,16 +131,15 @@ def _remarks(report: CompatibilityReport) -> list[str]:
             f"That is {percent(report.update_gain, 0)} of what re-indexing everything with the "
             "independent model would bring."
         )
-    if _first_hit_is_worse(report):
+    is_worse = _first_hit_is_worse(report)
+    if is_worse or _first_hit_may_be_worse(report):
         old, cross = (report.matrix[entry][FIRST_HIT] for entry in ("old/old", "new/old"))
-        change = f"{points(cross - old)} points"
-        bounds = report.intervals["new/old - old/old"].get(FIRST_HIT)
-        if bounds is not None:
-            sure = percent(report.confidence, 0)
-            change += f", {sure} interval {points(bounds[0])} to {points(bounds[1])}"
+        low, high = _first_hit_bounds(report)
         remarks.append(
-            f"The first hit, however, gets worse: {metric_title(FIRST_HIT)} falls from "
-            f"{percent(old)} to {percent(cross)} ({change})."
+            f"The first hit, however, {'gets' if is_worse else 'may get'} worse: "
+            f"{metric_title(FIRST_HIT)} falls from {percent(old)} to {percent(cross)} "
+            f"({points(cross - old)} points, {percent(report.confidence, 0)} interval "
+            f"{points(low)} to {points(high)})."
         )
     tax = report.intervals.get("self_test_tax", {}).get(report.primary)
     if tax is not None:

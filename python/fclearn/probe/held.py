@@ -54,12 +54,16 @@ class Split:
         is_fit: Items to fit on, bool ``(N,)``.
         fit_labels: Their classes, shape ``(F,)``, int64; None: unknown.
         counts: Of the judgements; None where classes say what is right.
+        num_fit_classes: Classes of the items to fit on; None: unknown.
+        num_test_classes: Classes of the other items; None: unknown.
     """
 
     held: Held
     is_fit: NDArray[np.bool_]
     fit_labels: NDArray[np.int64] | None
     counts: JudgementCounts | None = None
+    num_fit_classes: int | None = None
+    num_test_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,14 @@ def split_by_class(items: Items, labels: PerRow, queries: ProbeQueries | None, d
         held = _held_items(items, classes, ~is_fit, draw)
     else:
         held = _real_queries(items, (names, classes), ~is_fit, queries, draw)
-    return Split(held, is_fit, classes[is_fit])
+    num_fit = len(np.unique(classes[is_fit]))
+    return Split(
+        held,
+        is_fit,
+        classes[is_fit],
+        num_fit_classes=num_fit,
+        num_test_classes=len(names) - num_fit,
+    )
 
 
 def choose_classes(classes: NDArray[np.int64], draw: Draw) -> NDArray[np.bool_]:

@@ -155,6 +155,8 @@ def probe(
         num_skipped=measure.num_skipped + (counts.queries_without_relevant if counts else 0),
         num_gallery=len(held.gallery_ids),
         num_fit=len(pairs.own),
+        num_fit_classes=split.num_fit_classes,
+        num_test_classes=split.num_test_classes,
         confidence=confidence,
         left_out=left_out,
         pseudo_labels=int(pairs.classes.max()) + 1 if has_clusters else None,

@@ -91,6 +91,8 @@ class ProbeResult:
         pseudo_labels: Clusters that stood for classes in fitting; None: classes were known, or
             nothing asked for them.
         judgements: With judgements, what of them counts.
+        num_fit_classes: Classes of the rows the adapters were fitted on; None with judgements.
+        num_test_classes: Classes held out, of the gallery rows; None with judgements.
     """
 
     ways: tuple[Way, ...]
@@ -106,6 +108,8 @@ class ProbeResult:
     left_out: dict[str, str]
     pseudo_labels: int | None = None
     judgements: JudgementCounts | None = None
+    num_fit_classes: int | None = None
+    num_test_classes: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Everything, ready for strict JSON."""

@@ -30,7 +30,8 @@ _HEADLINES = {
 _HIDDEN = frozenset(
     {
         "ways", "verdict", "best", "map_suffices", "text", "num_queries", "num_skipped",
-        "num_gallery", "num_fit", "left_out", "pseudo_labels", "judgements", "confidence", "notes",
+        "num_gallery", "num_fit", "num_fit_classes", "num_test_classes", "left_out",
+        "pseudo_labels", "judgements", "confidence", "notes",
     }
 )  # fmt: skip
 
