@@ -314,6 +314,9 @@ def test_a_pull_replaces_nothing(served, tmp_path):
     assert FeatureStore.open(tmp_path / "out").ids == there.ids
     with pytest.raises(ValueError, match="give a model, --model NAME"):
         opened_pull(url, tmp_path / "new", model=None)
+    with pytest.raises(ValueError, match="columns beside ids, which are read anyway, got 'id'"):
+        opened_pull(url, tmp_path / "new", payload=["id"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_cells_of_a_pulled_manifest():
@@ -323,7 +326,10 @@ def test_cells_of_a_pulled_manifest():
     labels = [*several, "a|b||", 7, ["x", None, ["y"], 8]]
     listed = [["a", "b"], [], ['{"x": 1}'], ["a", "b"], ["7"], ["x", '["y"]', "8"]]
     assert _column("labels", labels) == {"labels": listed}
-    assert _column("label", [3, None, 0]) == {"label": [3, -1, 0]}
+    assert _column("label", [3, None, 0])["label"].tolist() == [3, -1, 0]
+    assert _column("group", [7, None, -2, None])["group"].tolist() == [7, 8, -2, 9]
+    assert _column("group", ["b", None, "a", "b"])["group"].tolist() == [1, 2, 0, 1]
+    assert _column("group", [None, None])["group"].tolist() == [0, 1]
     named = _column("label", ["dog", None, "cat"])
     assert named["label"].tolist() == [1, -1, 0]
     assert named["class_name"] == ["dog", "", "cat"]

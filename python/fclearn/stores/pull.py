@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fclearn._files import replacing
 from fclearn.features import FeatureStore, Fingerprint
@@ -48,7 +49,7 @@ def pull(
         store: Where from.
         out: Folder to make; nothing may be there.
         model: What made the vectors; None if the store says.
-        payload: Further columns to read into the manifest.
+        payload: Further columns to read into the manifest, not ``id``.
         batch_size: Rows at a time, at least 1.
         drop_invalid: Leave out rows with NaN or infinite numbers instead of refusing them.
         progress: Called after each batch with rows read and rows there are.
@@ -60,6 +61,8 @@ def pull(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if "id" in payload:
+        raise ValueError("payload: expected columns beside ids, which are read anyway, got 'id'")
     target = check_target(out)
     if target.exists():
         raise ValueError(f"{out}: expected nothing there, found a feature store")
@@ -241,22 +244,31 @@ def _column(key: str, values: list[Any]) -> dict[str, Any]:
     """A column of the manifest, in cells that a csv and parquet hold alike.
 
     Labels that are text become numbers beside ``class_name``, and rows without a label have -1.
+    Groups that are text become numbers as well, and a row without a group is one of its own.
     ``labels`` become lists of text, all other cells text.
     """
     if key == "labels":
         return {key: [_several(value) for value in values]}
+    if key == "group":
+        numbers = _numbers(values)
+        none = np.array([is_missing(value) for value in values])
+        numbers[none] = numbers.max() + 1 + np.arange(none.sum())
+        return {key: numbers}
     if key != "label":
         return {key: [_cell(value) for value in values]}
+    numbers = _numbers(values)
+    if all(isinstance(value, int) for value in values if not is_missing(value)):
+        return {key: numbers}
+    return {key: numbers, "class_name": [_cell(value) for value in values]}
+
+
+def _numbers(values: list[Any]) -> NDArray[np.int64]:
+    """Integers as they are, or else texts numbered in their order; -1 for what is missing."""
     known = [value for value in values if not is_missing(value)]
     if all(isinstance(value, int) for value in known):
-        return {key: [-1 if is_missing(value) else value for value in values]}
-    names = sorted({_cell(value) for value in known})
-    number = {name: at for at, name in enumerate(names)} | {"": -1}
-    named = [_cell(value) for value in values]
-    return {
-        "label": np.array([number[name] for name in named], dtype=np.int64),
-        "class_name": named,
-    }
+        return np.array([-1 if is_missing(value) else value for value in values], dtype=np.int64)
+    number = {name: at for at, name in enumerate(sorted({_cell(value) for value in known}))}
+    return np.array([number.get(_cell(value), -1) for value in values], dtype=np.int64)
 
 
 def _several(value: object) -> list[str]:
