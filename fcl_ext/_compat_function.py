@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcl_ext import ops
-from fcl_ext._derivatives import once
+from fcl_ext._derivatives import differentiable_once
 from fcl_ext._logits import room_for_logits
 from fcl_ext._packing import packed_prototypes
 from fcl_ext._versions import VersionedCache, counts_versions
@@ -93,13 +93,9 @@ class CompatLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @differentiable_once("compat_loss")
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.is_grad_enabled():
-            return *_gradients(ctx, grad_loss), *(None,) * 9
-        # create_graph=True: someone may differentiate these again.
-        with torch.no_grad():
-            gradients = _gradients(ctx, grad_loss)
-        return *once("compat_loss", *gradients), *(None,) * 9
+        return *_gradients(ctx, grad_loss), *(None,) * 9
 
 
 def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -1,29 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derivatives that are not offered: refused, where silence would give a wrong number."""
+"""Derivatives that are not offered: refused, where silence would give a wrong number.
+
+Operators without autograd of their own (``compat_loss``, ``compat_loss_gradients`` and
+``pack_prototypes``) refuse nothing where they are called raw: a look at every call of theirs would
+take Python in between. The functions above them do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+Backward = Callable[..., tuple[Tensor | None, ...]]
 
-def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
+
+def refuse_tangents(op: str, *arguments: object) -> None:
     """Refuse forward-mode derivatives: of an op without a rule for them torch takes 0.
 
     Raises:
         RuntimeError: A tensor has a tangent.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    if forward_ad._current_level < 0:
         return
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+    for value in arguments:
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
             raise RuntimeError(f"fcl::{op}: forward-mode derivatives are not supported")
 
 
-def refuse_gradient(name: str, value: float | Tensor, instead: str = "float") -> None:
+def refuse_gradient(name: str, value: float | Tensor | None, instead: str = "float") -> None:
     """Refuse a tensor that requires a gradient where a constant is meant.
 
     Args:
@@ -48,7 +57,7 @@ def refuse_gradient(name: str, value: float | Tensor, instead: str = "float") ->
         )
 
 
-class RefuseSecond(torch.autograd.Function):
+class _RefuseSecond(torch.autograd.Function):
     """Gradients as they are, whose own derivatives are refused."""
 
     @staticmethod
@@ -61,8 +70,47 @@ class RefuseSecond(torch.autograd.Function):
         raise RuntimeError(f"{ctx.op}: double backward is not supported")
 
 
-def once(op: str, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients that raise a RuntimeError if they are differentiated again."""
-    leaves = [None if g is None else g.detach().requires_grad_() for g in gradients]
-    refused: tuple[Tensor | None, ...] = RefuseSecond.apply(op, *leaves)  # type: ignore[no-untyped-call]
-    return refused
+def differentiable_once(op: str) -> Callable[[Backward], Backward]:
+    """Decorate the ``backward`` of an ``autograd.Function``: what it returns has no derivatives.
+
+    torch's own ``once_differentiable`` takes gradients for constants where none of those that came
+    in requires one. That is right for linear functions alone.
+
+    Args:
+        op: Name in the RuntimeError that differentiating a gradient raises.
+
+    Example:
+        >>> import torch
+        >>> from fcl_ext._derivatives import differentiable_once
+        >>> class Square(torch.autograd.Function):
+        ...     @staticmethod
+        ...     def forward(ctx, x):
+        ...         ctx.save_for_backward(x)
+        ...         return x * x
+        ...     @staticmethod
+        ...     @differentiable_once("square")
+        ...     def backward(ctx, grad):
+        ...         return (2 * ctx.saved_tensors[0] * grad,)
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> (slope,) = torch.autograd.grad(Square.apply(x), x, create_graph=True)
+        >>> slope.backward()
+        Traceback (most recent call last):
+        ...
+        RuntimeError: square: double backward is not supported
+    """
+
+    def decorate(backward: Backward) -> Backward:
+        @wraps(backward)
+        def refusing(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+            if not torch.is_grad_enabled():
+                return backward(ctx, *incoming)
+            # create_graph=True: someone may differentiate these again.
+            with torch.no_grad():
+                gradients = backward(ctx, *incoming)
+            leaves = [None if g is None else g.detach().requires_grad_() for g in gradients]
+            refused: tuple[Tensor | None, ...] = _RefuseSecond.apply(op, *leaves)  # type: ignore[no-untyped-call]
+            return refused
+
+        return refusing
+
+    return decorate

@@ -22,6 +22,8 @@ def check_options(
     scale: float, margin: float, margin_type: str, label_smoothing: float, reduction: str
 ) -> None:
     refuse_gradient("scale", scale)
+    refuse_gradient("margin", margin)
+    refuse_gradient("label_smoothing", label_smoothing)
     if not scale > 0 or math.isinf(scale):
         raise ValueError(f"scale: expected a finite number > 0, got {scale}")
     if margin_type not in ("cosface", "arcface"):

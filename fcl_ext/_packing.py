@@ -34,16 +34,17 @@ def set_packing_cache(max_bytes: int) -> None:
 
     On a CPU, each call of :func:`compat_loss`, :func:`compat_kl`, :func:`compat_supcon` or
     :func:`softmax_readout` packs the prototypes anew. With memory for a second copy of them it is
-    done once; results are the same. That takes some 10 % off batches below 32 rows; for larger
-    ones it is worth next to nothing. Prototypes that require a gradient, have another dtype than
-    float32 or float64, are on another device, or do not fit beside those already kept, are packed
-    as ever.
+    done once; results are the same. That takes some 10 % off batches below 32 rows over thousands
+    of classes; for larger ones it is worth next to nothing, and over a few hundred classes to see
+    that they are the same costs what it saves. Prototypes that require a gradient, have another
+    dtype than float32 or float64, are on another device, or do not fit beside those already kept,
+    are packed as ever.
 
     What is kept belongs to a tensor object and to torch's count of its versions: operations in
     place, optimizers' included, are noticed, and its memory is released when the tensor goes away.
     Writes torch does not count (through ``.data`` or a shared numpy array) are noticed only where
-    they change one of 64 rows spread evenly: call this function again after writing some rows that
-    way, which forgets everything kept.
+    they change one of some 64 numbers spread evenly, as those to all prototypes do: call this
+    function again after writing some of them that way, which forgets everything kept.
 
     Args:
         max_bytes: For all prototypes together; 0, as at the start, keeps none.

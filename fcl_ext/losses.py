@@ -72,7 +72,8 @@ def compat_loss(
         Scalar, or shape ``(N,)`` for ``"none"``; float32, or float64 for float64 inputs.
 
     Raises:
-        ValueError: Labels and targets both or neither given, or an option out of range.
+        ValueError: Labels and targets both or neither given, an option out of range, or a scale,
+            margin or label_smoothing that requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit, or a label out of range, which is
             named with its row (on CUDA it is a device assertion).
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fcl_ext._derivatives import refuse_tangents
-
 
 def softmax_readout(
     embeddings: Tensor,
@@ -26,7 +24,6 @@ def softmax_readout(
     squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(N, D), (C, D) -> lse (N,), mean (N, Dv)``; ``mean`` is (0, Dv) unless needed."""
-    refuse_tangents("softmax_readout", embeddings, prototypes, values)
     out: tuple[Tensor, Tensor] = torch.ops.fcl.softmax_readout.default(
         embeddings,
         prototypes,
@@ -189,7 +186,6 @@ def sparse_readout(
     normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The readout over each query's own set of rows (CSR: label -> rows)."""
-    refuse_tangents("sparse_readout", embeddings, rows, log_weights)
     out: tuple[Tensor, Tensor] = torch.ops.fcl.sparse_readout.default(
         embeddings,
         rows,
@@ -243,7 +239,6 @@ def random_walk(
     num_steps: int,
 ) -> Tensor:
     """Exactly ``num_steps`` of ``Z <- damping P Z + (1 - damping) F`` from ``Z = F``."""
-    refuse_tangents("random_walk", values, features)
     out: Tensor = torch.ops.fcl.random_walk.default(
         crow_indices, col_indices, values, features, damping, num_steps
     )
@@ -287,7 +282,6 @@ def random_walk_resume(
     num_bf16_steps: int = 0,
 ) -> Tensor:
     """``num_steps`` more steps from ``state``, the first ``num_bf16_steps`` stored as bfloat16."""
-    refuse_tangents("random_walk_resume", values, state, features)
     out: Tensor = torch.ops.fcl.random_walk_resume.default(
         crow_indices, col_indices, values, state, features, damping, num_steps, num_bf16_steps
     )
@@ -345,7 +339,6 @@ def random_walk_tol(
     norm: str,
 ) -> tuple[Tensor, Tensor]:
     """The walk until it is provably within ``tol`` of its limit; also the steps it took."""
-    refuse_tangents("random_walk_tol", values, features)
     out: tuple[Tensor, Tensor] = torch.ops.fcl.random_walk_tol.default(
         crow_indices, col_indices, values, features, damping, tol, max_steps, norm
     )
@@ -354,7 +347,6 @@ def random_walk_tol(
 
 def edge_dot(crow_indices: Tensor, col_indices: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``left[row of e] . right[col of e]`` for every edge, (E,)."""
-    refuse_tangents("edge_dot", left, right)
     out: Tensor = torch.ops.fcl.edge_dot.default(crow_indices, col_indices, left, right)
     return out
 

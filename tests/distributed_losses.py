@@ -21,6 +21,8 @@ import fcl_ext
 from fclearn.distributed import (
     gather_rows,
     leave_world,
+    logsumexp_over_shards,
+    positives_over_shards,
     row_range,
     shard_terms,
     sharded_compat_loss,
@@ -223,6 +225,68 @@ def check_bad_input(group: dist.ProcessGroup, rank: int, size: int) -> None:
     options |= {"margin": 0.1, "margin_type": "arcface", "normalize": False}
     with pytest.raises(ValueError, match="needs normalize"):
         sharded_compat_loss(rows, shard, labels, **options)
+
+
+def check_refused_derivatives(group: dist.ProcessGroup, rank: int, size: int) -> None:
+    """Those that one process refuses, too: they would come out wrong."""
+    begin, end = row_range(5, rank, size)
+    x = _random(2, DIM, seed=15, dtype=torch.float64).requires_grad_()
+    shard = _random(5, DIM, seed=16, dtype=torch.float64)[begin:end].requires_grad_()
+    y = torch.arange(2)
+    begun = {"first": begin, "group": group}
+    sets = (torch.arange(6), torch.zeros(5, dtype=torch.int64), torch.zeros(5).double())
+    bank = torch.ones(1, DIM).double()
+
+    def loss(rows: Tensor, **options: object) -> Tensor:
+        return sharded_compat_loss(rows, shard, y, num_classes=5, **begun, **options)
+
+    def logsumexp(rows: Tensor, scale: object = 2.0) -> Tensor:
+        return logsumexp_over_shards(rows, shard, scale=scale, **begun).sum()
+
+    def positives(rows: Tensor, scale: object = 2.0) -> Tensor:
+        return positives_over_shards(rows, bank, y, sets, group=group, scale=scale).sum()
+
+    learned = torch.tensor(0.5, requires_grad=True)
+    for function in (loss, logsumexp, positives):
+        with pytest.raises(ValueError, match="scale: expected a constant"):
+            function(x, scale=learned)
+        with torch.no_grad():
+            function(x, scale=learned)
+        # Neither the rows nor what comes in is all that a gradient depends on.
+        gradient = torch.autograd.grad(function(x), x, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="_over_shards: double backward is not supported"):
+            gradient.square().sum().backward()
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|setup_context"):
+            torch.func.jvp(function, (x.detach(),), (x.detach(),))
+    for function in (loss, logsumexp):
+        gradient = torch.autograd.grad(function(x), shard, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match=r"double backward is not|once_differentiable"):
+            gradient.square().sum().backward()
+    for name in ("margin", "label_smoothing"):
+        with pytest.raises(ValueError, match=f"{name}: expected a constant"):
+            loss(x, **{name: learned})
+    for name, constants in (
+        ("rows", (x, y, sets)),
+        ("log_weights", (bank, y, (*sets[:2], learned))),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: expected a constant.*detach\(\)"):
+            positives_over_shards(x, *constants, group=group, scale=2.0)
+
+
+def check_second_derivatives_of_what_is_linear(
+    group: dist.ProcessGroup,
+    rank: int,  # noqa: ARG001
+    size: int,
+) -> None:
+    x = _random(2, DIM, seed=17, dtype=torch.float64).requires_grad_()
+    factor = _random(2 * size, DIM, seed=18, dtype=torch.float64)
+    # Constant, as the true one is: a penalty on it beside x has the gradient of x alone.
+    gradient = torch.autograd.grad((factor * gather_rows(x, group)).sum(), x, create_graph=True)[0]
+    (second,) = torch.autograd.grad((gradient * x).sum(), x)
+    _close(second, gradient.detach(), torch.float64, f"of a linear function on {size}")
+    gradient = torch.autograd.grad(gather_rows(x, group).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def main() -> None:

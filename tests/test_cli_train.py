@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from cli_samples import history, process, refused, train, write_store
 
+from fclearn import encoders
+from fclearn.encoders import SmallCnn
 from fclearn.features import FeatureStore
 from fclearn.training import DivergenceError, Trainer
 
@@ -71,6 +73,17 @@ def test_train_again_is_at_once_done(work, fcl):
 def test_refused_trainings(work, photos, fcl, tmp_path, overrides, parts):
     overrides = [text.replace("OLD", str(work / "old-store")) for text in overrides]
     assert refused(fcl(*train(photos, tmp_path / "run", *overrides)), *parts)
+
+
+def test_what_could_not_be_saved_is_not_trained(photos, fcl, tmp_path, monkeypatch):
+    widths = iter(range(4, 100))  # never the same weights twice
+    monkeypatch.setitem(
+        encoders._BUILDERS, "tiny-cnn", lambda dim, channels: SmallCnn(dim, channels, next(widths))
+    )
+    overrides = ["method.name=independent", "encoder.name=tiny-cnn"]
+    result = fcl(*train(photos, tmp_path / "run", *overrides))
+    assert refused(result, "encoder: expected the weights of build_encoder('tiny-cnn', dim=8")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_settings_do_not_resume_a_run(work, photos, fcl):

@@ -26,6 +26,8 @@ def checked():
         "gathered_rows",
         "nearest_class",
         "bad_input",
+        "refused_derivatives",
+        "second_derivatives_of_what_is_linear",
     ],
 )
 def test_equal_to_one_process(checked, check, size):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fclearn import build_encoder, load_model
+from fclearn import build_encoder, encoders, load_model
+from fclearn.encoders import SmallCnn
 from fclearn.features import FeatureStore
 from fclearn.model_folder import read_card, save_classifier, save_model
 
@@ -100,6 +101,23 @@ def test_an_encoder_of_ones_own_is_not_saved(tmp_path):
 def test_every_kind_of_encoder_is_saved_and_loaded(name, tmp_path):
     save(tmp_path, build_encoder(name, dim=6, channels=3), name=name)
     assert load_model(tmp_path)[1].encoder == name
+
+
+def test_a_constructor_may_ask_a_tensor_for_its_values(tmp_path, monkeypatch):
+    # As timm's vit, convnext and swin do: drop_path = [x.item() for x in torch.linspace(...)].
+    def build(dim, channels):
+        return SmallCnn(dim, channels, width=int(torch.linspace(4.0, 8.0, 2)[1].item()))
+
+    monkeypatch.setitem(encoders._BUILDERS, "asking", build)
+    encoder = build_encoder("asking", dim=6, channels=3)
+    state = torch.get_rng_state()
+    save(tmp_path, encoder, name="asking")
+    assert torch.equal(torch.get_rng_state(), state)
+    loaded, _ = load_model(tmp_path)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded(images), encoder.eval()(images))
+    with pytest.raises(ValueError, match=r"of \[8, 3, 3, 3\] where that has \[8, 1, 3, 3\]"):
+        save(tmp_path / "other", encoder, name="asking", channels=1)
 
 
 def test_a_class_name_that_is_no_line_leaves_no_classifier(tmp_path):

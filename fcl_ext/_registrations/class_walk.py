@@ -13,6 +13,7 @@ from fcl_ext._registrations.common import (
     check_same_device,
     check_shape,
     number,
+    register_autograd,
 )
 from fcl_ext._registrations.csr_transpose import check_csr
 
@@ -56,4 +57,4 @@ def _backward(_ctx: object, *_grads: Tensor | None) -> None:
     raise RuntimeError("fcl::class_walk: it has no gradient")
 
 
-torch.library.register_autograd("fcl::class_walk", _backward)
+register_autograd("class_walk", _backward)

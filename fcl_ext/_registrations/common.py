@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fcl_ext._derivatives import refuse_tangents
 
 # The most rows that int32 can number.
 INT32_MAX = 2**31 - 1
@@ -109,13 +112,41 @@ def check_num_steps(op: str, num_steps: int) -> None:
     torch._check(num_steps >= 0, lambda: f"fcl::{op}: expected num_steps >= 0, got {num_steps}")
 
 
+def register_autograd(
+    op: str,
+    backward: Callable[..., Any],
+    *,
+    setup_context: Callable[..., Any] | None = None,
+) -> None:
+    """`torch.library.register_autograd`, and forward-mode derivatives refused."""
+    torch.library.register_autograd(
+        f"fcl::{op}", backward, setup_context=setup_context, lib=_REFUSING
+    )
+
+
+class _RefusingTangents(torch.library.Library):
+    """Kernels of autograd that look for tangents first: torch itself would lose them in silence."""
+
+    def impl(
+        self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any
+    ) -> None:
+        def kernel(*arguments: Any, **more: Any) -> Any:
+            refuse_tangents(op_name, *arguments)
+            return fn(*arguments, **more)
+
+        super().impl(op_name, kernel, dispatch_key, **options)
+
+
+_REFUSING = _RefusingTangents("fcl", "FRAGMENT")
+
+
 def refuse_double_backward(op: str) -> None:
     """Give a backward op an autograd formula that raises: silence would mean wrong gradients."""
 
     def backward(_ctx: object, *_grads: Tensor | None) -> None:
         raise RuntimeError(f"fcl::{op}: double backward is not supported")
 
-    torch.library.register_autograd(f"fcl::{op}", backward)
+    register_autograd(op, backward)
 
 
 def register_float32_autocast(op: str) -> None:

@@ -12,6 +12,7 @@ from fcl_ext._registrations.common import (
     check_floating,
     check_same_device,
     check_shape,
+    register_autograd,
     register_float32_autocast,
 )
 from fcl_ext._registrations.csr_transpose import check_csr
@@ -34,5 +35,5 @@ def _backward(_ctx: object, _grad: Tensor) -> None:
     raise RuntimeError("fcl::edge_dot: it has no gradient")
 
 
-torch.library.register_autograd("fcl::edge_dot", _backward)
+register_autograd("edge_dot", _backward)
 register_float32_autocast("edge_dot")

@@ -16,6 +16,7 @@ from fcl_ext._registrations.common import (
     check_floating,
     check_same_device,
     check_shape,
+    register_autograd,
     register_float32_autocast,
 )
 
@@ -124,5 +125,5 @@ def _backward(_ctx: object, *_grads: Tensor | None) -> None:
 
 
 for _op in ("knn_graph", "knn_graph_segments"):
-    torch.library.register_autograd(f"fcl::{_op}", _backward)
+    register_autograd(_op, _backward)
     register_float32_autocast(_op)

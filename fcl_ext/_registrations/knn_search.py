@@ -13,6 +13,7 @@ from fcl_ext._registrations.common import (
     check_floating,
     check_same_device,
     check_shape,
+    register_autograd,
     register_float32_autocast,
 )
 
@@ -116,5 +117,5 @@ def _backward(_ctx: object, *_grads: Tensor | None) -> None:
     )
 
 
-torch.library.register_autograd(f"fcl::{_OP}", _backward)
+register_autograd(_OP, _backward)
 register_float32_autocast(_OP)

@@ -20,6 +20,7 @@ from fcl_ext._registrations.common import (
     dtype_name,
     number,
     refuse_double_backward,
+    register_autograd,
     register_float32_autocast,
 )
 from fcl_ext._registrations.csr_transpose import check_csr
@@ -233,17 +234,15 @@ def _backward_tol(
     return (None, None, grad_values, grad_features, None, None, None, None)
 
 
-torch.library.register_autograd("fcl::random_walk", _backward, setup_context=_setup_context)
-torch.library.register_autograd(
-    "fcl::random_walk_tol", _backward_tol, setup_context=_setup_context_tol
-)
+register_autograd("random_walk", _backward, setup_context=_setup_context)
+register_autograd("random_walk_tol", _backward_tol, setup_context=_setup_context_tol)
 
 
 def _backward_resume(_ctx: object, _grad: Tensor) -> None:
     raise RuntimeError("fcl::random_walk_resume: it has no gradient; use random_walk")
 
 
-torch.library.register_autograd("fcl::random_walk_resume", _backward_resume)
+register_autograd("random_walk_resume", _backward_resume)
 refuse_double_backward("random_walk_backward")
 register_float32_autocast("random_walk")
 register_float32_autocast("random_walk_tol")

@@ -18,6 +18,7 @@ from fcl_ext._registrations.common import (
     check_same_device,
     check_shape,
     refuse_double_backward,
+    register_autograd,
     register_float32_autocast,
 )
 from fcl_ext._registrations.pack_prototypes import check_packed, check_packed_device
@@ -174,6 +175,6 @@ def _backward(
     return grad_embeddings, grad_prototypes, grad_values, *(None,) * 6
 
 
-torch.library.register_autograd("fcl::softmax_readout", _backward, setup_context=_setup_context)
+register_autograd("softmax_readout", _backward, setup_context=_setup_context)
 refuse_double_backward("softmax_readout_backward")
 register_float32_autocast("softmax_readout")

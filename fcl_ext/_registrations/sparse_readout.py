@@ -17,6 +17,7 @@ from fcl_ext._registrations.common import (
     check_same_device,
     check_shape,
     refuse_double_backward,
+    register_autograd,
     register_float32_autocast,
 )
 
@@ -198,6 +199,6 @@ def _grad_rows(
     return grad.to(rows.dtype)
 
 
-torch.library.register_autograd("fcl::sparse_readout", _backward, setup_context=_setup_context)
+register_autograd("sparse_readout", _backward, setup_context=_setup_context)
 refuse_double_backward("sparse_readout_backward_rows")
 register_float32_autocast("sparse_readout")

@@ -14,6 +14,7 @@ from fcl_ext._registrations.common import (
     check_same_device,
     check_shape,
     dtype_name,
+    register_autograd,
     register_float32_autocast,
 )
 from fcl_ext._registrations.csr_transpose import check_csr, check_num_nodes
@@ -103,5 +104,5 @@ def _backward(_ctx: object, _grad: Tensor) -> None:
     raise RuntimeError("fcl::random_walk_union: it has no gradient; use random_walk")
 
 
-torch.library.register_autograd("fcl::random_walk_union", _backward)
+register_autograd("random_walk_union", _backward)
 register_float32_autocast("random_walk_union")

@@ -29,6 +29,7 @@ __all__ = [
     "CLASSES",
     "CLASSIFIER",
     "ModelCard",
+    "check_encoder",
     "load_model",
     "read_card",
     "save_classifier",
@@ -111,7 +112,7 @@ def save_model(
         >>> card.fingerprint.preprocessing
         'grey 32 px in [0, 1]'
     """
-    _check_encoder(encoder, name, dim, channels)
+    check_encoder(encoder, name=name, dim=dim, channels=channels)
     content = save(
         {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
     )
@@ -158,6 +159,34 @@ def save_classifier(
         np.save(file, rows.detach().cpu().numpy())
     with replacing(Path(folder) / CLASSES) as temporary:
         temporary.write_text("\n".join(class_names) + "\n", encoding="utf-8")
+
+
+def check_encoder(encoder: nn.Module, *, name: str, dim: int, channels: int) -> None:
+    """Refuse an encoder that `load_model` could not read, as `save_model` does: before a training.
+
+    Args:
+        encoder: To be saved.
+        name: For `fclearn.build_encoder`.
+        dim: Embedding dim.
+        channels: Of its images.
+
+    Raises:
+        ValueError: Its weights are not those of the named one, by name and shape.
+        ModuleNotFoundError: A ``timm:`` encoder without timm.
+
+    Example:
+        >>> check_encoder(build_encoder("tiny-cnn", dim=8), name="tiny-cnn", dim=8, channels=1)
+    """
+    found, wanted = _shapes(encoder), _named_shapes(name, dim, channels)
+    if found == wanted:
+        return
+    first = min(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    raise ValueError(
+        f"encoder: expected the weights of build_encoder({name!r}, dim={dim}, "
+        f"channels={channels}), which load_model makes of the folder, got {first!r} of "
+        f"{found.get(first, 'nothing')} where that has {wanted.get(first, 'nothing')}; keep an "
+        "encoder of your own with torch.save, and what it embeds in a FeatureStore"
+    )
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
@@ -234,21 +263,16 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
     return card
 
 
-def _check_encoder(encoder: nn.Module, name: str, dim: int, channels: int) -> None:
-    """Refuse an encoder whose weights are not those of the named one."""
-    # Its numbers are not looked at: neither memory nor the random state is touched.
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        wanted = _shapes(build_encoder(name, dim=dim, channels=channels))
-    found = _shapes(encoder)
-    if found == wanted:
-        return
-    first = min(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    raise ValueError(
-        f"encoder: expected the weights of build_encoder({name!r}, dim={dim}, "
-        f"channels={channels}), which load_model makes of the folder, got {first!r} of "
-        f"{found.get(first, 'nothing')} where that has {wanted.get(first, 'nothing')}; keep an "
-        "encoder of your own with torch.save, and what it embeds in a FeatureStore"
-    )
+def _named_shapes(name: str, dim: int, channels: int) -> dict[str, list[int]]:
+    """Of the weights of the encoder of this name; the random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            # Its numbers are not looked at: a large one costs no memory.
+            with torch.device("meta"):
+                return _shapes(build_encoder(name, dim=dim, channels=channels))
+        except RuntimeError:
+            # A constructor that asks a tensor for its values (Tensor.item), as some of timm do.
+            return _shapes(build_encoder(name, dim=dim, channels=channels))
 
 
 def _shapes(encoder: nn.Module) -> dict[str, list[int]]:

@@ -24,7 +24,7 @@ from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.methods import build_method, get_method
-from fclearn.model_folder import ModelCard, save_classifier, save_model
+from fclearn.model_folder import ModelCard, check_encoder, save_classifier, save_model
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
 
 if TYPE_CHECKING:
@@ -77,8 +77,11 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     assets = load_assets(config, data)
     _check_same_old(config, output)
     torch.manual_seed(config.train.seed)
-    encoder = build_encoder(config.encoder.name, dim=config.encoder.dim, channels=data.channels)
-    losses = build_method(spec.name, assets, config.encoder.dim, **config.method.settings)
+    name, dim, channels = config.encoder.name, config.encoder.dim, data.channels
+    encoder = build_encoder(name, dim=dim, channels=channels)
+    # Not at the end alone, where save_model does it: the training would be lost.
+    check_encoder(encoder, name=name, dim=dim, channels=channels)
+    losses = build_method(spec.name, assets, dim, **config.method.settings)
     augment = _left_alone if photos else augment_drawings  # crops are drawn with the files
     trainer: Trainer
     if world is None:
@@ -108,7 +111,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
             with replacing(output / _OLD) as temporary:
                 temporary.write_text(json.dumps(old.to_dict(), indent=2), encoding="utf-8")
     say(
-        f"training {spec.name} ({config.encoder.name}, dim {config.encoder.dim}) on {len(data)} "
+        f"training {spec.name} ({name}, dim {dim}) on {len(data)} "
         f"images of {data.num_classes} classes, on {where}, in {output}"
     )
     try:
@@ -123,9 +126,9 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
         card = save_model(
             output,
             encoder,
-            name=config.encoder.name,
-            dim=config.encoder.dim,
-            channels=data.channels,
+            name=name,
+            dim=dim,
+            channels=channels,
             size=data.images.shape[1],
             method=spec.name,
             short_side=config.data.short_side,

@@ -92,6 +92,6 @@ class _GatherRows(torch.autograd.Function):
         return gather(rows, group)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # linear: of a constant gradient that comes in it makes a constant
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return sum_scatter(grad, ctx.group), None

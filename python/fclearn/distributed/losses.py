@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcl_ext._derivatives import refuse_gradient
 from fcl_ext.losses import MarginType, Reduction
 from fclearn._nearest import nearest_prototype
 from fclearn.distributed.collectives import Group, check_same_count, gather, total
@@ -63,7 +64,8 @@ def sharded_compat_loss(
 
     Raises:
         ValueError: Another number of rows than on other processes, a label out of range, an arcface
-            margin without normalize (CPU only for what depends on values).
+            margin without normalize (CPU only for what depends on values); a scale, margin or
+            label_smoothing that requires a gradient.
         RuntimeError: Shapes, dtypes or a scale that the kernel refuses.
 
     References:
@@ -78,6 +80,8 @@ def sharded_compat_loss(
         >>> torch.allclose(loss, fcl_ext.compat_loss(x, w, y, scale=9.0))
         True
     """
+    for name, value in (("scale", scale), ("margin", margin), ("label_smoothing", label_smoothing)):
+        refuse_gradient(name, value)
     check_same_count("sharded_compat_loss", embeddings, group)
     if margin_type == "arcface" and margin and not normalize:
         raise ValueError("sharded_compat_loss: an arcface margin needs normalize=True")

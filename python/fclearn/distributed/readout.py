@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fcl_ext import ops
+from fcl_ext._derivatives import differentiable_once, refuse_gradient
 from fclearn.distributed.collectives import Group, gather, sum_scatter, total
 
 
@@ -50,6 +51,7 @@ def logsumexp_over_shards(
         ``-inf`` for a row that no class is left for.
 
     Raises:
+        ValueError: A scale that requires a gradient.
         RuntimeError: Shapes, dtypes or a scale that the kernel refuses.
 
     Example:
@@ -58,6 +60,7 @@ def logsumexp_over_shards(
         ...     logsumexp_over_shards(torch.eye(2), torch.eye(2), first=0, group=group, scale=1.0)
         tensor([1.3133, 1.3133])
     """
+    refuse_gradient("scale", scale)
     out: Tensor = _LogsumexpOverShards.apply(  # type: ignore[no-untyped-call]
         embeddings, shard, exclude, first, group, scale, normalize
     )
@@ -86,7 +89,13 @@ def positives_over_shards(
 
     Returns:
         Shape ``(n,)``, differentiable in the embeddings.
+
+    Raises:
+        ValueError: A bank, log weights or a scale that require a gradient.
     """
+    refuse_gradient("scale", scale)
+    refuse_gradient("rows", rows, "detach")
+    refuse_gradient("log_weights", sets[2], "detach")
     out: Tensor = _PositivesOverShards.apply(  # type: ignore[no-untyped-call]
         embeddings, rows, labels, sets, group, scale
     )
@@ -147,7 +156,7 @@ class _LogsumexpOverShards(torch.autograd.Function):
         return _mine(logsumexp, group)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("logsumexp_over_shards")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, shard, own, logsumexp, mean = ctx.saved_tensors
         need_embeddings, need_shard = ctx.needs_input_grad[:2]
@@ -192,12 +201,14 @@ class _PositivesOverShards(torch.autograd.Function):
         return _mine(logsumexp, group)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("positives_over_shards")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (mean,) = ctx.saved_tensors
         return (ctx.scale * grad[:, None] * mean).to(ctx.dtype), *(None,) * 5
 
 
+# The two below are linear: where a gradient that comes in is constant, so is theirs, and
+# once_differentiable refuses the rest.
 class _RowsOfShards(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Tensor, index: Tensor, first: int, group: Group) -> Tensor:
