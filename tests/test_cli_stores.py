@@ -255,7 +255,10 @@ def test_a_faiss_file_with_ids_in_lines(fcl, tmp_path):
     assert not (tmp_path / "g.txt").exists()
 
 
-@pytest.mark.parametrize("factory", ["HNSW8", "IVF4,Flat", "IDMap,HNSW8", "IDMap2,Flat", "Flat"])
+@pytest.mark.parametrize(
+    "factory",
+    ["HNSW8", "NSG8", "IVF4,Flat", "IDMap,HNSW8", "IDMap,IVF4,Flat", "IDMap2,Flat", "Flat"],
+)
 def test_faiss_indexes_of_whole_vectors(factory, fcl, tmp_path):
     import faiss
 
@@ -275,6 +278,28 @@ def test_faiss_indexes_of_whole_vectors(factory, fcl, tmp_path):
     assert sorted(map(int, store.ids)) == sorted(order + 1000)
     where = [int(name) % 1000 for name in store.ids]
     np.testing.assert_array_equal(store.features, rows[where])
+
+
+def test_ids_of_a_faiss_index_around_ids(fcl, tmp_path):
+    import faiss
+
+    rows = vectors(3)
+    inner = faiss.IndexIDMap(faiss.IndexFlatIP(8))
+    outer = faiss.IndexIDMap(inner)
+    inner.add_with_ids(rows, np.array([2, 0, 1]))
+    outer.ntotal = 3
+    pull = ["pull", f"faiss:{tmp_path}/g.index", "--model", "m", "--out"]
+    faiss.copy_array_to_vector(np.array([70, 80, 90]), outer.id_map)
+    faiss.write_index(outer, str(tmp_path / "g.index"))
+    assert fcl(*pull, tmp_path / "whole")[0] == 0
+    store = FeatureStore.open(tmp_path / "whole")
+    assert store.ids == ["90", "70", "80"]
+    np.testing.assert_array_equal(store.features, rows)
+    faiss.copy_array_to_vector(np.array([70, 80]), outer.id_map)
+    faiss.write_index(outer, str(tmp_path / "g.index"))
+    code, _, error = fcl(*pull, tmp_path / "damaged")
+    assert code == 2
+    assert "not a whole faiss index file" in error
 
 
 @pytest.mark.slow

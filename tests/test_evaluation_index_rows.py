@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from fclearn._faiss_index import IndexParts
 from fclearn.adapters import Ridge, export
 from fclearn.evaluation import IndexedGallery, evaluate_retrieval
 from fclearn.features import FeatureStore, Fingerprint
@@ -23,6 +23,24 @@ FEATURES = (CENTRES[LABELS] + 0.5 * _rng.standard_normal((ROWS, DIM))).astype("f
 UNIT = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
 ORDER = _rng.permutation(ROWS)
 NUMBERS = np.arange(ROWS) * 7 + 1000
+KEYS = [
+    "Flat",
+    "HNSW8",
+    "NSG8",
+    "HNSW8_SQ8",
+    "SQfp16",
+    "SQ8",
+    "SQ4",
+    "IVF4,Flat",
+    "PQ4x4",
+    "IVF4,PQ4x4",
+    "RR16,IVF4,PQ8x4",
+    "PCAR16,SQ8",
+    "L2norm,Flat",
+    "L2norm,SQfp16",
+    "L2norm,SQ8",
+    "LSH",
+]
 
 
 @pytest.fixture
@@ -43,6 +61,7 @@ def store(tmp_path):
 
 
 def _index(key, ids=None, rows=UNIT, metric=faiss.METRIC_INNER_PRODUCT):
+    metric = faiss.METRIC_L2 if key == "LSH" else metric
     index = faiss.index_factory(rows.shape[1], key, metric)
     index.train(rows)
     if ids is None:
@@ -102,23 +121,10 @@ def test_ids_beside_the_index(store):
         IndexedGallery(_index("Flat"), gallery=gallery, ids=names[::-1])
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "Flat",
-        "HNSW8",
-        "SQfp16",
-        "SQ8",
-        "IVF4,Flat",
-        "PQ4x4",
-        "RR16,IVF4,PQ8x4",
-        "PCAR16,SQ8",
-        "LSH",
-    ],
-)
+@pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_another_order_is_refused_and_the_own_is_not(store, key, metric):
-    kind = faiss.METRIC_L2 if metric == "l2" or key == "LSH" else faiss.METRIC_INNER_PRODUCT
+    kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     index = _index(key, rows=FEATURES if metric == "l2" else UNIT, metric=kind)
     live = IndexedGallery(index, gallery=store(metric=metric))
     assert (live.maps_queries, live.note) == (False, "")
@@ -126,10 +132,63 @@ def test_another_order_is_refused_and_the_own_is_not(store, key, metric):
         IndexedGallery(index, gallery=store(ORDER, metric=metric))
 
 
-def test_a_row_that_was_taken_out_is_noticed(store):
+@pytest.mark.parametrize("key", KEYS)
+def test_a_row_that_was_taken_out_is_noticed(store, key):
     order = [*range(150), *range(151, ROWS), 150]
     with pytest.raises(ValueError, match="in their order"):
-        IndexedGallery(_index("Flat"), gallery=store(np.array(order)))
+        IndexedGallery(_index(key), gallery=store(np.array(order)))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_shuffled_part_is_noticed(store, key):
+    order = np.arange(ROWS)
+    order[:120] = np.random.default_rng(0).permutation(120)
+    with pytest.raises(ValueError, match="in their order"):
+        IndexedGallery(_index(key), gallery=store(order))
+
+
+@pytest.mark.parametrize("key", ["Flat", "HNSW8", "SQ8", "SQ4", "PQ4x4"])
+def test_a_row_taken_out_of_a_gallery_sorted_by_class_is_noticed(store, key):
+    # Each row from the middle on is another of its class: the others are far from both.
+    by_class = np.argsort(LABELS, kind="stable")
+    index = _index(key, rows=UNIT[by_class])
+    assert IndexedGallery(index, gallery=store(by_class)).note == ""
+    with pytest.raises(ValueError, match="in their order"):
+        IndexedGallery(index, gallery=store(np.r_[by_class[:150], by_class[151:], by_class[150]]))
+
+
+@pytest.mark.parametrize("key", ["PQ4x4", "PQ1x4", "IVF4,PQ4x4", "RQ4x4", "SQ4", "LSH"])
+def test_codes_that_tell_classes_alone_are_in_their_order(tmp_path, key):
+    # Two classes, each narrow: half of a class is nearer to a code than the row it is of.
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((2, DIM))[np.arange(ROWS) % 2]
+    rows = (rows + 0.1 * rng.standard_normal(rows.shape)).astype("f4")
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = _index(key, rows=rows)
+    rounded = torch.from_numpy(rows).bfloat16().float().numpy()
+    gallery = FeatureStore.write(
+        tmp_path / "two",
+        rounded,
+        {"id": [f"item {row}" for row in range(ROWS)]},
+        Fingerprint("old", DIM, norm="none"),
+    )
+    assert IndexedGallery(index, gallery=gallery).note == ""
+
+
+@pytest.mark.parametrize("key", ["Flat", "SQ8", "PQ4x4"])
+def test_rows_of_other_lengths_are_the_rows(store, key):
+    assert IndexedGallery(_index(key, rows=3 * FEATURES), gallery=store()).note == ""
+
+
+def test_an_index_that_is_no_codec_is_looked_at(store, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("not implemented")
+
+    index = _index("PQ4x4")
+    monkeypatch.setattr(faiss.IndexPQ, "sa_encode", refuse)
+    assert IndexedGallery(index, gallery=store()).note == ""
+    with pytest.raises(ValueError, match="in their order"):
+        IndexedGallery(index, gallery=store(ORDER))
 
 
 def test_some_rows_embedded_anew_are_still_the_rows(store):
@@ -165,6 +224,9 @@ def test_what_gives_no_vectors_back_is_noted(store):
         live.note
         == "index: IndexShards gives no vectors back, the order of its rows was not checked"
     )
+    # It gives others than it holds.
+    live = IndexedGallery(_index("IVF4,RaBitQfs"), gallery=store())
+    assert live.note.startswith("index: IndexIVFRaBitQFastScan gives no vectors back")
 
 
 def test_ids_that_do_not_match(store):
@@ -176,6 +238,9 @@ def test_ids_that_do_not_match(store):
         IndexedGallery(_index("IDMap,Flat", again), gallery=store(ids=NUMBERS))
     with pytest.raises(ValueError, match=r"expected the 300 x 16 rows of .*, found 300 x 8"):
         IndexedGallery(_index("Flat", rows=UNIT[:, :8].copy()), gallery=store())
+    wide = np.tile(UNIT, 2)
+    with pytest.raises(ValueError, match=r"expected the 300 x 16 rows of .*, found 300 x 32"):
+        IndexedGallery(_index("PCAR8,Flat", rows=wide), gallery=store())
     with pytest.raises(ValueError, match="ids: expected a gallery"):
         IndexedGallery(index, ids=["a"])
     with pytest.raises(ValueError, match="rows_of_ids and gallery: expected one"):
@@ -199,25 +264,20 @@ def test_an_index_behind_an_adapter(store, dim, key, tmp_path):
     assert dict(through) == pytest.approx(dict(mapped), abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("key", "is_whole"),
-    [
-        ("Flat", True),
-        ("HNSW4,Flat", True),
-        ("NSG4,Flat", True),
-        ("HNSW4,SQ8", False),
-        ("PQ4x3,RFlat", True),
-        ("SQ8,Refine(SQ8)", False),  # codes of two bytes a number, of which one comes back
-        ("IDMap,HNSW4,SQfp16", True),
-    ],
-)
-def test_codes_are_judged_by_those_that_come_back(key, is_whole):
-    assert IndexParts.of(faiss.index_factory(DIM, key)).is_whole is is_whole
+@pytest.mark.filterwarnings("ignore:index. the rows of IndexPQ come back with lengths")
+@pytest.mark.parametrize("key", ["Flat", "SQ8", "PQ4x4"])
+def test_an_adapter_that_moves_little_maps_queries(store, key):
+    turn, _ = np.linalg.qr(
+        np.eye(DIM) + 0.02 * np.random.default_rng(5).standard_normal((DIM, DIM))
+    )
+    turn = (turn * np.sign(np.diag(turn))).astype("f4")
+    adapter = Ridge().fit(source=FEATURES @ turn, target=FEATURES)
+    live = IndexedGallery(export.wrap_index(adapter, _index(key)), gallery=store())
+    assert (live.maps_queries, live.note) == (True, "")
 
 
 @pytest.mark.parametrize("with_file", [False, True])
 def test_what_push_writes(store, fcl, with_file, tmp_path):
-    gallery = store(ORDER, None if with_file else NUMBERS)
     live, ids = tmp_path / "live.faiss", tmp_path / "live.txt"
     names = store(ids=None if with_file else NUMBERS).ids  # pushed in another order
     gallery = store(ORDER, None if with_file else NUMBERS)
@@ -263,3 +323,19 @@ def test_an_adapted_index_by_the_command(store, fcl, tmp_path):
         code, _, error = fcl("eval", *models, *rest)
         assert code == 2
         assert "maps queries of another model into the space of" in error
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_transform_that_moves_nothing_is_no_adapter(fcl, seed, tmp_path):
+    rows = np.random.default_rng(seed).standard_normal((1000, 32)).astype("f4")
+    gallery = FeatureStore.write(
+        tmp_path / "g",
+        rows,
+        {"id": [f"item {row}" for row in range(1000)], "label": np.arange(1000) % 10},
+        Fingerprint("old", 32, norm="none"),
+    )
+    faiss.write_index(_index("L2norm,SQfp16", rows=rows), str(tmp_path / "live"))
+    code, _, error = fcl(
+        "eval", "--query", gallery.path, "--gallery", gallery.path, "--exclude-self",
+        "--index", tmp_path / "live", "--metrics", "cmc@1", "--num-bootstrap", 10)  # fmt: skip
+    assert (code, error.count("error")) == (0, 0)

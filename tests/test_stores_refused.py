@@ -231,6 +231,11 @@ def test_a_store_of_whole_rows_only(tmp_path):
     faiss.write_index(index, str(tmp_path / "codes.index"))
     with pytest.raises(ValueError, match="found IndexPQ, which keeps codes"):
         opened_pull(f"faiss:{tmp_path}/codes.index", tmp_path / "out")
+    index = faiss.index_factory(8, "L2norm,Flat")
+    index.add(vectors(20))
+    faiss.write_index(index, str(tmp_path / "turned.index"))
+    with pytest.raises(ValueError, match="found IndexPreTransform, which keeps codes or another"):
+        opened_pull(f"faiss:{tmp_path}/turned.index", tmp_path / "out")
     store = features(tmp_path / "new", vectors(COUNT), ids=[str(n) for n in range(COUNT)])
     index = faiss.index_factory(8, "HNSW8")
     index.add(vectors(COUNT))

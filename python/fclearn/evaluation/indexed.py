@@ -34,8 +34,9 @@ class IndexedGallery:
             ``{"efSearch": 64}``.
         rows_of_ids: Gallery row of each id of an ``IndexIDMap``.
         gallery: Store of the rows that the index holds. The index's numbers are then matched with
-            its ids, as text, or are its rows where no ids match; and 32 vectors, if the index gives
-            vectors back, are compared with their rows.
+            its ids, as text, or are its rows where no ids match; and 128 vectors, if the index
+            gives vectors back, are compared with their rows: more than a tenth that are of others
+            are another order.
         ids: With ``gallery``: its id for each vector, by the number that the index has for it; in
             the order they were added where these are not 0 … G - 1.
         name: Of the index, for messages.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A faiss index file that holds whole vectors: flat, HNSW over flat, IVF flat; with ids or not.
+"""A faiss index file of whole vectors: flat, or HNSW, NSG or IVF of flat ones; with ids or not.
 
 ``faiss:gallery.index``: ids are the numbers that the index has, or else its row numbers.
 ``faiss:gallery.index?ids=ids.txt``: row by row the ids are the lines of a text file.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fclearn._faiss_index import IndexParts
 from fclearn._files import replacing
 from fclearn.features import Fingerprint
 from fclearn.features.ids import read_id_lines
@@ -128,12 +129,11 @@ class FaissStore(FileStore):
         fingerprint: Fingerprint | None,  # noqa: ARG002
     ) -> None:
         """See `FileStore`; of flat indexes alone, as others are built around their vectors."""
-        index = self._loaded()
-        inner = self._inner(index)
-        if not isinstance(inner, self._faiss.IndexFlat):
+        index, parts = self._loaded(), self._parts()
+        if not isinstance(parts.base, self._faiss.IndexFlat):
             raise ValueError(
                 f"store {self.url}: expected a flat index to replace vectors in, found "
-                f"{type(inner).__name__}: write a new one"
+                f"{type(parts.base).__name__}: write a new one"
             )
         row_of = {name: row for row, name in enumerate(self.ids())}
         stored = self._numbers()[1]
@@ -152,59 +152,59 @@ class FaissStore(FileStore):
                 raise ValueError(f"store {self.url}: not a whole faiss index file") from error
         return self._index
 
-    def _inner(self, index: Any) -> Any:
-        """The index within those that only hold ids."""
-        while isinstance(index, self._faiss.IndexIDMap):
-            index = self._faiss.downcast_index(index.index)
-        return index
+    def _parts(self) -> IndexParts:
+        """What the index is made of; refused where it holds rows of another space."""
+        try:
+            parts = IndexParts.of(self._loaded())
+        except ValueError as error:
+            raise ValueError(f"store {self.url}: not a whole faiss index file: {error}") from error
+        if parts.transforms:
+            raise self._other("IndexPreTransform")
+        return parts
 
     def _numbers(self) -> tuple[NDArray[np.int64], Vectors]:
         """The number of each row ``(N,)``, and its vector ``(N, D)``: a view where flat."""
-        faiss, index = self._faiss, self._loaded()
-        inner = self._inner(index)
-        numbers = None
-        if isinstance(index, faiss.IndexIDMap):
-            numbers = faiss.vector_to_array(index.id_map).astype(np.int64)
-            self._check_whole(len(numbers) == inner.ntotal)
-        if isinstance(inner, faiss.IndexHNSWFlat):
-            inner = faiss.downcast_index(inner.storage)
-        if isinstance(inner, faiss.IndexFlat):
-            count, dim = inner.ntotal, inner.d
+        faiss, parts = self._faiss, self._parts()
+        flat = parts.codec
+        self._check_whole(parts.id_map is None or len(parts.id_map) == parts.base.ntotal)
+        if isinstance(flat, faiss.IndexFlat):
+            count, dim = flat.ntotal, flat.d
             # What a damaged file says of itself must not make numpy read beyond its numbers.
-            self._check_whole(index.ntotal == count and inner.codes.size() == 4 * count * dim)
-            numbers = np.arange(count, dtype=np.int64) if numbers is None else numbers
+            self._check_whole(
+                self._loaded().ntotal == count and flat.codes.size() == 4 * count * dim
+            )
+            numbers = np.arange(count, dtype=np.int64) if parts.id_map is None else parts.id_map
             if count == 0:
                 return numbers, np.empty((0, dim), dtype=np.float32)
-            return numbers, faiss.rev_swig_ptr(inner.get_xb(), count * dim).reshape(count, dim)
-        if isinstance(inner, faiss.IndexIVFFlat):
-            return self._inverted(inner, numbers)
-        raise ValueError(
-            f"store {self.url}: expected whole vectors (a flat, HNSW flat or IVF flat index), "
-            f"found {type(inner).__name__}, which keeps codes or another space"
-        )
+            return numbers, faiss.rev_swig_ptr(flat.get_xb(), count * dim).reshape(count, dim)
+        if isinstance(flat, faiss.IndexIVFFlat):
+            return self._inverted(parts)
+        raise self._other(type(parts.base).__name__)
 
-    def _inverted(
-        self, index: Any, numbers: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.int64], Vectors]:
+    def _inverted(self, parts: IndexParts) -> tuple[NDArray[np.int64], Vectors]:
         """Rows of an IVF index, in the order of the numbers they were added with."""
-        faiss, lists = self._faiss, index.invlists
+        index, lists = parts.base, parts.base.invlists
         self._check_whole(lists.code_size == 4 * index.d and lists.nlist == index.nlist)
         held, vectors = [np.empty(0, dtype=np.int64)], [np.empty((0, index.d), dtype=np.float32)]
-        for number in range(index.nlist):
-            size = lists.list_size(number)
-            if size:
-                held.append(faiss.rev_swig_ptr(lists.get_ids(number), size).astype(np.int64))
-                codes = faiss.rev_swig_ptr(lists.get_codes(number), size * lists.code_size)
-                vectors.append(codes.copy().view(np.float32).reshape(size, index.d))
+        for at, numbers in parts.lists():
+            held.append(numbers)
+            codes = self._faiss.rev_swig_ptr(lists.get_codes(at), len(numbers) * lists.code_size)
+            vectors.append(codes.copy().view(np.float32).reshape(-1, index.d))
         inner, rows = np.concatenate(held), np.concatenate(vectors)
         order = np.argsort(inner, kind="stable")
         inner = inner[order]
         self._check_whole(len(inner) == index.ntotal)
-        if numbers is not None:
+        if parts.id_map is not None:
             # With ids of its own around it, an IVF index numbers its rows from 0.
             self._check_whole(np.array_equal(inner, np.arange(len(inner))))
-            inner = numbers
+            inner = parts.id_map
         return inner, rows[order]
+
+    def _other(self, found: str) -> ValueError:
+        return ValueError(
+            f"store {self.url}: expected whole vectors (a flat, HNSW flat, NSG flat or IVF flat "
+            f"index), found {found}, which keeps codes or another space"
+        )
 
     def _check_whole(self, agrees: bool) -> None:
         if not agrees:
