@@ -15,10 +15,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from cli_samples import refused, train
+from experiment_samples import CONFIG
 from training_samples import DIM, make_trainer
 
 from fclearn.cli import main
 from fclearn.diagnosis import ENVIRONMENT
+from fclearn.experiments import settings, sources
+from fclearn.experiments.table import TABLE
 from fclearn.methods import METHODS, Assets, build_method, get_method, register
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_method.md"
@@ -92,6 +95,32 @@ def test_the_script_and_an_upgrade_find_it(tmp_path):
     assert "my-nce" in done.stderr
 
 
+@pytest.mark.usefixtures("module")
+def test_it_is_compared_with_the_others(fcl, pattern_images, tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.DEFAULTS, "icons", CONFIG)
+    monkeypatch.setattr(sources, "load_icons", lambda: pattern_images)
+    bench = ("bench-methods", "--out", str(tmp_path / "compared"))
+    code, result, _ = fcl(*bench, "--methods", "independent,my-nce", "--json")
+    assert code == 0
+    assert [run["config"]["method"] for run in result["runs"]] == ["independent", "my-nce"]
+    assert result["runs"][1]["config"]["settings"]["scale"] == 20
+    # A table is made of what the runs wrote: whoever has no module of the method makes it, too.
+    monkeypatch.setenv("FCL_METHODS", "not_there")
+    assert fcl(*bench, "--table")[0] == 0
+    assert "my-nce" in (tmp_path / "compared" / TABLE).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("module")
+def test_a_chain_of_models_is_trained_by_it(fcl, pattern_images, tmp_path, monkeypatch):
+    monkeypatch.setattr("fclearn.datasets.load_icons", lambda: pattern_images)
+    few = ("--quick", "--classes", "3,8", "--encoders", "tiny-cnn,tiny-cnn", "--dims", "6,8")
+    code, result, _ = fcl(
+        "bench-chain", "--methods", "my-nce", "--out", str(tmp_path / "chain"), *few, "--json"
+    )
+    assert code == 0
+    assert [report["method"] for report in result["chains"]] == ["my-nce"]
+
+
 @pytest.mark.parametrize(
     ("source", "part"),
     [
@@ -105,7 +134,7 @@ def test_the_script_and_an_upgrade_find_it(tmp_path):
         ),
     ],
 )
-@pytest.mark.parametrize("verb", ["train", "methods", "upgrade"])
+@pytest.mark.parametrize("verb", ["train", "methods", "upgrade", "bench-methods", "bench-chain"])
 def test_a_module_that_fails_is_one_line(fcl, tmp_path, monkeypatch, source, part, verb):
     if source is not None:
         (tmp_path / "my_broken.py").write_text(source, encoding="utf-8")

@@ -47,18 +47,20 @@ def bench_chain(
     Each model knows more classes than the one before it, and is trained by a method on that one's
     features alone. Prints, and writes as a page, the matrix of every model's queries in its own
     gallery and in all older ones, on classes nobody has seen. Stopped at any instant, the same
-    command resumes.
+    command resumes. FCL_METHODS=my_module adds the methods that this Python module registers.
 
     \b
     Examples:
       fcl bench-chain --methods ni-fcl,l2,independent --seeds 0,1,2
       fcl bench-chain --classes 100,400 --encoders tiny-cnn,small-cnn --dims 64,128
     """
+    from fclearn.cli.own_methods import load_own_methods
     from fclearn.datasets import load_icons
     from fclearn.experiments.chain import QUICK_CHAIN, ChainConfig, run_chain, with_seed
     from fclearn.methods import get_method
     from fclearn.report import write_chain_report
 
+    load_own_methods()
     config = QUICK_CHAIN if quick else ChainConfig()
     config = replace(
         config,

@@ -85,6 +85,7 @@ def bench_methods(
     Classes nobody has seen decide. Stopped at any instant, the same command resumes: a run whose
     result is there is not run again. At the end, table.md and two plots are made from all results
     in the folder; --table does only that. A folder holds results of one setting.
+    FCL_METHODS=my_module adds the methods that this Python module registers.
 
     \b
     Examples:
@@ -96,12 +97,14 @@ def bench_methods(
       fcl bench-methods --dataset wordnet --old-encoder glove --out runs/wordnet
       fcl bench-methods --out runs/comparison --table
     """
+    from fclearn.cli.own_methods import load_own_methods
     from fclearn.experiments.benchmark import RunsFailedError
     from fclearn.experiments.records import load_records
     from fclearn.experiments.settings import with_models
     from fclearn.experiments.table import TABLE, write_summary
 
     if not table:
+        load_own_methods()
         config = with_models(
             _config(dataset, quick),
             old_encoder=old_encoder,
