@@ -19,8 +19,8 @@ class LossModule(nn.Module, ABC):
     had at the start.
 
     Attributes:
-        by_row: Names of tensors that are looked up by row: as many rows as there are training
-            images, which is checked before a training.
+        by_row: Names of tensors or arrays that are looked up by row: as many rows as there are
+            training images, which is checked before a training.
         whole_batch: The term compares, picks among or remembers the images of a batch: several
             processes give it the images of all of them, where others get those of their own.
         sees_images: The term is called with the images, as the encoder got them, as a fourth
