@@ -103,10 +103,11 @@ def test_every_kind_of_encoder_is_saved_and_loaded(name, tmp_path):
     assert load_model(tmp_path)[1].encoder == name
 
 
-def test_a_constructor_may_ask_a_tensor_for_its_values(tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [torch.Tensor.item, torch.Tensor.numpy, np.asarray])
+def test_a_constructor_may_ask_a_tensor_for_its_values(tmp_path, monkeypatch, asked):
     # As timm's vit, convnext and swin do: drop_path = [x.item() for x in torch.linspace(...)].
     def build(dim, channels):
-        return SmallCnn(dim, channels, width=int(torch.linspace(4.0, 8.0, 2)[1].item()))
+        return SmallCnn(dim, channels, width=int(asked(torch.linspace(4.0, 8.0, 2)[1])))
 
     monkeypatch.setitem(encoders._BUILDERS, "asking", build)
     encoder = build_encoder("asking", dim=6, channels=3)

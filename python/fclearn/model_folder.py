@@ -270,8 +270,9 @@ def _named_shapes(name: str, dim: int, channels: int) -> dict[str, list[int]]:
             # Its numbers are not looked at: a large one costs no memory.
             with torch.device("meta"):
                 return _shapes(build_encoder(name, dim=dim, channels=channels))
-        except RuntimeError:
-            # A constructor that asks a tensor for its values (Tensor.item), as some of timm do.
+        except (RuntimeError, TypeError):
+            # A constructor that asks a tensor for its values, as some of timm do: Tensor.item, or
+            # as an array of NumPy, which is a TypeError.
             return _shapes(build_encoder(name, dim=dim, channels=channels))
 
 
