@@ -15,8 +15,8 @@ class LossModule(nn.Module, ABC):
 
     Yours need not inherit from it: any module that is called in the same way will do, and may have
     any of these attributes. Public attributes of a module that are numbers, texts, None or tuples
-    of them are its settings: a training is not resumed with others, nor with other buffers than it
-    had at the start.
+    of them are its settings: a training is not resumed with others, nor with other buffers or
+    parameters that are not trained than it had at the start.
 
     Attributes:
         by_row: Names of tensors or arrays that are looked up by row: as many rows as there are
