@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fclearn._files import reason, replacing
+from fclearn._lines import is_line
 from fclearn._schema import build
 from fclearn.encoders import build_encoder
 from fclearn.features import Fingerprint
@@ -153,7 +154,7 @@ def save_classifier(
         >>> np.load("runs/mine/classifier.npy").shape
         (2, 2)
     """
-    if any(name.splitlines() != [name] for name in class_names):
+    if not all(map(is_line, class_names)):
         return
     with replacing(Path(folder) / CLASSIFIER) as temporary, temporary.open("wb") as file:
         np.save(file, rows.detach().cpu().numpy())
