@@ -61,6 +61,12 @@ def test_an_old_classifier_arrives_by_class_name(photos, fcl, tmp_path, old_head
     (assets,) = seen
     assert assets.old_classes.tolist() == [2, 0, 1]
     np.testing.assert_array_equal(assets.old_classifier, np.load(tmp_path / "rows.npy")[[0, 2, 3]])
+    # By the rules of files of ids: a mark of byte order, CR LF, and only line ends end a line.
+    names = (tmp_path / "names.txt").read_text("utf-8").replace("extinct", "ex\u2028tin\x1cct")
+    written = "\ufeff" + names.replace("\n", "\r\n") + "\r\n\r\n"
+    (tmp_path / "names.txt").write_bytes(written.encode())
+    assert fcl(*train(photos, tmp_path / "other", *old_head))[0] == 0
+    assert seen[1].old_classes.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -137,6 +143,10 @@ def test_refused_old_classifiers(photos, fcl, tmp_path, old_head):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\n")
     assert refused(result(), "names.txt: expected one class name", "of the 4 rows", "got 3 lines")
+    names.write_text("a\nb\n\nc\n")
+    assert refused(result(), "names.txt: expected one class name a line", "got a blank line 3")
+    names.write_bytes(b"a\n\xff\n")
+    assert refused(result(), "names.txt: expected class names as UTF-8 text, one a line")
     names.write_text("a\nb\nc\na\n")
     assert refused(result(), "names.txt: expected distinct class names, got 'a' twice")
     names.write_text("a\nb\nc\nd\n")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from store_samples import sample_rows, unit
 
+from fclearn._lines import is_line, read_lines
 from fclearn.backfill.files import read_done
 from fclearn.cli.eval_run import ServingIndex
 from fclearn.features import FeatureStore, Fingerprint
@@ -51,6 +52,17 @@ def test_what_is_no_text_is_refused(tmp_path, reader):
     path.write_bytes(b"a\n\xff\n")
     with pytest.raises(ValueError, match=r"ids\.txt: expected ids as UTF-8 text, one a line"):
         reader(path)
+
+
+@pytest.mark.parametrize("name", [*IDS, "", " \t", "a\nb", "a\rb", "a\r", "\ufeffa", "a\ufeff"])
+def test_a_line_is_what_is_read_as_it_was_written(tmp_path, name):
+    (tmp_path / "names.txt").write_bytes(f"{name}\n".encode())
+    assert is_line(name) == (read_lines(tmp_path / "names.txt", "names") == [name])
+
+
+def test_blank_lines_count_between_others_alone(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\na\n \nb\n \n\n")
+    assert read_lines(tmp_path / "names.txt", "names") == ["", "a", " ", "b"]
 
 
 def test_no_id_is_written_that_would_be_skipped(tmp_path):

@@ -249,6 +249,99 @@ def test_empty_and_infinite_tensors_have_a_finite_sketch():
     own.register_buffer("log_weights", torch.tensor([0.5, -torch.inf, torch.nan]))
     own.register_buffer("none_chosen", torch.zeros(0, 3, dtype=torch.bool))
     assert changed_losses(key(own), key(own)) == []
+    assert all(map(math.isfinite, key(own)["losses[0].module.log_weights"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mark", ["-inf", "nan", "lowest"])
+def test_masked_numbers_are_compared_beside_their_marks(dtype, mark):
+    mark = torch.finfo(dtype).min if mark == "lowest" else float(mark)
+    masked = torch.tensor([mark, 0.5, 0.25, mark], dtype=dtype)
+    once = of_buffer(masked)
+    assert changed_losses(json.loads(json.dumps(once)), once) == []
+    elsewhere, louder = masked[[1, 0, 2, 3]], masked.clone()
+    louder[1] = 0.75
+    for changed in (elsewhere, louder, masked.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)):
+        assert changed_losses(once, of_buffer(changed)) == ["losses[0].module.chosen"]
+
+
+def test_marks_far_from_each_other_are_told_apart():
+    def marked(place):
+        numbers = torch.zeros(1_000_000)
+        numbers[place] = -torch.inf
+        return of_buffer(numbers)
+
+    assert changed_losses(marked(5), marked(5)) == []
+    assert changed_losses(marked(5), marked(5 + 2 * 512 * 512)) == ["losses[0].module.chosen"]
+
+
+def test_nan_is_nan_whatever_its_bits():
+    bits = torch.tensor([0x7FF8000000000000, -0x0008000000000000])
+    one, two = bits.view(torch.float64).split(1)
+    assert one.isnan()
+    assert two.isnan()
+    assert changed_losses(of_buffer(one), of_buffer(two)) == []
+
+
+def test_complex_numbers_count_up_to_rounding():
+    numbers = torch.randn(5, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    once = of_buffer(numbers.conj())
+    assert changed_losses(once, of_buffer(numbers.conj().resolve_conj() * (1 + 1e-6))) == []
+    for others in (numbers, 1.001 * numbers.conj()):
+        assert changed_losses(once, of_buffer(others)) == ["losses[0].module.chosen"]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_sparse_tensors_are_compared_by_their_entries(layout, dtype):
+    dense = (4 * torch.eye(3)).to(dtype)
+
+    def of(numbers):
+        return of_buffer(numbers.to_sparse(layout=layout))
+
+    assert changed_losses(of(dense), of(dense.clone())) == []
+    assert changed_losses(of(dense), of(2 * dense)) == ["losses[0].module.chosen.values"]
+    assert changed_losses(of(dense), of(dense.roll(1, 1))) == ["losses[0].module.chosen.indices"]
+    assert changed_losses(of(dense), of(F.pad(dense, (0, 1)))) == ["losses[0].module.chosen"]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.LazyLinear(3), r"module\.weight: .*, got a UninitializedParameter of torch\.float32: "),
+        (nn.BatchNorm1d(3, device="meta"), r"module\.running_mean: .*, got a Tensor of .*meta"),
+    ],
+)
+def test_tensors_without_numbers_are_refused_by_name(module, message):
+    with pytest.raises(ValueError, match=rf"^losses\[0\]\.{message}"):
+        key(module)
+
+
+def frozen(weight):
+    head = nn.Linear(3, 3, bias=False).requires_grad_(False)
+    head.weight.copy_(weight)
+    return nn.Sequential(head)
+
+
+def test_frozen_parameters_are_compared_as_buffers_are():
+    rows = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    assert changed_losses(key(frozen(rows)), key(frozen(rows * (1 + 1e-7)))) == []
+    for others in (rows[[1, 0, 2]], -rows, 1.001 * rows):
+        assert changed_losses(key(frozen(rows)), key(frozen(others))) == [
+            "losses[0].module.0.weight"
+        ]
+    # Those that are trained begin anywhere: the checkpoint's count.
+    started = [frozen(weight).requires_grad_(True) for weight in (rows, -rows)]
+    assert changed_losses(*map(key, started)) == []
+    # A buffer is trained by nobody, whatever it says.
+    assert changed_losses(*(of_buffer(x.requires_grad_()) for x in (rows.clone(), -rows)))
+
+
+def test_a_class_is_the_same_in_a_script_and_imported(monkeypatch):
+    imported = key(Own(scale=1.0))
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    assert changed_losses(imported, key(Own(scale=1.0))) == []
 
 
 def test_what_is_no_key_is_another_key():

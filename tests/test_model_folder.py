@@ -103,10 +103,11 @@ def test_every_kind_of_encoder_is_saved_and_loaded(name, tmp_path):
     assert load_model(tmp_path)[1].encoder == name
 
 
-def test_a_constructor_may_ask_a_tensor_for_its_values(tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [torch.Tensor.item, torch.Tensor.numpy, np.asarray])
+def test_a_constructor_may_ask_a_tensor_for_its_values(tmp_path, monkeypatch, asked):
     # As timm's vit, convnext and swin do: drop_path = [x.item() for x in torch.linspace(...)].
     def build(dim, channels):
-        return SmallCnn(dim, channels, width=int(torch.linspace(4.0, 8.0, 2)[1].item()))
+        return SmallCnn(dim, channels, width=int(asked(torch.linspace(4.0, 8.0, 2)[1])))
 
     monkeypatch.setitem(encoders._BUILDERS, "asking", build)
     encoder = build_encoder("asking", dim=6, channels=3)
@@ -121,11 +122,12 @@ def test_a_constructor_may_ask_a_tensor_for_its_values(tmp_path, monkeypatch):
 
 
 def test_a_class_name_that_is_no_line_leaves_no_classifier(tmp_path):
-    save_classifier(tmp_path, torch.eye(2), ["one", "t\nwo"])
-    assert not list(tmp_path.iterdir())
-    save_classifier(tmp_path, torch.eye(2), ["one", "two"])
+    for name in ("t\nwo", "two\r", " ", "\ufefftwo"):
+        save_classifier(tmp_path, torch.eye(2), ["one", name])
+        assert not list(tmp_path.iterdir())
+    save_classifier(tmp_path, torch.eye(2), ["one", "t\u2028wo"])
     assert np.array_equal(np.load(tmp_path / "classifier.npy"), np.eye(2, dtype=np.float32))
-    assert (tmp_path / "classes.txt").read_text("utf-8").splitlines() == ["one", "two"]
+    assert (tmp_path / "classes.txt").read_text("utf-8") == "one\nt\u2028wo\n"
 
 
 def test_the_quick_start_makes_the_store_of_the_command(work, photos, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from training_samples import bars as make_bars
 
+from fclearn._losses_key import changed_losses, losses_key
 from fclearn.encoders import SmallCnn
 from fclearn.integrations import CompatTerms
 from fclearn.losses import CosineClassifierLoss, LossTerm
@@ -102,8 +103,45 @@ def test_it_is_no_part_of_the_checkpoint_but_another_one_is_refused(tmp_path):
     trainer_of(assets, data, tmp_path, epochs=2).fit()  # all done
     with torch.no_grad():
         old.encoder.head.weight.mul_(1.5)
-    with pytest.raises(ValueError, match="losses"):
+    named = r"losses\[3\]\.module\.old_model\.encoder\.head\.weight differ"
+    with pytest.raises(ValueError, match=named):
         trainer_of(assets, data, tmp_path, epochs=2).fit()
+
+
+def changes(change, steps=100_000):
+    """What a training names after a change to the old model, which was trained for many steps."""
+
+    def key(model):
+        return losses_key([LossTerm("compat", 1.0, OldViewLoss(model))])
+
+    torch.manual_seed(0)
+    old = SmallCnn(OLD_DIM, width=4)
+    for part in old.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.num_batches_tracked.fill_(steps)
+    before = key(old)
+    with torch.no_grad():
+        change(old)
+    return [
+        name.removeprefix("losses[0].module.old_model.")
+        for name in changed_losses(before, key(old))
+    ]
+
+
+def test_every_tensor_of_the_old_model_counts_by_itself():
+    assert changes(lambda _: None) == []
+    assert changes(lambda old: old.head.weight.mul_(1 + 1e-6)) == []
+    assert changes(lambda old: old.head.weight.mul_(1.001)) == ["head.weight"]
+    # Norms stay as they are.
+    assert changes(lambda old: old.head.weight.neg_()) == ["head.weight"]
+    assert changes(lambda old: old.head.weight.copy_(old.head.weight.flip(0))) == ["head.weight"]
+
+    def count(old):
+        counters = [x for name, x in old.named_buffers() if name.endswith("num_batches_tracked")]
+        counters[0].add_(1)
+
+    (name,) = changes(count)
+    assert name.endswith("num_batches_tracked")
 
 
 def test_without_images_it_says_so():

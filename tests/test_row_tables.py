@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,7 @@ class Own(nn.Module):
         super().__init__()
         self.register_buffer("features", torch.zeros(ROWS, 2))
         self.scale, self.nothing, self.by_row = torch.tensor(2.0), None, by_row
+        self.listed, self.array = [[0.0, 0.0]] * ROWS, np.zeros((ROWS, 2))
 
 
 @pytest.mark.parametrize(
@@ -106,10 +108,11 @@ class Own(nn.Module):
     [
         ("features", r"to be a tuple of names of its tensors, got 'features'$"),
         (None, r"to be a tuple of names of its tensors, got None$"),
-        (("features", "feature"), r"to name tensors it has, with a row each, got 'feature'$"),
-        (("scale",), r"to name tensors it has, with a row each, got 'scale'$"),
-        (["forward"], r"to name tensors it has, with a row each, got 'forward'$"),
-        ((None,), r"to name tensors it has, with a row each, got None$"),
+        (("features", "feature"), r"to name tensors or arrays of its own, got 'feature'$"),
+        (("scale",), r"to name .*, with a row per image, got 'scale', a Tensor of shape \[\]$"),
+        (["forward"], r"to name .*, with a row per image, got 'forward', a method$"),
+        (("array", "listed"), r"to name .*, with a row per image, got 'listed', a list$"),
+        ((None,), r"to name tensors or arrays of its own, got None$"),
     ],
 )
 def test_what_names_no_tables_is_refused_by_name(by_row, message):
@@ -122,6 +125,20 @@ def test_what_names_no_tables_is_refused_by_name(by_row, message):
 def test_the_trainer_says_so_too(bars):
     with pytest.raises(ValueError, match=r"^losses\[0\]: expected by_row of Own to be a tuple"):
         make_trainer(bars, losses=[LossTerm("own", 1.0, Own("features"))])
+
+
+def test_tables_may_be_arrays(tmp_path):
+    own = Own(("features", "array", "mapped"))
+    for rows in (ROWS, ROWS + 1):
+        np.save(tmp_path / "old.npy", np.zeros((rows, 2)))
+        own.mapped = np.load(tmp_path / "old.npy", mmap_mode="r")
+        terms = [LossTerm("own", 1.0, own)]
+        if rows == ROWS:
+            CompatTerms(terms, LABELS)
+            continue
+        message = rf"expected {ROWS} rows, as in labels, in the mapped of Own, got {rows}$"
+        with pytest.raises(ValueError, match=message):
+            CompatTerms(terms, LABELS)
 
 
 def test_tables_may_be_absent():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import math
 import pickle
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,14 +141,15 @@ SAME = {"epochs": 1, "warmup_epochs": 0.0}
 def test_checkpoint_of_another_configuration_names_what_differs(bars, run):
     with pytest.raises(
         ValueError,
-        match=r"checkpoint\.pt: made with another configuration \(learning_rate, seed differ\)",
+        match=r"checkpoint\.pt: made with another configuration: learning_rate \(\S+, now 0\.1\), "
+        r"seed \(0, now 4\) differ; use another output folder or remove it$",
     ):
         make_trainer(bars, {**SAME, "seed": 4, "learning_rate": 0.1}, output_dir=run).fit()
 
 
 def test_checkpoint_of_other_images_is_refused(bars, run):
     others = bars.subset(range(len(bars) - 1, -1, -1))
-    with pytest.raises(ValueError, match=r"another configuration \(images differ\)"):
+    with pytest.raises(ValueError, match=r"another configuration: images \(48 im.* differ; use"):
         make_trainer(others, SAME, output_dir=run).fit()
 
 
@@ -161,18 +163,39 @@ def test_checkpoint_of_other_losses_or_old_features_is_refused(bars, run):
     other_features = L2CompatLoss(old_features(bars, seed=1))
     smoothed = CosineClassifierLoss(CLASSES, DIM, label_smoothing=0.1)
     for losses, named in (
-        ([new], "losses"),
-        ([new, LossTerm("compat", 0.75, compat.module)], r"losses\[1\]\.weight"),
-        ([new, LossTerm("own", 0.5, compat.module)], r"losses\[1\]\.name"),
-        ([LossTerm("new", 1.0, smoothed), compat], r"losses\[0\]\.module\.label_smoothing"),
-        ([new, LossTerm("compat", 0.5, other_features)], r"losses\[1\]\.module\.features"),
-        ([new, LossTerm("compat", 0.5, StopAt(0))], r"losses\[1\]\.module"),
+        ([new], "losses (2, now 1)"),
+        ([new, LossTerm("compat", 0.75, compat.module)], "losses[1].weight (0.5, now 0.75)"),
+        ([new, LossTerm("own", 0.5, compat.module)], "losses[1].name (compat, now own)"),
+        (
+            [LossTerm("new", 1.0, smoothed), compat],
+            "losses[0].module.label_smoothing (0.0, now 0.1)",
+        ),
+        ([new, LossTerm("compat", 0.5, other_features)], "losses[1].module.features"),
+        (
+            [new, LossTerm("compat", 0.5, StopAt(0))],
+            "losses[1].module (L2CompatLoss, now StopAt)",
+        ),
     ):
-        with pytest.raises(ValueError, match=rf"another configuration \({named} differ\)"):
+        message = re.escape(f"another configuration: {named} differ; use another output folder")
+        with pytest.raises(ValueError, match=message):
             make_trainer(bars, SAME, losses=losses, output_dir=run).fit()
     # Refused before anything was loaded over them.
     fresh = L2CompatLoss(old_features(bars, seed=1))
     assert torch.equal(other_features.features, fresh.features)
+
+
+def test_losses_that_were_trained_on_are_to_be_made_anew(bars, tmp_path):
+    assets = Assets(torch.from_numpy(bars.labels), old_features=old_features(bars))
+    losses = build_method("uni-bct", assets, DIM, k=3)
+    make_trainer(bars, losses=losses, output_dir=tmp_path).fit()
+    trained = make_trainer(bars, losses=losses, output_dir=tmp_path)
+    message = (
+        r"module\.last_embeddings differ; .* \(losses that were trained on are to be made anew"
+    )
+    with pytest.raises(ValueError, match=message):
+        trained.fit()
+    losses = build_method("uni-bct", assets, DIM, k=3)
+    make_trainer(bars, losses=losses, output_dir=tmp_path).fit()
 
 
 def test_old_features_may_differ_by_rounding(bars, run):
@@ -185,7 +208,7 @@ def test_old_features_may_differ_by_rounding(bars, run):
         return make_trainer(bars, SAME, losses=losses, output_dir=run).fit()
 
     assert len(resumed(1e-6)) == 1
-    with pytest.raises(ValueError, match=r"\(losses\[1\]\.module\.features differ\)"):
+    with pytest.raises(ValueError, match=r": losses\[1\]\.module\.features differ"):
         resumed(1e-4)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from fclearn._files import replacing
 from fclearn._losses_key import LossesKey, changed_losses
 from fclearn.datasets import LabelledSet
+from fclearn.wording import some
 
 
 class Checkpoint(TypedDict):
@@ -52,6 +54,9 @@ _TYPES = {
     "epoch": int,
     "history": list,
 }
+
+
+_LONGEST_VALUE = 60  # in characters
 
 
 def save_checkpoint(path: Path, state: Checkpoint) -> None:
@@ -114,19 +119,31 @@ def refuse_other_run(path: Path, before: RunKey, now: RunKey) -> None:
     """Refuse the checkpoint of another run.
 
     Raises:
-        ValueError: Says what differs.
+        ValueError: Says what differs, and how where both values are short.
     """
-    was = {**before.config, "images": before.data}
-    config = {**now.config, "images": now.data}
+    was: dict[str, object] = {**before.config, "images": before.data}
+    given: dict[str, object] = {**now.config, "images": now.data}
     changed = sorted(
-        key for key in {*was, *config} if was.get(key, "absent") != config.get(key, "absent")
+        name for name in {*was, *given} if was.get(name, "absent") != given.get(name, "absent")
     )
-    changed += changed_losses(before.terms, now.terms)
-    if changed:
+    losses = changed_losses(before.terms, now.terms)
+    texts = [_difference(name, was, given) for name in changed]
+    if losses:
+        # Every tensor of another old model is another.
+        texts.append(some(losses, lambda name: _difference(name, before.terms, now.terms)))
+    if texts:
+        again = " (losses that were trained on are to be made anew)" if losses else ""
         raise ValueError(
-            f"{path}: made with another configuration ({', '.join(changed)} differ); "
-            "use another output folder or remove it"
+            f"{path}: made with another configuration: {', '.join(texts)} differ; "
+            f"use another output folder or remove it{again}"
         )
+
+
+def _difference(name: str, before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    values = before.get(name, "absent"), now.get(name, "absent")
+    # Of a tensor there are a few numbers, which tell nobody anything.
+    short = all(not isinstance(one, list) and len(str(one)) <= _LONGEST_VALUE for one in values)
+    return f"{name} ({values[0]}, now {values[1]})" if short else name
 
 
 def data_key(dataset: LabelledSet) -> str:

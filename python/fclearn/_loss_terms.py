@@ -15,12 +15,12 @@ class LossModule(nn.Module, ABC):
 
     Yours need not inherit from it: any module that is called in the same way will do, and may have
     any of these attributes. Public attributes of a module that are numbers, texts, None or tuples
-    of them are its settings: a training is not resumed with others, nor with other buffers than it
-    had at the start.
+    of them are its settings: a training is not resumed with others, nor with other buffers or
+    parameters that are not trained than it had at the start.
 
     Attributes:
-        by_row: Names of tensors that are looked up by row: as many rows as there are training
-            images, which is checked before a training.
+        by_row: Names of tensors or arrays that are looked up by row: as many rows as there are
+            training images, which is checked before a training.
         whole_batch: The term compares, picks among or remembers the images of a batch: several
             processes give it the images of all of them, where others get those of their own.
         sees_images: The term is called with the images, as the encoder got them, as a fourth

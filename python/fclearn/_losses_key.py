@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn._files import reason
 from fclearn.losses import LossTerm
 
 LossesKey = dict[str, str | list[float]]
@@ -22,6 +23,9 @@ LossesKey = dict[str, str | list[float]]
 # fitted to them (heads, refined prototypes) by 1.4 times as much; one setting of a method by 1e-4
 # and up. Integers are compared exactly: they say which images or classes, not how much.
 _TOLERANCE = 1e-5
+# Infinities, and the most negative number of a dtype, are marks (a mask) more than amounts, and
+# beside them no other number would count: what is as large as this is compared exactly, by itself.
+_MARK = 1e30
 # Of the random patterns a tensor is multiplied with: the mean square of so many differences is the
 # squared distance of two tensors, within a factor of two or three.
 _NUM_PATTERNS = 8
@@ -37,8 +41,13 @@ def losses_key(terms: Sequence[LossTerm]) -> LossesKey:
     Returns:
         By name: the class of every module; the text of every setting, that is of every public
         attribute of a module that is a plain value, NumPy's too, or a tuple of such; the shape of
-        every parameter; of every buffer the shape and a few numbers, or if it is not floating a
-        checksum. What an ``extra_repr`` says is not in it.
+        every parameter that is trained; of one that is not, of every buffer and of what a method
+        ``frozen_tensors`` of a module returns by name, the shape and a few numbers, or if it is not
+        floating a checksum. What an ``extra_repr`` says is not in it.
+
+    Raises:
+        ValueError: A tensor without numbers, such as a lazy parameter, or of a kind that cannot be
+            read; it is named.
 
     Example:
         >>> from fclearn.losses import PseudoClassifierLoss
@@ -57,12 +66,16 @@ def losses_key(terms: Sequence[LossTerm]) -> LossesKey:
         key[f"{path}.name"] = term.name
         key[f"{path}.weight"] = json.dumps(float(term.weight))
         for place, module in term.module.named_modules(prefix=f"{path}.module"):
-            key[place] = f"{type(module).__module__}.{type(module).__qualname__}"
+            # Without its module: that is __main__ where a script is run, another where it is
+            # imported.
+            key[place] = type(module).__qualname__
             key.update({f"{place}.{name}": text for name, text in _settings(module)})
+            for name, tensor in getattr(module, "frozen_tensors", dict)().items():
+                key.update(_facts(f"{place}.{name}", tensor))
         for name, parameter in term.module.named_parameters(prefix=f"{path}.module"):
-            key[name] = str(list(parameter.shape))
+            key.update(_facts(name, parameter))
         for name, buffer in term.module.named_buffers(prefix=f"{path}.module"):
-            key[name] = _sketch(buffer) if buffer.is_floating_point() else _checksum(buffer)
+            key.update(_facts(name, buffer))
     return key
 
 
@@ -107,11 +120,37 @@ def _same(before: object, now: str | list[float]) -> bool:
         return before == now
     if len(before) != len(now) or not all(isinstance(value, float) for value in before):
         return False
-    shape = 1 + _NUM_PATTERNS
-    norm, *shares = np.subtract(before[:shape], now[:shape]).tolist()
+    exact = 1 + _NUM_PATTERNS  # from here on: marks and shape
+    norm, *shares = np.subtract(before[:exact], now[:exact]).tolist()
     distance = math.sqrt(sum(share * share for share in shares) / len(shares))
     near = bool(max(abs(norm), distance) <= _TOLERANCE * max(before[0], now[0]))
-    return near and before[shape:] == now[shape:]
+    return near and before[exact:] == now[exact:]
+
+
+def _facts(name: str, tensor: Tensor) -> LossesKey:
+    """What is compared of a tensor; of a sparse one, of its indices and values."""
+    try:
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            return {name: str(list(tensor.shape))}
+        if tensor.layout is torch.strided:
+            return {name: _numbers(tensor)}
+        entries = tensor.detach().to_sparse_coo().coalesce()
+        return {
+            name: str(list(tensor.shape)),
+            f"{name}.indices": _numbers(entries.indices()),
+            f"{name}.values": _numbers(entries.values()),
+        }
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name}: expected a tensor with numbers to compare when a training is resumed, got a "
+            f"{type(tensor).__name__} of {tensor.dtype}: {reason(error)}"
+        ) from error
+
+
+def _numbers(tensor: Tensor) -> str | list[float]:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return _sketch(tensor) if tensor.is_floating_point() else _checksum(tensor)
 
 
 def _checksum(buffer: Tensor) -> str:
@@ -120,23 +159,26 @@ def _checksum(buffer: Tensor) -> str:
 
 
 def _sketch(buffer: Tensor) -> list[float]:
-    """Norm, sums over the numbers times random signs, and shape.
+    """Norm, sums over the numbers times random signs, checksum of marks, and shape.
 
     The signs are products of one by row and one by column of the numbers in rows of equal length:
     as good as signs of their own, and quickly drawn.
     """
-    squared, sums = 0.0, torch.zeros(_NUM_PATTERNS, dtype=torch.float64)
+    squared, marks, sums = 0.0, 0, torch.zeros(_NUM_PATTERNS, dtype=torch.float64)
     random = np.random.default_rng(0)  # the same everywhere, whatever torch was seeded with
     by_column = _signs(random, _ROW)
-    for block in buffer.detach().flatten().split(_BLOCK_ROWS * _ROW):
+    for number, block in enumerate(buffer.detach().flatten().split(_BLOCK_ROWS * _ROW)):
         numbers = block.to("cpu", torch.float64)
-        if not torch.isfinite(numbers @ numbers):
-            # Of infinities no sum would be finite: they count as nothing.
-            numbers = numbers.where(numbers.isfinite(), 0.0)
+        amounts = numbers.abs() < _MARK  # false of NaN
+        if not amounts.all():
+            # One NaN for all, as their bits differ.
+            found = numbers.masked_fill(amounts, 0.0).nan_to_num(1.0, math.inf, -math.inf)
+            marks = zlib.crc32(found.numpy().data, marks + number)
+            numbers = numbers.where(amounts, 0.0)
         squared += float(numbers @ numbers)
         rows = F.pad(numbers, (0, -len(numbers) % _ROW)).view(-1, _ROW)
         sums += (_signs(random, len(rows)) * (rows @ by_column)).sum(0)
-    return [math.sqrt(squared), *sums.tolist(), *map(float, buffer.shape)]
+    return [math.sqrt(squared), *sums.tolist(), float(marks), *map(float, buffer.shape)]
 
 
 def _signs(random: np.random.Generator, count: int) -> Tensor:

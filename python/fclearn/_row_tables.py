@@ -59,7 +59,7 @@ def check_terms(
 
     Raises:
         ValueError: Another number of rows, other labels, or a ``by_row`` that does not name tensors
-            of its module; the message names the term.
+            or arrays of its module; the message names the term.
     """
     for number, term in enumerate(terms):
         path = f"{argument}[{number}]"
@@ -98,12 +98,16 @@ def _tables(module: nn.Module, path: str) -> Iterator[tuple[str, int]]:
                 f"got {names!r}"
             )
         for name in names:
-            known = isinstance(name, str) and hasattr(part, name)
-            table = getattr(part, name) if known else ()
-            if isinstance(table, Tensor) and table.ndim > 0:
-                yield f"{name} of {kind}", len(table)
-            elif table is not None:
+            expected = f"{path}: expected by_row of {kind} to name tensors or arrays of its own"
+            if not isinstance(name, str) or not hasattr(part, name):
+                raise ValueError(f"{expected}, got {name!r}")
+            table = getattr(part, name)
+            if table is None:
+                continue
+            shape = getattr(table, "shape", None)  # also of memory-mapped arrays
+            if not isinstance(shape, tuple) or not shape:
+                of = f" of shape {list(shape)}" if isinstance(shape, tuple) else ""
                 raise ValueError(
-                    f"{path}: expected by_row of {kind} to name tensors it has, with a row each, "
-                    f"got {name!r}"
+                    f"{expected}, with a row per image, got {name!r}, a {type(table).__name__}{of}"
                 )
+            yield f"{name} of {kind}", shape[0]

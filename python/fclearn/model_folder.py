@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fclearn._files import reason, replacing
+from fclearn._lines import is_line
 from fclearn._schema import build
 from fclearn.encoders import build_encoder
 from fclearn.features import Fingerprint
@@ -153,7 +154,7 @@ def save_classifier(
         >>> np.load("runs/mine/classifier.npy").shape
         (2, 2)
     """
-    if any(name.splitlines() != [name] for name in class_names):
+    if not all(map(is_line, class_names)):
         return
     with replacing(Path(folder) / CLASSIFIER) as temporary, temporary.open("wb") as file:
         np.save(file, rows.detach().cpu().numpy())
@@ -270,8 +271,9 @@ def _named_shapes(name: str, dim: int, channels: int) -> dict[str, list[int]]:
             # Its numbers are not looked at: a large one costs no memory.
             with torch.device("meta"):
                 return _shapes(build_encoder(name, dim=dim, channels=channels))
-        except RuntimeError:
-            # A constructor that asks a tensor for its values (Tensor.item), as some of timm do.
+        except (RuntimeError, TypeError):
+            # A constructor that asks a tensor for its values, as some of timm do: Tensor.item, or
+            # as an array of NumPy, which is a TypeError.
             return _shapes(build_encoder(name, dim=dim, channels=channels))
 
 

@@ -73,8 +73,8 @@ class Trainer:
 
     Raises:
         TypeError: A dataset of another kind.
-        ValueError: No losses, losses made for other images than those of the dataset, fewer images
-            than a batch has.
+        ValueError: No losses, losses made for other images than those of the dataset or with a
+            tensor that cannot be read (a lazy parameter), fewer images than a batch has.
 
     Example:
         >>> import numpy as np
@@ -150,7 +150,8 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C: the step is finished and the state as of the last whole epoch
                 is in the checkpoint; call `fit` again to go on.
             ValueError: A checkpoint of another configuration, other images or other losses (other
-                old features, too), or a damaged one.
+                old features, too, or the losses of a training before, whose buffers it wrote), or a
+                damaged one.
             OSError: The output folder cannot be written.
             RuntimeError: A second call after one that was stopped and left no checkpoint.
         """

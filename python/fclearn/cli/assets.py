@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fclearn._lines import read_lines
 from fclearn.cache_check import check_cache
 from fclearn.cli.alignment import check_labels, rows_of_ids
 from fclearn.cli.console import say
@@ -169,7 +169,13 @@ def _old_classifier(
     if config.old_classifier is None or config.old_classes is None:
         return None, None
     rows = as_tensor(config.old_classifier)
-    names = Path(config.old_classes).read_text(encoding="utf-8").splitlines()
+    names = read_lines(config.old_classes, "class names")
+    blank = next((number for number, name in enumerate(names, 1) if not name.strip()), None)
+    if blank is not None:
+        raise ValueError(
+            f"{config.old_classes}: expected one class name a line, as the place counts, got a "
+            f"blank line {blank}"
+        )
     if len(names) != len(rows):
         raise ValueError(
             f"{config.old_classes}: expected one class name a line for each of the {len(rows)} "

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
+
+from fclearn._lines import read_lines
 
 
 def row_of_id(ids: Sequence[object], name: str) -> dict[str, int]:
@@ -62,12 +63,9 @@ def read_id_lines(path: str | os.PathLike[str]) -> list[str]:
         ValueError: Not UTF-8.
 
     Example:
+        >>> from pathlib import Path
         >>> _ = Path("ids.txt").write_text("photo 1\nphoto 2\n\n")
         >>> read_id_lines("ids.txt")
         ['photo 1', 'photo 2']
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected ids as UTF-8 text, one a line: {error}") from error
-    return [line for line in lines if line.strip()]
+    return [line for line in read_lines(path, "ids") if line.strip()]

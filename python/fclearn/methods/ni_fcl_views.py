@@ -39,16 +39,18 @@ class OldViewLoss(LossModule):
     """
 
     sees_images = True
-    old_weights: Tensor
 
     def __init__(self, old_model: nn.Module) -> None:
         super().__init__()
         frozen = copy.deepcopy(old_model).eval().requires_grad_(False)
         # In a tuple, so that it is no submodule: neither put into training mode nor saved.
         self._frozen = (frozen,)
-        # Tells one old model from another when a training is resumed.
-        norms = [value.double().norm() for value in frozen.state_dict().values()]
-        self.register_buffer("old_weights", torch.tensor(norms), persistent=False)
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """Those of the old model, by name: a training is not resumed with another one."""
+        (model,) = self._frozen
+        named = (*model.named_parameters(), *model.named_buffers())
+        return {f"old_model.{name}": tensor for name, tensor in named}
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fclearn._faiss_index import IndexParts
 from fclearn._files import replacing
+from fclearn._lines import is_line
 from fclearn.features import Fingerprint
 from fclearn.features.ids import read_id_lines
 from fclearn.stores.base import Batch, StoreInfo, Vectors, require
@@ -43,7 +44,7 @@ class FaissStore(FileStore):
         """See `VectorStore`: numbers, or lines of the text file."""
         for name in ids:
             if self._ids_path is not None:
-                if name.splitlines() != [name] or not name.strip():
+                if not is_line(name):
                     raise ValueError(
                         f"store {self.url}: an id must be a line of text, got {name!r}"
                     )
