@@ -227,6 +227,31 @@ def test_what_gives_no_vectors_back_is_noted(store):
     # It gives others than it holds.
     live = IndexedGallery(_index("IVF4,RaBitQfs"), gallery=store())
     assert live.note.startswith("index: IndexIVFRaBitQFastScan gives no vectors back")
+    live = IndexedGallery(_index("PQ8x4fs_64"), gallery=store())
+    assert live.note.startswith("index: IndexPQFastScan gives no vectors back")
+
+
+@pytest.mark.parametrize("key", ["Flat", "HNSW8"])
+def test_vectors_that_are_not_finite_are_named(store, key, tmp_path):
+    rows = UNIT.copy()
+    rows[0, 1] = np.nan
+    path = tmp_path / "live.faiss"
+    faiss.write_index(_index(key, rows=rows), str(path))
+    with pytest.raises(ValueError, match=r"live\.faiss: expected finite vectors, .* in vector 0$"):
+        IndexedGallery.open(path, gallery=store())
+
+
+def test_what_faiss_does_not_search_is_refused(store):
+    index = _index("Residual4,PQ8x4", metric=faiss.METRIC_L2)
+    live = IndexedGallery(index, gallery=store())
+    with pytest.raises(ValueError, match=r"be searched, got Index2Layer: .*not implemented"):
+        evaluate_retrieval(
+            UNIT[:5],
+            live,
+            query_labels=LABELS[:5],
+            gallery_labels=LABELS,
+            metrics=METRICS,
+        )
 
 
 def test_ids_that_do_not_match(store):
