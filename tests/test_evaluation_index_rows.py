@@ -364,3 +364,27 @@ def test_a_transform_that_moves_nothing_is_no_adapter(fcl, seed, tmp_path):
         "eval", "--query", gallery.path, "--gallery", gallery.path, "--exclude-self",
         "--index", tmp_path / "live", "--metrics", "cmc@1", "--num-bootstrap", 10)  # fmt: skip
     assert (code, error.count("error")) == (0, 0)
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT])
+def test_refining_lists_in_which_faiss_finds_no_row_are_refused(metric):
+    index = _index("SQ8,Refine(IVF4,Flat)", metric=metric)
+    with pytest.raises(ValueError, match="got IndexRefine by IndexIVFFlat, in which faiss finds"):
+        IndexedGallery(index)
+
+
+def test_refining_lists_with_a_table_of_rows_are_searched(store):
+    index = faiss.index_factory(DIM, "SQ8,Refine(IVF4,Flat)")
+    lists = faiss.downcast_index(faiss.downcast_index(index).refine_index)
+    lists.make_direct_map()
+    index.train(UNIT)
+    index.add(UNIT)
+    gallery = store(metric="l2")
+    found = evaluate_retrieval(
+        UNIT[:5],
+        IndexedGallery(index, gallery=gallery),
+        query_labels=LABELS[:5],
+        gallery_labels=LABELS,
+        metrics=["cmc@1"],
+    )
+    assert found["cmc@1"] == 1

@@ -49,8 +49,9 @@ class IndexedGallery:
 
     Raises:
         TypeError: Not an index of float vectors.
-        ValueError: An empty index, or a parameter it does not have; a gallery of another size, of
-            other ids or in another order; ids without a gallery, or both ways to name rows.
+        ValueError: An empty index, one that faiss cannot search, or a parameter it does not have; a
+            gallery of another size, of other ids or in another order; vectors that are not finite;
+            ids without a gallery, or both ways to name rows.
 
     Note:
         Ranks are those the index returns, ties included. Scores are never compared with exact ones.
@@ -97,6 +98,8 @@ class IndexedGallery:
                     f"parameters: {type(index).__name__} has no search parameter {parameter!r} = "
                     f"{value}"
                 ) from error
+        parts = IndexParts.of(index, name)
+        _check_refinement(parts)
         self._index = index
         self._is_inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         self._rows: tuple[Ints, Ints] | None = None
@@ -106,7 +109,7 @@ class IndexedGallery:
             self._rows = numbers[order], np.fromiter(rows_of_ids.values(), np.int64)[order]
         self.maps_queries, self.note = False, ""
         if gallery is not None:
-            match = match_gallery(IndexParts.of(index, name), gallery, ids)
+            match = match_gallery(parts, gallery, ids)
             self._rows, self.maps_queries, self.note = match.rows, match.maps_queries, match.note
 
     @classmethod
@@ -215,6 +218,22 @@ class IndexedGallery:
                 "give rows_of_ids, or the gallery whose ids it has"
             )
         return np.asarray(rows, dtype=np.int64)
+
+
+def _check_refinement(parts: IndexParts) -> None:
+    """Refuse codes that faiss does not find a row's in: its threads throw, which ends the process.
+
+    Raises:
+        ValueError: Inverted lists refine, without a table of rows or under another metric than L2.
+    """
+    faiss, codec = _faiss(), parts.codec
+    if not (isinstance(parts.base, faiss.IndexRefine) and isinstance(codec, faiss.IndexIVF)):
+        return
+    if codec.direct_map.no() or codec.metric_type != faiss.METRIC_L2:
+        raise ValueError(
+            f"{parts.name}: expected one that can be searched, got {type(parts.base).__name__} by "
+            f"{type(codec).__name__}, in which faiss finds no row"
+        )
 
 
 def _reason(error: RuntimeError) -> str:
