@@ -144,3 +144,14 @@ def test_an_index_that_gives_no_vectors_back_is_noted(tmp_path):
         assert said == "" if note is None else note in said
     with pytest.raises(ValueError, match="index: expected inner products or L2"):
         export.wrap_index(adapter, faiss.IndexFlat(8, faiss.METRIC_L1))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_refused(wrong):
+    adapter, rows = _fitted(), np.full_like(UNIT, wrong)
+    with pytest.raises(ValueError, match=r"index: expected finite vectors, got .* in vector 0"):
+        export.wrap_index(adapter, _index("Flat", rows))
+    rows = UNIT.copy()
+    rows[-1, 0] = wrong
+    with pytest.raises(ValueError, match=r"index: expected finite vectors, got .* in vector 59"):
+        export.wrap_index(adapter, _index("SQfp16", rows))

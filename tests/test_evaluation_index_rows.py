@@ -227,6 +227,31 @@ def test_what_gives_no_vectors_back_is_noted(store):
     # It gives others than it holds.
     live = IndexedGallery(_index("IVF4,RaBitQfs"), gallery=store())
     assert live.note.startswith("index: IndexIVFRaBitQFastScan gives no vectors back")
+    live = IndexedGallery(_index("PQ8x4fs_64"), gallery=store())
+    assert live.note.startswith("index: IndexPQFastScan gives no vectors back")
+
+
+@pytest.mark.parametrize("key", ["Flat", "HNSW8"])
+def test_vectors_that_are_not_finite_are_named(store, key, tmp_path):
+    rows = UNIT.copy()
+    rows[0, 1] = np.nan
+    path = tmp_path / "live.faiss"
+    faiss.write_index(_index(key, rows=rows), str(path))
+    with pytest.raises(ValueError, match=r"live\.faiss: expected finite vectors, .* in vector 0$"):
+        IndexedGallery.open(path, gallery=store())
+
+
+def test_what_faiss_does_not_search_is_refused(store):
+    index = _index("Residual4,PQ8x4", metric=faiss.METRIC_L2)
+    live = IndexedGallery(index, gallery=store())
+    with pytest.raises(ValueError, match=r"be searched, got Index2Layer: .*not implemented"):
+        evaluate_retrieval(
+            UNIT[:5],
+            live,
+            query_labels=LABELS[:5],
+            gallery_labels=LABELS,
+            metrics=METRICS,
+        )
 
 
 def test_ids_that_do_not_match(store):
@@ -339,3 +364,27 @@ def test_a_transform_that_moves_nothing_is_no_adapter(fcl, seed, tmp_path):
         "eval", "--query", gallery.path, "--gallery", gallery.path, "--exclude-self",
         "--index", tmp_path / "live", "--metrics", "cmc@1", "--num-bootstrap", 10)  # fmt: skip
     assert (code, error.count("error")) == (0, 0)
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT])
+def test_refining_lists_in_which_faiss_finds_no_row_are_refused(metric):
+    index = _index("SQ8,Refine(IVF4,Flat)", metric=metric)
+    with pytest.raises(ValueError, match="got IndexRefine by IndexIVFFlat, in which faiss finds"):
+        IndexedGallery(index)
+
+
+def test_refining_lists_with_a_table_of_rows_are_searched(store):
+    index = faiss.index_factory(DIM, "SQ8,Refine(IVF4,Flat)")
+    lists = faiss.downcast_index(faiss.downcast_index(index).refine_index)
+    lists.make_direct_map()
+    index.train(UNIT)
+    index.add(UNIT)
+    gallery = store(metric="l2")
+    found = evaluate_retrieval(
+        UNIT[:5],
+        IndexedGallery(index, gallery=gallery),
+        query_labels=LABELS[:5],
+        gallery_labels=LABELS,
+        metrics=["cmc@1"],
+    )
+    assert found["cmc@1"] == 1

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +15,7 @@ from fclearn._faiss_index import IndexParts
 
 faiss = pytest.importorskip("faiss")
 
+ROOT = Path(__file__).parents[1]
 ROWS = np.random.default_rng(0).standard_normal((200, 16)).astype("f4")
 
 
@@ -74,3 +80,74 @@ def test_ids_around_ids():
     faiss.copy_array_to_vector(np.array([70, 80]), outer.id_map)
     with pytest.raises(ValueError, match="expected numbers below 2 within its ids, got 0 to 2"):
         IndexParts.of(outer)
+
+
+READ = """
+import sys
+import faiss, numpy as np
+from fclearn._faiss_index import IndexParts
+
+path, key = sys.argv[1:]
+rows = np.random.default_rng(0).standard_normal((200, 16)).astype("f4")
+index = faiss.index_factory(16, key)
+index.train(rows)
+index.add(rows)
+faiss.write_index(index, path)
+numbers, vectors = IndexParts.of(index).sample(50)
+for flags in (0, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY):
+    read = faiss.read_index(path, flags)
+    parts = IndexParts.of(read)
+    again, same = parts.sample(50)
+    assert numbers.tolist() == again.tolist()
+    np.testing.assert_array_equal(same, vectors)
+    np.testing.assert_allclose(parts.coded(rows[numbers]), vectors, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("key", ["IVF4,PQ8x4fs", "IVF4,PQ8x4fsr", "IVF4,RQ4x4fs_Nrq2x4"])
+def test_a_file_holds_the_rows_of_a_fast_scan(key, tmp_path):
+    """In a process of its own, which faiss would end by a signal."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "g.index"), key],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("key", ["PQ8x4fs_64", "IVF4,PQ8x4fs_64", "SQ8,Refine(PQ8x4fs_64)"])
+def test_blocks_that_faiss_reads_in_another_order_give_nothing_back(key):
+    index = _index(key)
+    assert IndexParts.of(index).sample(50) is None
+
+
+def test_vectors_that_are_not_finite():
+    index = faiss.IndexIDMap(faiss.IndexFlatL2(16))
+    rows = ROWS.copy()
+    rows[30, 2] = np.nan
+    rows[40] = np.inf
+    index.add_with_ids(rows, np.arange(200) + 1000)
+    with pytest.raises(ValueError, match=r"^live: .* finite vectors, got .* in vector 1030$"):
+        IndexParts.of(index, "live").sample(200)
+
+
+def test_ids_around_inverted_lists_of_which_some_were_removed():
+    index = faiss.index_factory(16, "IDMap,IVF4,Flat")
+    index.train(ROWS)
+    index.add_with_ids(ROWS, np.arange(200))
+    index.remove_ids(np.arange(50))
+    with pytest.raises(ValueError, match=r"numbers below 150 within its ids, got \d+ to 1\d\d"):
+        IndexParts.of(index).sample(150)
+    inner = faiss.index_factory(16, "IVF4,Flat")
+    inner.train(ROWS)
+    outer = faiss.IndexIDMap(inner)
+    inner.add_with_ids(ROWS[:2], np.array([-1, 0]))
+    faiss.copy_array_to_vector(np.array([70, 80]), outer.id_map)
+    with pytest.raises(ValueError, match="numbers below 2 within its ids, got -1 to 0"):
+        IndexParts.of(outer).sample(2)

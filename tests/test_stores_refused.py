@@ -244,6 +244,29 @@ def test_a_store_of_whole_rows_only(tmp_path):
         opened_push(f"faiss:{tmp_path}/graph.index", store, replace=True)
 
 
+@pytest.mark.parametrize("factory", ["FlatL2Panorama4", "IVF4,FlatPanorama4", "IVF4,FlatDedup"])
+def test_an_index_that_orders_its_numbers_otherwise(factory, tmp_path):
+    """Neither read nor written, also where it has as many numbers as a flat one."""
+    import faiss
+
+    if "Panorama" in factory and not hasattr(faiss, "IndexFlatL2Panorama"):
+        pytest.skip("faiss has no such index")
+    rows, path = vectors(1024), tmp_path / "g.index"
+    index = faiss.index_factory(8, factory)
+    index.train(rows)
+    index.add(rows)
+    faiss.write_index(index, str(path))
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=rf"found {type(index).__name__}, .* or orders its numbers"
+    ):
+        opened_pull(f"faiss:{path}", tmp_path / "out")
+    store = features(tmp_path / "new", rows[:10], ids=[str(n) for n in range(10)])
+    with pytest.raises(ValueError, match=rf"found {type(index).__name__}"):
+        opened_push(f"faiss:{path}", store, replace=True)
+    assert path.read_bytes() == before
+
+
 def test_the_journal_is_json_that_says_what_was_done(tmp_path):
     served = serve("parquet", tmp_path, None)
     served.fill(vectors(3))

@@ -36,7 +36,8 @@ def check_lengths(index: faiss.Index, metric: str) -> str:
         What could not be checked or told, or ``""``.
 
     Raises:
-        ValueError: A metric that is neither inner products nor L2; rows that are not unit length.
+        ValueError: A metric that is neither inner products nor L2; rows that are not unit length,
+            or not finite.
     """
     import faiss  # noqa: PLC0415  (optional, and slow to import)
 

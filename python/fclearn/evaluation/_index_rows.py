@@ -49,9 +49,7 @@ class Match:
     note: str = ""
 
 
-def match_gallery(
-    parts: IndexParts, gallery: FeatureStore, ids: Sequence[str] | None, name: str
-) -> Match:
+def match_gallery(parts: IndexParts, gallery: FeatureStore, ids: Sequence[str] | None) -> Match:
     """Find the gallery row of each vector of an index, and look whether it is.
 
     Args:
@@ -59,19 +57,19 @@ def match_gallery(
         gallery: Whose rows the index holds.
         ids: Id of each vector by its number; where the index has other numbers than 0 … N - 1, in
             the order they were added. None: the numbers are ids of the gallery, or its rows.
-        name: Of the index, for messages.
 
     Raises:
         ValueError: Other sizes, ids that the gallery lacks or that repeat, or rows in another
-            order.
+            order; vectors that are not finite.
     """
+    name = parts.name
     base, dims = parts.base, [*(one.d_in for one in parts.transforms), parts.base.d]
     if int(base.ntotal) != len(gallery) or gallery.dim not in dims:
         raise ValueError(
             f"{name}: expected the {len(gallery)} x {gallery.dim} rows of {gallery.path}, found "
             f"{base.ntotal} x {dims[0]}"
         )
-    ways = list(_ways(parts, gallery, ids, name))
+    ways = list(_ways(parts, gallery, ids))
     levels = [at for at, dim in enumerate(dims) if dim == gallery.dim]
     sample = parts.sample(_SAMPLES)
     if sample is None:
@@ -99,9 +97,10 @@ def match_gallery(
 
 
 def _ways(
-    parts: IndexParts, gallery: FeatureStore, ids: Sequence[str] | None, name: str
+    parts: IndexParts, gallery: FeatureStore, ids: Sequence[str] | None
 ) -> Iterator[tuple[Ints, Ints] | None]:
     """What the numbers of the index may mean, the likeliest first."""
+    name = parts.name
     row_of = {one: row for row, one in enumerate(gallery.ids)}
     numbers, count = parts.numbers(), len(gallery)
     if ids is not None:

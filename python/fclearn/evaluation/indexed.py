@@ -49,8 +49,9 @@ class IndexedGallery:
 
     Raises:
         TypeError: Not an index of float vectors.
-        ValueError: An empty index, or a parameter it does not have; a gallery of another size, of
-            other ids or in another order; ids without a gallery, or both ways to name rows.
+        ValueError: An empty index, one that faiss cannot search, or a parameter it does not have; a
+            gallery of another size, of other ids or in another order; vectors that are not finite;
+            ids without a gallery, or both ways to name rows.
 
     Note:
         Ranks are those the index returns, ties included. Scores are never compared with exact ones.
@@ -97,6 +98,8 @@ class IndexedGallery:
                     f"parameters: {type(index).__name__} has no search parameter {parameter!r} = "
                     f"{value}"
                 ) from error
+        parts = IndexParts.of(index, name)
+        _check_refinement(parts)
         self._index = index
         self._is_inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         self._rows: tuple[Ints, Ints] | None = None
@@ -106,7 +109,7 @@ class IndexedGallery:
             self._rows = numbers[order], np.fromiter(rows_of_ids.values(), np.int64)[order]
         self.maps_queries, self.note = False, ""
         if gallery is not None:
-            match = match_gallery(IndexParts.of(index), gallery, ids, name)
+            match = match_gallery(parts, gallery, ids)
             self._rows, self.maps_queries, self.note = match.rows, match.maps_queries, match.note
 
     @classmethod
@@ -137,8 +140,7 @@ class IndexedGallery:
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{path}: expected a faiss index file: {reason}") from error
+            raise ValueError(f"{path}: expected a faiss index file: {_reason(error)}") from error
         return cls(
             index,
             parameters=parameters,
@@ -180,7 +182,8 @@ class IndexedGallery:
             Shape ``(n, depth)``, -1 where the index found no more.
 
         Raises:
-            ValueError: The index returned an id that is no row of the gallery.
+            ValueError: The index returned an id that is no row of the gallery, or is of a kind that
+                faiss does not search.
         """
         hidden = sum(exclusion.most_hidden() for exclusion in excluded)
         width = min(self.num_rows, depth + hidden)
@@ -190,7 +193,13 @@ class IndexedGallery:
             block = query.read(chunk, self.dim).numpy()
             if unit_norm:
                 block /= np.linalg.norm(block, axis=1, keepdims=True)
-            ids = self._index.search(np.ascontiguousarray(block, np.float32), width)[1]
+            try:
+                ids = self._index.search(np.ascontiguousarray(block, np.float32), width)[1]
+            except RuntimeError as error:
+                raise ValueError(
+                    f"index: expected one that can be searched, got {type(self._index).__name__}: "
+                    f"{_reason(error)}"
+                ) from error
             rows = self._rows_of(ids)
             found[start : start + len(chunk)] = first_visible(rows, excluded, chunk, depth)[0]
         return found
@@ -209,6 +218,27 @@ class IndexedGallery:
                 "give rows_of_ids, or the gallery whose ids it has"
             )
         return np.asarray(rows, dtype=np.int64)
+
+
+def _check_refinement(parts: IndexParts) -> None:
+    """Refuse codes that faiss does not find a row's in: its threads throw, which ends the process.
+
+    Raises:
+        ValueError: Inverted lists refine, without a table of rows or under another metric than L2.
+    """
+    faiss, codec = _faiss(), parts.codec
+    if not (isinstance(parts.base, faiss.IndexRefine) and isinstance(codec, faiss.IndexIVF)):
+        return
+    if codec.direct_map.no() or codec.metric_type != faiss.METRIC_L2:
+        raise ValueError(
+            f"{parts.name}: expected one that can be searched, got {type(parts.base).__name__} by "
+            f"{type(codec).__name__}, in which faiss finds no row"
+        )
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says behind the place in its sources."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _faiss() -> Any:

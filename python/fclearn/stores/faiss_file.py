@@ -37,7 +37,9 @@ class FaissStore(FileStore):
         self._ids_path = Path(options["ids"]) if "ids" in options else None
         if self._ids_path is not None:
             self.companions = [self._ids_path]
-        self._faiss = require("faiss", "cpu")
+        self._faiss = faiss = require("faiss", "cpu")
+        # By exact type: others derived from these keep their numbers in another order.
+        self._flat = faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP, faiss.IndexFlat1D
         self._index: Any = None
 
     def check_ids(self, ids: Sequence[str]) -> None:
@@ -131,7 +133,7 @@ class FaissStore(FileStore):
     ) -> None:
         """See `FileStore`; of flat indexes alone, as others are built around their vectors."""
         index, parts = self._loaded(), self._parts()
-        if not isinstance(parts.base, self._faiss.IndexFlat):
+        if type(parts.base) not in self._flat:
             raise ValueError(
                 f"store {self.url}: expected a flat index to replace vectors in, found "
                 f"{type(parts.base).__name__}: write a new one"
@@ -167,20 +169,19 @@ class FaissStore(FileStore):
         """The number of each row ``(N,)``, and its vector ``(N, D)``: a view where flat."""
         faiss, parts = self._faiss, self._parts()
         flat = parts.codec
+        is_inverted = type(parts.base) is faiss.IndexIVFFlat
+        if not is_inverted and type(flat) not in self._flat:
+            raise self._other(type(parts.base).__name__)
         self._check_whole(parts.id_map is None or len(parts.id_map) == parts.base.ntotal)
-        if isinstance(flat, faiss.IndexFlat):
-            count, dim = flat.ntotal, flat.d
-            # What a damaged file says of itself must not make numpy read beyond its numbers.
-            self._check_whole(
-                self._loaded().ntotal == count and flat.codes.size() == 4 * count * dim
-            )
-            numbers = np.arange(count, dtype=np.int64) if parts.id_map is None else parts.id_map
-            if count == 0:
-                return numbers, np.empty((0, dim), dtype=np.float32)
-            return numbers, faiss.rev_swig_ptr(flat.get_xb(), count * dim).reshape(count, dim)
-        if isinstance(flat, faiss.IndexIVFFlat):
+        if is_inverted:
             return self._inverted(parts)
-        raise self._other(type(parts.base).__name__)
+        count, dim = flat.ntotal, flat.d
+        # What a damaged file says of itself must not make numpy read beyond its numbers.
+        self._check_whole(self._loaded().ntotal == count and flat.codes.size() == 4 * count * dim)
+        numbers = np.arange(count, dtype=np.int64) if parts.id_map is None else parts.id_map
+        if count == 0:
+            return numbers, np.empty((0, dim), dtype=np.float32)
+        return numbers, faiss.rev_swig_ptr(flat.get_xb(), count * dim).reshape(count, dim)
 
     def _inverted(self, parts: IndexParts) -> tuple[NDArray[np.int64], Vectors]:
         """Rows of an IVF index, in the order of the numbers they were added with."""
@@ -204,7 +205,8 @@ class FaissStore(FileStore):
     def _other(self, found: str) -> ValueError:
         return ValueError(
             f"store {self.url}: expected whole vectors (a flat, HNSW flat, NSG flat or IVF flat "
-            f"index), found {found}, which keeps codes or another space"
+            f"index), found {found}, which keeps codes or another space, or orders its numbers "
+            "otherwise"
         )
 
     def _check_whole(self, agrees: bool) -> None:
