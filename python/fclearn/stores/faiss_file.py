@@ -43,7 +43,8 @@ class FaissStore(FileStore):
         """See `VectorStore`: numbers, or lines of the text file."""
         for name in ids:
             if self._ids_path is not None:
-                if name.splitlines() != [name] or not name.strip():
+                # Else `read_id_lines` would part it, skip it, or take its start for a mark.
+                if not name.strip() or "\n" in name or "\r" in name or name.startswith("\ufeff"):
                     raise ValueError(
                         f"store {self.url}: an id must be a line of text, got {name!r}"
                     )
