@@ -129,6 +129,26 @@ def test_what_no_export_wrote_is_not_overwritten(kind, tmp_path):
     assert out.read_bytes() == before
 
 
+def test_no_file_but_an_onnx_export_is_overwritten(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    adapter, *_ = _fitted("ridge")
+    out = tmp_path / "out.onnx"
+    export.to_onnx(adapter, out)
+    once = out.read_bytes()
+    export.to_onnx(_fitted("procrustes")[0], out)
+    assert out.read_bytes() != once
+    other = onnx.load_model_from_string(once)
+    other.producer_name = "pytorch"
+    for content in (b"", b"not a model", once[:-30], other.SerializeToString()):
+        out.write_bytes(content)
+        with pytest.raises(ValueError, match="path: expected no file, or one that an export wrote"):
+            export.to_onnx(adapter, out)
+        assert out.read_bytes() == content
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ValueError, match="found another in"):
+        export.to_onnx(adapter, tmp_path / "folder.onnx")
+
+
 def test_no_other_index_is_overwritten(tmp_path):
     faiss = pytest.importorskip("faiss")
     adapter, index = _live(tmp_path)

@@ -165,6 +165,12 @@ def test_export(stores, fcl):
     pytest.importorskip("onnx")
     assert fcl(*export, stores / "adapter.onnx")[0] == 0
     assert (stores / "adapter.onnx").stat().st_size > 100
+    assert fcl(*export, stores / "adapter.onnx")[0] == 0
+    (stores / "model.onnx").write_text("of another")
+    code, _, error = fcl(*export, stores / "model.onnx")
+    assert code == 2
+    assert "expected no file, or one that an export wrote, whole" in error
+    assert (stores / "model.onnx").read_text() == "of another"
 
 
 @pytest.mark.parametrize(

@@ -212,15 +212,18 @@ def test_decisions_by_a_threshold(fcl, stores, tmp_path):
     assert "too few impostors to tell such a rate" in error
 
 
-def test_junk_is_neither_right_nor_wrong(fcl, stores, tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_junk_is_neither_right_nor_wrong(fcl, stores, tmp_path, encoding):
     store = FeatureStore.open(stores["v1"])
-    (tmp_path / "junk").write_text("i0 i4\ni0 i9\n\ni3 i5\ni3 gone\n")
+    right = np.flatnonzero(store.labels == store.labels[0])[1]  # but for the junk of line 1
+    lines = f"i0 i{right}\ni0 i9\n\ni3 i5\ni3 gone\n"
+    (tmp_path / "junk").write_text(lines, encoding=encoding)
     code, result, _ = fcl(
         "eval", "--query", stores["v1"], "--junk", tmp_path / "junk", "--json", "--metrics", "map"
     )
     assert code == 0
     junk = [[]] * ROWS
-    junk[0], junk[3] = [4, 9], [5]
+    junk[0], junk[3] = [right, 9], [5]
     expected = evaluate_retrieval(
         store, store, query_labels=store.labels, gallery_labels=store.labels, exclude_self=True,
         junk=junk, metrics=("map",),

@@ -103,6 +103,28 @@ def test_labels_that_are_text_become_numbers(fcl, tmp_path):
     assert store.manifest["class_name"] == ["b", "a", "b"]
 
 
+@pytest.mark.parametrize("payload", ["label,class_name", "class_name,label", "label"])
+def test_labels_beyond_64_bits_are_names_beside_those_asked_for(fcl, tmp_path, payload):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = [2**64 - 1, 3, 2**64 - 1]
+    columns = {
+        "id": [5, 6, 7],
+        "label": pa.array(labels, pa.uint64()),
+        "class_name": ["dog", "cat", "dog"],
+        "embedding": vectors(3).tolist(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "g.parquet")
+    url, out = f"parquet:{tmp_path}/g.parquet", tmp_path / "out"
+    code, _, error = fcl("pull", url, "--payload", payload, "--model", "m", "--out", out)
+    assert code == 0, error
+    store = FeatureStore.open(out)
+    assert store.labels.tolist() == [0, 1, 0]
+    asked = "class_name" in payload
+    assert store.manifest["class_name"] == (columns["class_name"] if asked else [*map(str, labels)])
+
+
 @pytest.mark.parametrize("separated", [False, True])
 def test_labels_are_read_back_whatever_is_in_them(fcl, tmp_path, separated):
     import pyarrow as pa

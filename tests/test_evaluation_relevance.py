@@ -153,6 +153,12 @@ def test_judgements(rows, tmp_path):
         assert result.to_dict()["num_missing"] == result.num_missing
 
 
+def test_a_byte_order_mark_is_no_part_of_a_query_id(tmp_path):
+    path = tmp_path / "qrels.txt"
+    path.write_text("q1 0 d1 1\nq2 0 d2 2\n", encoding="utf-8-sig")
+    assert Qrels.read(path).grades == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+
+
 def test_a_query_whose_positives_are_all_missing_counts_as_nothing_found(rows):
     query, gallery = rows
     result = evaluate_retrieval(

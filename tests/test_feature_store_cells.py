@@ -31,6 +31,46 @@ def test_lists_of_labels_are_parted_in_a_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["a|b", ["c|d", 3], None], [["a", "b"], ["c|d", "3"], []]),
+        ([[1, "b"], {"y", "x"}, ()], [["1", "b"], ["x", "y"], []]),
+        (np.array([["a", "b"], ["c", ""], ["d", "e"]]), [["a", "b"], ["c"], ["d", "e"]]),
+        ([1, "b", float("nan")], [["1"], ["b"], []]),
+        ([[], None, ""], [[], [], []]),
+    ],
+)
+def test_labels_are_lists_of_text_in_parquet(tmp_path, labels, expected):
+    manifest = {"id": range(3), "labels": labels}
+    store = FeatureStore.write(tmp_path / "s", sample_rows(3), manifest, FINGERPRINT, "parquet")
+    assert store.manifest["labels"] == expected
+    again = FeatureStore.write(
+        tmp_path / "t", sample_rows(3), store.manifest, FINGERPRINT, "parquet"
+    )
+    assert again.manifest["labels"] == expected
+
+
+@pytest.mark.parametrize("manifest_format", ["csv", "parquet"])
+def test_names_of_classes_are_text(tmp_path, manifest_format):
+    manifest = {"id": ["x", "y"], "class_name": ["a", 3]}
+    path = tmp_path / "s"
+    store = FeatureStore.write(path, sample_rows(2), manifest, FINGERPRINT, manifest_format)
+    assert store.manifest["class_name"] == ["a", "3"]
+
+
+def test_a_column_that_parquet_cannot_hold_is_named(tmp_path):
+    rows, path = sample_rows(2), tmp_path / "s"
+    boxes = np.arange(8.0).reshape(2, 4)
+    manifest = {"id": ["x", "y"], "box": boxes}
+    store = FeatureStore.write(path, rows, manifest, FINGERPRINT, "parquet")
+    assert store.manifest["box"] == boxes.tolist()
+    for cells in (["a", ["b"]], ["a", 3], boxes.reshape(2, 2, 2)):
+        with pytest.raises(ValueError, match="expected what parquet can hold in column 'tags': "):
+            FeatureStore.write(path, rows, {**manifest, "tags": cells}, FINGERPRINT, "parquet")
+    assert "tags" not in FeatureStore.open(path).manifest
+
+
+@pytest.mark.parametrize(
     ("column", "cell", "match"),
     [
         ("labels", ["a", "b|c"], r"labels without '\|'.* got 'b\|c' in row 1 of column 'labels'"),

@@ -65,8 +65,17 @@ def test_blank_lines_count_between_others_alone(tmp_path):
     assert read_lines(tmp_path / "names.txt", "names") == ["", "a", " ", "b"]
 
 
-def test_no_id_is_written_that_would_be_skipped(tmp_path):
-    rows = FeatureStore.write(tmp_path / "s", np.eye(2), {"id": ["a", " "]}, Fingerprint("m", 2))
+def test_every_id_that_can_be_read_can_be_written(gallery, tmp_path):
     name = f"faiss:{tmp_path}/g.index?ids={tmp_path}/g.txt"
-    with open_store(name) as store, pytest.raises(ValueError, match="a line of text, got ' '"):
+    with open_store(name) as store:
+        push(gallery, store)
+    with open_store(name) as store:
+        assert store.ids() == IDS
+
+
+@pytest.mark.parametrize("bad", [" ", "\u2028", "b\nc", "b\rc", "b\r\n", "\ufeffb"], ids=ascii)
+def test_no_id_is_written_that_would_be_read_otherwise(tmp_path, bad):
+    rows = FeatureStore.write(tmp_path / "s", np.eye(2), {"id": ["a", bad]}, Fingerprint("m", 2))
+    name = f"faiss:{tmp_path}/g.index?ids={tmp_path}/g.txt"
+    with open_store(name) as store, pytest.raises(ValueError, match="must be a line of text, got"):
         push(rows, store)

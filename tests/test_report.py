@@ -307,6 +307,14 @@ def test_pictures_are_small_and_whole(tmp_path, shape):
         assert np.array_equal(picture, pictures(shape)[row])
 
 
+def test_a_history_that_a_spreadsheet_saved(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss\n1,0.5\n", encoding="utf-8-sig")
+    write_report(tmp_path, report=make_report(), histories={"new": path})
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored["histories"]["new"] == {"epoch": [1.0], "loss": [0.5]}
+
+
 def test_bad_facts_and_histories(tmp_path):
     report = make_report()
     with pytest.raises(ValueError, match="facts: 'matrix' is a number of the report itself"):

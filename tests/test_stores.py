@@ -335,6 +335,21 @@ def test_cells_of_a_pulled_manifest():
     assert named["class_name"] == ["dog", "", "cat"]
 
 
+def test_numbers_beyond_64_bits_are_names():
+    largest = (1 << 63) - 1
+    assert _column("label", [largest, None, -largest - 1]).keys() == {"label"}
+    named = _column("label", [largest + 1, None, 3])
+    assert named["label"].tolist() == [1, -1, 0]
+    assert named["class_name"] == [str(largest + 1), "", "3"]
+    assert _column("group", [largest + 1, 7, largest + 1])["group"].tolist() == [1, 0, 1]
+    # A row without a group gets a number of its own, for which there must be room.
+    for full in (largest, largest - 1):
+        groups = _column("group", [full, None, 5, None])["group"]
+        assert len(set(groups.tolist())) == 4
+    assert _column("group", [largest - 1, None])["group"].tolist() == [largest - 1, largest]
+    assert _column("group", [largest, -5])["group"].tolist() == [largest, -5]
+
+
 def test_a_half_written_feature_store_is_no_source(tmp_path):
     half = features(tmp_path / "whole", vectors(3)).path
     (half / "manifest.csv").unlink()

@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # F.normalize's: a row shorter than this is divided by it.
 _SMALLEST_NORM = 1e-12
 _OPSET = 17
+# What an ONNX model that `to_onnx` wrote says made it.
+_PRODUCER = "fclearn"
 # Ends an index file that `export_index` wrote, before the length of the index. faiss reads no
 # further than the index goes, and what it writes itself, also of an export, ends without.
 _MARK = b"fclearn export of "
@@ -33,15 +36,22 @@ def to_onnx(adapter: Adapter, path: str | os.PathLike[str]) -> None:
     """Write a fitted adapter as an ONNX model: input ``features``, output ``mapped``.
 
     Both are float32 ``(batch, D)`` of any batch size; rows are scaled to unit length before and
-    after the map, as `Adapter.transform` does.
+    after the map, as `Adapter.transform` does. The model's ``producer_name`` is ``"fclearn"``.
+
+    Args:
+        adapter: Fitted.
+        path: File to write. One that is there is replaced only if it is an ONNX model of this
+            producer.
 
     Raises:
         ModuleNotFoundError: The package onnx is missing.
         RuntimeError: The adapter is not fitted.
+        ValueError: Anything else is at ``path``.
         OSError: The file cannot be written.
     """
     onnx = _import("onnx", "onnx")
     state = _fitted(adapter)
+    _check_out("path", Path(path), _is_onnx_export)
     model = _OnnxGraph(onnx)
     rows = model.unit("features")
     affine = adapter.affine()
@@ -145,7 +155,9 @@ def export_index(
     faiss = _import("faiss", "faiss-cpu")
     if not Path(index).is_file():
         raise FileNotFoundError(f"{index}: no such index file")
-    _check_out(Path(out), Path(index))
+    if Path(out).exists() and Path(out).samefile(index):
+        raise ValueError(f"out: expected another file than {index}, which stays as it is")
+    _check_out("out", Path(out), _is_index_export)
     try:
         loaded = faiss.read_index(os.fspath(index))
     except RuntimeError as error:
@@ -159,15 +171,11 @@ def export_index(
     return note
 
 
-def _check_out(out: Path, index: Path) -> None:
-    """Refuse to replace what may be the index that serves, or anything but an export."""
-    if not out.exists():
-        return
-    if out.samefile(index):
-        raise ValueError(f"out: expected another file than {index}, which stays as it is")
-    if not (out.is_file() and _is_export(out)):
+def _check_out(name: str, out: Path, is_export: Callable[[Path], bool]) -> None:
+    """Refuse to replace what may serve, or anything but an export."""
+    if out.exists() and not (out.is_file() and is_export(out)):
         raise ValueError(
-            f"out: expected no file, or one that an export wrote, whole and as it was written, "
+            f"{name}: expected no file, or one that an export wrote, whole and as it was written, "
             f"found another in {out}; remove it first if it is no longer needed"
         )
 
@@ -177,8 +185,18 @@ def _mark(length: int) -> bytes:
     return _MARK + length.to_bytes(8, "little")
 
 
-def _is_export(path: Path) -> bool:
-    """Whether a file ends as exports do, at the place where they do."""
+def _is_onnx_export(path: Path) -> bool:
+    """Whether a file is an ONNX model that says we made it."""
+    onnx, content = _import("onnx", "onnx"), path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception:  # protobuf's own, of a module that onnx does not name
+        return False
+    return bool(model.producer_name == _PRODUCER)
+
+
+def _is_index_export(path: Path) -> bool:
+    """Whether a file ends as exported indexes do, at the place where they do."""
     length = path.stat().st_size - len(_mark(0))
     if length < 0:
         return False
@@ -228,7 +246,10 @@ class _OnnxGraph:
         )
         # An old format version: runtimes refuse those newer than they are.
         model: onnx.ModelProto = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8
+            graph,
+            producer_name=_PRODUCER,
+            opset_imports=[helper.make_opsetid("", _OPSET)],
+            ir_version=8,
         )
         self._onnx.checker.check_model(model)
         return model

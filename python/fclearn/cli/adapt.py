@@ -104,11 +104,12 @@ def export(
 ) -> None:
     """Write an adapter for other engines: as an ONNX model, or inside a faiss index.
 
+    FILE is overwritten only where it is such an export.
+
     With --index, the index written takes source features and searches the vectors the given one
-    holds; the given file stays as it is, and FILE is overwritten only where it is an export. Its
-    rows must be of unit length, as what an adapter returns is; codes too coarse to tell are noted,
-    with the lengths they have. Affine adapters only: all but mlp, and compat-head if it was fitted
-    with --head linear or low-rank.
+    holds; the given file stays as it is. Its rows must be of unit length, as what an adapter
+    returns is; codes too coarse to tell are noted, with the lengths they have. Affine adapters
+    only: all but mlp, and compat-head if it was fitted with --head linear or low-rank.
 
     \b
     Examples:

@@ -91,7 +91,7 @@ def read_junk(path: Path, query: FeatureStore, gallery: FeatureStore) -> list[li
     """Gallery rows that are neither right nor wrong, for each query.
 
     Args:
-        path: Text, ``query-id gallery-id`` a line.
+        path: UTF-8, with or without a byte order mark; ``query-id gallery-id`` a line.
         query: Of the queries.
         gallery: Of the gallery; ids that it lacks need no leaving out.
 
@@ -99,7 +99,7 @@ def read_junk(path: Path, query: FeatureStore, gallery: FeatureStore) -> list[li
         ValueError: Not such a file; no query in common with it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a text file in UTF-8: {error}") from error
     queries, rows = row_of_id(query.ids, "query"), row_of_id(gallery.ids, "gallery")

@@ -35,7 +35,8 @@ class Qrels:
         """Read a TREC qrels file: ``query-id iteration document-id grade`` a line.
 
         Args:
-            path: Text, columns parted by blanks; the iteration is ignored.
+            path: UTF-8, with or without a byte order mark; columns parted by blanks, and the
+                iteration is ignored.
 
         Raises:
             ValueError: Not such a file (the line is named), or a pair judged twice.
@@ -43,7 +44,7 @@ class Qrels:
         """
         grades: dict[str, dict[str, int]] = {}
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: expected a text file in UTF-8: {error}") from error
         for number, line in enumerate(text.splitlines(), 1):

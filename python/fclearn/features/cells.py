@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,18 +33,29 @@ def is_missing(value: object) -> bool:
     return not same if isinstance(same, bool | np.bool_) else same is value
 
 
-def class_names(values: Sequence[Any] | NDArray[Any]) -> _Column:
-    """Names of classes with empty text in every row that has none; others as they came.
+def class_names(values: Sequence[Any] | NDArray[Any]) -> list[str]:
+    """Names of classes as text, empty in every row that has none.
 
     Example:
-        >>> class_names(["cat", None])
-        ['cat', '']
+        >>> class_names(["cat", None, 3])
+        ['cat', '', '3']
     """
-    column = values if isinstance(values, np.ndarray) else list(values)
-    missing = [not isinstance(value, str) and is_missing(value) for value in column]
-    if not any(missing):
-        return column
-    return ["" if none else str(name) for name, none in zip(column, missing, strict=True)]
+    return ["" if is_missing(value) else str(value) for value in values]
+
+
+def label_lists(values: Sequence[Any] | NDArray[Any]) -> list[list[str]]:
+    """Labels of each row as a list of text; a text is parted at each ``|``.
+
+    Example:
+        >>> label_lists([["cat", 3], [], "dog|pet", 7, None])
+        [['cat', '3'], [], ['dog', 'pet'], ['7'], []]
+    """
+    return [
+        [label for label in cell.split(SEPARATOR) if label]
+        if isinstance(cell, str)
+        else _several(cell if isinstance(cell, _SEVERAL) else [cell])
+        for cell in values
+    ]
 
 
 def text_labels(values: Sequence[Any] | NDArray[Any], name: str) -> _Column:
@@ -66,9 +77,7 @@ def text_labels(values: Sequence[Any] | NDArray[Any], name: str) -> _Column:
         if not isinstance(cell, _SEVERAL):
             cells.append("" if is_missing(cell) else cell)
             continue
-        # A set has no order of its own, and equal stores are to be equal files.
-        several = sorted(cell, key=str) if isinstance(cell, set | frozenset) else list(cell)
-        labels = [str(label) for label in several if not is_missing(label)]
+        labels = _several(cell)
         for label in labels:
             if SEPARATOR in label:
                 raise ValueError(
@@ -86,7 +95,7 @@ def check_cells(
     """Refuse cells that would be kept, or read back, as the text of Python.
 
     Those are lists and dicts in a csv; names of classes that are several; and labels that are dicts
-    or hold lists. Lists of labels are fine, see `text_labels`.
+    or hold lists. Lists of labels are fine, see `text_labels` and `label_lists`.
 
     Args:
         values: The column.
@@ -125,3 +134,10 @@ def check_cells(
         raise ValueError(
             f"{name}: expected {expected}, got a {found} in row {row} of column {key!r}{instead}"
         )
+
+
+def _several(cell: Iterable[Any]) -> list[str]:
+    """Labels of a cell that holds any number of them, as text."""
+    # A set has no order of its own, and equal stores are to be equal files.
+    several = sorted(cell, key=str) if isinstance(cell, set | frozenset) else cell
+    return [str(label) for label in several if not is_missing(label)]

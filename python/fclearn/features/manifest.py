@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn._files import reason
-from fclearn.features.cells import check_cells, class_names, text_labels
+from fclearn.features.cells import check_cells, class_names, label_lists, text_labels
 
 Column = list[Any] | NDArray[Any]
 Manifest = dict[str, Column]
@@ -36,8 +36,9 @@ def check_manifest(
         file_format: What it is to be written as; None: it was read.
 
     Returns:
-        ``id`` a list of str; ``label`` and ``group`` int64 of shape ``(N,)``; ``class_name`` with
-        empty text for None, NaN and NA; for a csv, ``labels`` as text; others as they came.
+        ``id`` a list of str; ``label`` and ``group`` int64 of shape ``(N,)``; ``class_name`` a list
+        of str, empty for None, NaN and NA; ``labels`` as text for a csv, as lists of str for
+        parquet; others as they came.
 
     Raises:
         ValueError: No ids, ids that repeat or are empty, columns of another length, labels or
@@ -76,7 +77,7 @@ def write_manifest(folder: Path, manifest: Manifest, file_format: str) -> None:
         file_format: ``"csv"`` or ``"parquet"``.
 
     Raises:
-        ValueError: Another format.
+        ValueError: Another format, or a column that parquet cannot hold, such as text and numbers.
     """
     check_format(file_format)
     for other in FILES.values():
@@ -86,7 +87,15 @@ def write_manifest(folder: Path, manifest: Manifest, file_format: str) -> None:
         import pyarrow as pa  # noqa: PLC0415  (slow to import, and csv needs none of it)
         import pyarrow.parquet as pq  # noqa: PLC0415
 
-        pq.write_table(pa.table({key: pa.array(column) for key, column in manifest.items()}), path)
+        arrays = {}
+        for key, column in manifest.items():
+            try:
+                arrays[key] = pa.array(column)
+            except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+                raise ValueError(
+                    f"manifest: expected what parquet can hold in column {key!r}: {reason(error)}"
+                ) from error
+        pq.write_table(pa.table(arrays), path)
         return
     with path.open("w", encoding="utf-8", newline="") as file:
         # The default line end, CR LF, is also what makes the writer quote either in an id.
@@ -173,13 +182,14 @@ def _column(
         return _integers(values, key, name)
     if file_format is not None:
         check_cells(values, key, name, file_format)
-    if key == "labels" and file_format == "csv":
-        return text_labels(values, name)
+    if key == "labels" and file_format is not None:
+        return text_labels(values, name) if file_format == "csv" else label_lists(values)
     return class_names(values) if key == "class_name" else _plain(values)
 
 
 def _plain(values: Sequence[Any] | NDArray[Any]) -> Column:
-    return values if isinstance(values, np.ndarray) else list(values)
+    # Rows of a matrix are lists of numbers to parquet, which takes no matrix.
+    return values if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
 
 
 def _integers(values: Sequence[Any] | NDArray[Any], key: str, name: str) -> NDArray[np.int64]:

@@ -162,8 +162,9 @@ class FeatureStore:
             features: Shape ``(N, D)``, floating; may be larger than memory if memory-mapped.
                 float16 stays float16, any other type is stored as float32.
             manifest: Column by name, ``N`` values each; ``id`` is required. Lists in column
-                ``labels`` are joined by ``|`` in a csv; other lists and dicts need parquet. A
-                name of a class is one, and labels are no dicts and hold no lists.
+                ``labels`` are joined by ``|`` in a csv, and in parquet all its cells become lists
+                of text; other lists and dicts need parquet. A name of a class is one text, and
+                labels are no dicts and hold no lists.
             fingerprint: What made the features; its ``dim`` must be ``D``.
             manifest_format: ``"csv"`` or ``"parquet"``.
 

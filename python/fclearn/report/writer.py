@@ -136,7 +136,7 @@ def _columns(name: str, history: History) -> dict[str, list[float | None]]:
     """A history as columns, numbers that are not finite as None."""
     rows: Sequence[Mapping[str, float | str | None]]
     if isinstance(history, str | os.PathLike):
-        with Path(history).open(newline="", encoding="utf-8") as file:
+        with Path(history).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     else:
         rows = history

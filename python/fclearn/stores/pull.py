@@ -49,7 +49,9 @@ def pull(
         store: Where from.
         out: Folder to make; nothing may be there.
         model: What made the vectors; None if the store says.
-        payload: Further columns to read into the manifest, not ``id``.
+        payload: Further columns to read into the manifest, not ``id``. Of a ``label`` that is text
+            or does not fit int64 the manifest has numbers, and the names as ``class_name`` unless
+            that is asked for, too.
         batch_size: Rows at a time, at least 1.
         drop_invalid: Leave out rows with NaN or infinite numbers instead of refusing them.
         progress: Called after each batch with rows read and rows there are.
@@ -199,8 +201,13 @@ class _Partial:
             self._folder / _VECTORS, self._settings["dtype"], "r", shape=(self.count, self.dim)
         )
         manifest = {"id": [name for name, _ in rows]}
-        for key in self._settings["payload"]:
-            manifest.update(_column(key, [values[key] for _, values in rows]))
+        payload = self._settings["payload"]
+        for key in payload:
+            made = _column(key, [values[key] for _, values in rows])
+            # A class_name made of labels gives way to one that was asked for.
+            manifest.update(
+                {name: cells for name, cells in made.items() if name == key or name not in payload}
+            )
         # In a csv such a label would be read as two.
         holds_separator = any(
             SEPARATOR in label for cell in manifest.get("labels", ()) for label in cell
@@ -243,32 +250,43 @@ class _Partial:
 def _column(key: str, values: list[Any]) -> dict[str, Any]:
     """A column of the manifest, in cells that a csv and parquet hold alike.
 
-    Labels that are text become numbers beside ``class_name``, and rows without a label have -1.
-    Groups that are text become numbers as well, and a row without a group is one of its own.
+    Labels that are no integers of 64 bits become numbers beside ``class_name``, and rows without a
+    label have -1. Such groups become numbers as well, and a row without a group is one of its own.
     ``labels`` become lists of text, all other cells text.
     """
     if key == "labels":
         return {key: [_several(value) for value in values]}
     if key == "group":
-        numbers = _numbers(values)
         none = np.array([is_missing(value) for value in values])
-        numbers[none] = numbers.max() + 1 + np.arange(none.sum())
+        count = int(none.sum())
+        numbers = _numbers(values, room=count)
+        numbers[none] = numbers.max() + np.arange(1, count + 1)
         return {key: numbers}
     if key != "label":
         return {key: [_cell(value) for value in values]}
     numbers = _numbers(values)
-    if all(isinstance(value, int) for value in values if not is_missing(value)):
+    if _fit(values):
         return {key: numbers}
     return {key: numbers, "class_name": [_cell(value) for value in values]}
 
 
-def _numbers(values: list[Any]) -> NDArray[np.int64]:
-    """Integers as they are, or else texts numbered in their order; -1 for what is missing."""
-    known = [value for value in values if not is_missing(value)]
-    if all(isinstance(value, int) for value in known):
+def _numbers(values: list[Any], room: int = 0) -> NDArray[np.int64]:
+    """Integers that `_fit` as they are, or else texts numbered in order; -1 for what is missing."""
+    if _fit(values, room):
         return np.array([-1 if is_missing(value) else value for value in values], dtype=np.int64)
-    number = {name: at for at, name in enumerate(sorted({_cell(value) for value in known}))}
+    names = sorted({_cell(value) for value in values if not is_missing(value)})
+    number = {name: at for at, name in enumerate(names)}
     return np.array([number.get(_cell(value), -1) for value in values], dtype=np.int64)
+
+
+def _fit(values: list[Any], room: int = 0) -> bool:
+    """Whether all that is not missing are integers of 64 bits, with so many free above them."""
+    end = (1 << 63) - room
+    return all(
+        isinstance(value, int) and -(1 << 63) <= value < end
+        for value in values
+        if not is_missing(value)
+    )
 
 
 def _several(value: object) -> list[str]:
