@@ -161,12 +161,17 @@ def teacher_readout(
     Returns:
         A :class:`Teacher` for :func:`compat_kl`, without gradient.
 
+    Raises:
+        ValueError: A scale with a tangent of forward-mode derivatives.
+        RuntimeError: Shapes, dtypes or devices that do not fit, or a scale out of range.
+
     Example:
         >>> import torch, fcl_ext
         >>> teacher = fcl_ext.teacher_readout(torch.eye(2), torch.eye(2), scale=1.0)
         >>> teacher.mean.shape, teacher.negative_entropy.shape
         (torch.Size([2, 2]), torch.Size([2]))
     """
+    refuse_gradient("scale", scale)
     if normalize:
         teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
     packed = packed_prototypes(prototypes, normalize)
