@@ -13,8 +13,8 @@ _loader.load_libraries()
 
 from fcl_ext import _registrations  # noqa: E402, F401  (needs the loaded schemas)
 from fcl_ext._C import version as __version__  # noqa: E402
+from fcl_ext._frozen import set_packing_cache  # noqa: E402
 from fcl_ext._loader import cuda_error, has_cuda_kernels  # noqa: E402
-from fcl_ext._packing import set_packing_cache  # noqa: E402
 from fcl_ext.knn import knn_graph, knn_graph_segments, knn_search  # noqa: E402
 from fcl_ext.losses import (  # noqa: E402
     Teacher,

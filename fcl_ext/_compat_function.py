@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._derivatives import differentiable_once
+from fcl_ext._frozen import packed_prototypes
 from fcl_ext._logits import room_for_logits
-from fcl_ext._packing import packed_prototypes
-from fcl_ext._versions import VersionedCache, counts_versions
 
 # Prototypes, and logits, up to so many numbers get their gradient in the forward call: on two
 # hundred classes a second call and what it takes to get there cost as much as the gradient. A
@@ -45,6 +43,8 @@ class CompatLoss(torch.autograd.Function):
     ) -> Tensor:
         need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
         ctx.dtype = embeddings.dtype
+        # In any case: it forgets what was kept of prototypes that are in training now.
+        packed, squared_norms = packed_prototypes(prototypes, normalize)
         both = need_embeddings and need_prototypes and reduction != "none"
         if both and prototypes.dim() == embeddings.dim() == 2:  # other shapes are refused below
             num_classes, dim = prototypes.shape
@@ -65,7 +65,6 @@ class CompatLoss(torch.autograd.Function):
                 ctx.save_for_backward(grad, grad_prototypes)
                 return loss
         logits = room_for_logits(embeddings, prototypes) if need_prototypes else None
-        packed, squared_norms = packed_prototypes(prototypes, normalize)
         loss, grad, unit, state = ops.compat_loss(
             embeddings,
             prototypes,
@@ -125,30 +124,3 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | Non
             logits,
         ).to(prototypes.dtype)
     return grad_embeddings, grad_prototypes
-
-
-def mean_prototype(prototypes: Tensor, normalize: bool) -> Tensor:
-    """Mean of all (unit) prototypes in float64, shape (D,).
-
-    Kept for frozen prototypes until torch counts a new version of them or they go away: it reads
-    all of them, which every step of a training with label smoothing would repeat.
-    """
-    if torch.compiler.is_compiling() or not counts_versions(prototypes):
-        return _compute_mean(prototypes, normalize)
-    mean = _means.find(prototypes, normalize)
-    if mean is None:
-        mean = _compute_mean(prototypes, normalize)
-        _means.keep(prototypes, normalize, mean)
-    return mean
-
-
-_means: VersionedCache[Tensor] = VersionedCache()
-
-
-@torch.no_grad()
-def _compute_mean(prototypes: Tensor, normalize: bool) -> Tensor:
-    total = prototypes.new_zeros(prototypes.shape[1], dtype=torch.float64)
-    for part in prototypes.split(1 << 16):
-        exact = part.double()
-        total += (F.normalize(exact, dim=1) if normalize else exact).sum(0)
-    return total / len(prototypes)

@@ -28,12 +28,12 @@ def refuse_tangents(op: str, *arguments: object) -> None:
     if forward_ad._current_level < 0:
         return
     for value in arguments:
-        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+        if isinstance(value, Tensor) and _has_tangent(value):
             raise RuntimeError(f"fcl::{op}: forward-mode derivatives are not supported")
 
 
 def refuse_gradient(name: str, value: float | Tensor | None, instead: str = "float") -> None:
-    """Refuse a tensor that requires a gradient where a constant is meant.
+    """Refuse a tensor that requires a gradient, or has a tangent, where a constant is meant.
 
     Args:
         name: Of the argument.
@@ -41,7 +41,7 @@ def refuse_gradient(name: str, value: float | Tensor | None, instead: str = "flo
         instead: What makes a constant of it, for the message.
 
     Raises:
-        ValueError: It requires one.
+        ValueError: It requires one, or has one (also under ``no_grad``, which stops no tangents).
 
     Example:
         >>> import torch
@@ -51,10 +51,16 @@ def refuse_gradient(name: str, value: float | Tensor | None, instead: str = "flo
         ...
         ValueError: scale: expected a constant, which gets no gradient (float() makes one of it)
     """
-    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+    if not isinstance(value, Tensor):
+        return
+    if (value.requires_grad and torch.is_grad_enabled()) or _has_tangent(value):
         raise ValueError(
             f"{name}: expected a constant, which gets no gradient ({instead}() makes one of it)"
         )
+
+
+def _has_tangent(value: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
 
 
 class _RefuseSecond(torch.autograd.Function):

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcl_ext import ops
-from fcl_ext._compat_function import CompatLoss, mean_prototype
+from fcl_ext._compat_function import CompatLoss
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._frozen import mean_prototype, packed_prototypes
 from fcl_ext._loss_checks import can_look, check_labels, check_options, check_weights
-from fcl_ext._packing import packed_prototypes
 from fcl_ext.positive_sets import PositiveSets
 
 Reduction = Literal["mean", "sum", "none"]
@@ -81,6 +81,9 @@ def compat_loss(
         Under autocast the loss runs in float32, like torch's own; give bfloat16 tensors outside
         autocast to run it in bfloat16. Losses keep their relative precision however small they
         are: the target class is left out of the sum and comes back exactly.
+
+        With label smoothing, the mean of frozen prototypes on the CPU is kept between calls. The
+        note of :func:`set_packing_cache`, which forgets it, says which changes are noticed.
 
     References:
         Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020 (influence
@@ -161,12 +164,17 @@ def teacher_readout(
     Returns:
         A :class:`Teacher` for :func:`compat_kl`, without gradient.
 
+    Raises:
+        ValueError: A scale with a tangent of forward-mode derivatives.
+        RuntimeError: Shapes, dtypes or devices that do not fit, or a scale out of range.
+
     Example:
         >>> import torch, fcl_ext
         >>> teacher = fcl_ext.teacher_readout(torch.eye(2), torch.eye(2), scale=1.0)
         >>> teacher.mean.shape, teacher.negative_entropy.shape
         (torch.Size([2, 2]), torch.Size([2]))
     """
+    refuse_gradient("scale", scale)
     if normalize:
         teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
     packed = packed_prototypes(prototypes, normalize)

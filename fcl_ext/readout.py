@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._derivatives import refuse_gradient
-from fcl_ext._packing import packed_prototypes
+from fcl_ext._frozen import packed_prototypes
 
 
 def softmax_readout(

@@ -239,19 +239,6 @@ def test_does_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_mean_prototype_follows_versions_and_is_released():
-    w = torch.eye(4)
-    first = _compat_function.mean_prototype(w, True)
-    assert _compat_function.mean_prototype(w, True) is first
-    w.mul_(torch.tensor([2.0, 1.0, 1.0, 1.0])[:, None])
-    assert torch.equal(_compat_function.mean_prototype(w, True), first)  # recomputed: unit rows
-    assert _compat_function.mean_prototype(w, False).tolist() == [0.5, 0.25, 0.25, 0.25]
-    kept = len(_compat_function._means)
-    del w
-    gc.collect()
-    assert len(_compat_function._means) == kept - 2
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_kept_logits_change_nothing(options, monkeypatch):
     x, w, labels = _inputs((150, 21, 500), torch.float32, "cpu")

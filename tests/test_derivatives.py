@@ -11,6 +11,8 @@ from torch.autograd import forward_ad
 
 import fcl_ext
 from fcl_ext import ops
+from fclearn import KnnGraph
+from fclearn.distributed import logsumexp_over_shards, sharded_compat_loss, single_process
 
 X = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 W = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -117,29 +119,95 @@ def test_double_backward_of_compat_loss_is_refused(classes, reduction):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["scale", "margin", "label_smoothing"])
-def test_numbers_of_compat_loss_that_require_a_gradient_are_refused(name):
-    learned = torch.tensor(0.5, requires_grad=True)
-    with pytest.raises(ValueError, match=rf"{name}: expected a constant.*float\(\)"):
-        fcl_ext.compat_loss(X, W, Y, **{name: learned})
-    fcl_ext.compat_loss(X, W, Y, **{name: learned.item()})
+TARGETS = X.flip(0)
+WEIGHTS = torch.full((6,), 0.5, dtype=torch.float64)
+GRAPH = KnnGraph.build(X, k=2)
+TEACHER = fcl_ext.teacher_readout(TARGETS, W, scale=2.0)
+
+
+def sharded(function, *arguments, **options):
+    with single_process() as group:
+        return function(*arguments, first=0, group=group, **options)
+
+
+# By a number that gets no derivative: its name, and what takes it.
+NUMBERS = {
+    "compat_loss": ("scale", lambda s: fcl_ext.compat_loss(X, W, Y, scale=s)),
+    "compat_loss by margin": ("margin", lambda s: fcl_ext.compat_loss(X, W, Y, margin=s)),
+    "compat_loss by smoothing": (
+        "label_smoothing",
+        lambda s: fcl_ext.compat_loss(X, W, Y, label_smoothing=s),
+    ),
+    "compat_loss of targets": (
+        "scale",
+        lambda s: fcl_ext.compat_loss(X, W, targets=TARGETS, scale=s),
+    ),
+    "compat_kl": ("scale", lambda s: fcl_ext.compat_kl(X, W, teacher_embeddings=TARGETS, scale=s)),
+    "compat_kl of a teacher": (
+        "scale",
+        lambda s: fcl_ext.compat_kl(X, W, teacher=TEACHER, scale=s),
+    ),
+    "compat_supcon": ("scale", lambda s: fcl_ext.compat_supcon(X, Y, W, torch.arange(9), scale=s)),
+    "teacher_readout": (
+        "scale",
+        lambda s: fcl_ext.teacher_readout(X, W, scale=s).negative_entropy.sum(),
+    ),
+    "softmax_readout": ("scale", lambda s: fcl_ext.softmax_readout(X, W, scale=s)[0].sum()),
+    "sparse_readout": (
+        "scale",
+        lambda s: fcl_ext.sparse_readout(X, X, Y, CROW, COL, scale=s)[0].sum(),
+    ),
+    "random_walk": (
+        "damping",
+        lambda s: fcl_ext.random_walk(CROW, COL, WEIGHTS, X, damping=s).sum(),
+    ),
+    "random_walk of steps": (
+        "damping",
+        lambda s: fcl_ext.random_walk(CROW, COL, WEIGHTS, X, damping=s, num_steps=2).sum(),
+    ),
+    "walk": ("damping", lambda s: GRAPH.normalize().walk(X, s).sum()),
+    "walk of steps": ("damping", lambda s: GRAPH.normalize().walk(X, s, num_steps=2).sum()),
+    "solve": ("damping", lambda s: GRAPH.normalize(mode="symmetric").solve(X, s).features.sum()),
+    "walk_labels": (
+        "damping",
+        lambda s: GRAPH.normalize().walk_labels(Y, damping=s, epsilon=0.1)[2].sum(),
+    ),
+    "logsumexp_over_shards": ("scale", lambda s: sharded(logsumexp_over_shards, X, W, scale=s)),
+    "sharded_compat_loss": (
+        "scale",
+        lambda s: sharded(sharded_compat_loss, X, W, Y, num_classes=9, scale=s),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("case", NUMBERS)
+def test_derivatives_by_numbers_are_refused(case):
+    name, function = NUMBERS[case]
+    number = torch.tensor(0.5, dtype=torch.float64)
+    refused = pytest.raises(ValueError, match=rf"{name}: expected a constant.*float\(\)")
+    with refused:
+        torch.func.jvp(function, (number,), (torch.ones_like(number),))
+    with refused:
+        torch.func.jacfwd(function)(number)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(number, torch.ones_like(number))
+        with refused:
+            function(dual)
+        with torch.no_grad(), refused:  # which stops no tangents
+            function(dual)
+        function(number)
+        function(float(dual))
+    if case != "teacher_readout":  # which has no gradient at all
+        with refused:
+            function(number.clone().requires_grad_())
+
+
+def test_a_learnable_constant_is_refused_where_gradients_are_wanted():
+    scale = torch.tensor(5.0, requires_grad=True)
     with torch.no_grad():
-        fcl_ext.compat_loss(X, W, Y, **{name: learned})
-
-
-def test_constants_that_require_a_gradient_are_refused():
-    learned = torch.tensor(5.0, requires_grad=True)
-    for call in (
-        lambda: fcl_ext.compat_loss(X, W, Y, scale=learned),
-        lambda: fcl_ext.compat_kl(X, W, teacher_embeddings=X, scale=learned),
-        lambda: fcl_ext.compat_supcon(X, Y, W, torch.arange(9), scale=learned),
-        lambda: fcl_ext.softmax_readout(X, W, scale=learned),
-    ):
-        with pytest.raises(ValueError, match=r"scale: expected a constant.*float\(\)"):
-            call()
-    ones = torch.ones(6).double()
-    with pytest.raises(ValueError, match="damping: expected a constant"):
-        fcl_ext.random_walk(CROW, COL, ones, X, damping=torch.tensor(0.5, requires_grad=True))
+        fcl_ext.compat_loss(X, W, Y, scale=scale)
+    fcl_ext.compat_loss(X, W, Y, scale=scale.item())
     for name, options in (
         ("prototypes", {"prototypes": W.clone().requires_grad_(), "teacher_embeddings": X}),
         ("teacher_embeddings", {"prototypes": W, "teacher_embeddings": X.clone().requires_grad_()}),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fcl_ext
-from fcl_ext import _packing, ops
+from fcl_ext import _frozen, ops
 
 ROOM = 1 << 30
 
@@ -41,7 +41,7 @@ def loss_and_gradient(function, embeddings):
 
 def assert_same_bits(function, embeddings, *, kept):
     with_cache = loss_and_gradient(function, embeddings)
-    assert bool(_packing._cache.kept) == kept
+    assert bool(_frozen._cache.packed) == kept
     again = loss_and_gradient(function, embeddings)
     fcl_ext.set_packing_cache(0)
     without = loss_and_gradient(function, embeddings)
@@ -87,7 +87,7 @@ def test_values_beside_kept_prototypes():
     embeddings, prototypes, _ = problem(20, 40, 900, torch.float32)
     values = torch.randn(900, 24, generator=torch.Generator().manual_seed(2))
     kept = fcl_ext.softmax_readout(embeddings.detach(), prototypes, values, scale=3.0)
-    assert _packing._cache.kept
+    assert _frozen._cache.packed
     fcl_ext.set_packing_cache(0)
     plain = fcl_ext.softmax_readout(embeddings.detach(), prototypes, values, scale=3.0)
     assert torch.equal(kept[0], plain[0])
@@ -110,7 +110,7 @@ def test_normalised_and_not_are_kept_apart():
     embeddings, prototypes, labels = problem(8, 16, 50, torch.float32)
     unit = fcl_ext.compat_loss(embeddings, prototypes, labels, scale=2.0)
     raw = fcl_ext.compat_loss(embeddings, prototypes, labels, scale=2.0, normalize=False)
-    assert len(_packing._cache.kept) == 2
+    assert len(_frozen._cache.packed) == 2
     fcl_ext.set_packing_cache(0)
     assert torch.equal(unit, fcl_ext.compat_loss(embeddings, prototypes, labels, scale=2.0))
     assert torch.equal(
@@ -121,10 +121,10 @@ def test_normalised_and_not_are_kept_apart():
 def test_memory_goes_with_the_tensor():
     embeddings, prototypes, labels = problem(8, 16, 50, torch.float32)
     fcl_ext.compat_loss(embeddings, prototypes, labels).backward()
-    assert len(_packing._cache.kept) == 1
+    assert len(_frozen._cache.packed) == 1
     del prototypes
     gc.collect()
-    assert not _packing._cache.kept
+    assert not _frozen._cache.packed
 
 
 def test_no_more_is_kept_than_there_is_room_for():
@@ -133,8 +133,8 @@ def test_no_more_is_kept_than_there_is_room_for():
     fcl_ext.set_packing_cache(64 * 32 * 4 + 64 * 4)
     for prototypes in (first, second, first):
         fcl_ext.compat_loss(embeddings, prototypes, labels)
-    assert len(_packing._cache.kept) == 1
-    assert _packing._cache.kept.find(first, True) is not None
+    assert len(_frozen._cache.packed) == 1
+    assert _frozen._cache.packed.find(first, True) is not None
 
 
 @pytest.mark.parametrize("why", ["trainable", "bfloat16", "off"])
@@ -147,14 +147,14 @@ def test_what_is_not_kept(why):
     else:
         fcl_ext.set_packing_cache(0)
     fcl_ext.compat_loss(embeddings, prototypes, labels).backward()
-    assert not _packing._cache.kept
+    assert not _frozen._cache.packed
 
 
 def test_non_finite_prototypes_propagate():
     embeddings, prototypes, labels = problem(4, 16, 50, torch.float32)
     prototypes[7, 3] = float("nan")
     assert fcl_ext.compat_loss(embeddings, prototypes, labels % 7).isnan()
-    assert _packing._cache.kept
+    assert _frozen._cache.packed
 
 
 def test_what_does_not_fit_is_refused():

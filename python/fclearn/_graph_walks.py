@@ -14,6 +14,7 @@ from torch import Tensor
 
 import fcl_ext
 from fcl_ext import ops
+from fcl_ext._derivatives import refuse_gradient
 from fcl_ext.walk import DEFAULT_TOL, bf16_steps
 from fclearn import _neighbours, _power, _prepared, _solver, _windows
 from fclearn.features import FeatureSource
@@ -277,6 +278,7 @@ class GraphWalks(ABC):
             raise ValueError(
                 f"features: expected one row per node, {self.num_nodes}, got {rows.shape[0]}"
             )
+        refuse_gradient("damping", damping)
         if not 0 < damping < 1:
             raise ValueError(f"damping: expected a number in (0, 1), got {damping}")
         if tol is not None and not 0 < tol < 1:
