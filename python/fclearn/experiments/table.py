@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fclearn._files import replacing
+from fclearn.experiments.markdown import MarkedPage, percent, table_row, write_text
 from fclearn.experiments.plots import plot_cross_against_self, plot_update_gain
 from fclearn.experiments.records import Record, load_records
 from fclearn.experiments.summary import (
@@ -59,15 +60,13 @@ def write_summary(
     path = Path(folder)
     records = load_records(path)
     summary = summarise(records)
-    page = None if insert is None else Path(insert)
-    before, after = ("", "") if page is None else _around_markers(page)
+    page = None if insert is None else MarkedPage.read(insert, BEGIN, END)
     for name, plot in ((GAIN_PLOT, plot_update_gain), (CROSS_PLOT, plot_cross_against_self)):
         with replacing(path / name) as temporary:
             plot(summary).savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    _write(path / TABLE, render(summary, records))
+    write_text(path / TABLE, render(summary, records))
     if page is not None:
-        text = render(summary, records, os.path.relpath(path, page.parent))
-        _write(page, f"{before}{BEGIN}\n{text}{END}{after}")
+        page.write(render(summary, records, os.path.relpath(path, page.path.parent)))
     return summary
 
 
@@ -83,8 +82,8 @@ def render(summary: Summary, records: Sequence[Record], plots: str = ".") -> str
     lines = [
         _setting(records),
         "",
-        _row(["method", "given, beside labels", *_HEADINGS, "seeds"]),
-        _row(["---"] * 2 + ["---:"] * width + ["---"]),
+        table_row(["method", "given, beside labels", *_HEADINGS, "seeds"]),
+        table_row(["---"] * 2 + ["---:"] * width + ["---"]),
         *(_baseline(summary, key) for key in _BASELINES),
         *(_method(method) for method in summary.methods),
     ]
@@ -95,8 +94,8 @@ def render(summary: Summary, records: Sequence[Record], plots: str = ".") -> str
             f"Differences to `{summary.reference}`, query by query, in points; 95 % bootstrap "
             "intervals over the queries of these seeds; last column: n/o mAP seed by seed.",
             "",
-            _row(["method", *_HEADINGS[: len(PAIRED)], "each seed"]),
-            _row(["---", *["---:"] * len(PAIRED), "---"]),
+            table_row(["method", *_HEADINGS[: len(PAIRED)], "each seed"]),
+            table_row(["---", *["---:"] * len(PAIRED), "---"]),
             *(_gains(method) for method in others),
         ]
     for name, alt in (
@@ -154,47 +153,24 @@ def _baseline(summary: Summary, key: str) -> str:
     blank = ["–", "–"]
     placed = blank + cells if key.startswith("independent") else cells + blank
     seeds = ", ".join(map(str, summary.seeds))
-    return _row([f"*{_BASELINES[key]}*", "–", *placed, *["–"] * 3, seeds])
+    return table_row([f"*{_BASELINES[key]}*", "–", *placed, *["–"] * 3, seeds])
 
 
 def _method(method: MethodSummary) -> str:
     given = ", ".join(_GIVEN[need] for need in method.given if need in _GIVEN) or "nothing"
     cells = [_cell(method.estimates[quantity]) for quantity in QUANTITIES]
-    return _row([f"`{method.name}`", given, *cells, ", ".join(map(str, method.seeds))])
+    return table_row([f"`{method.name}`", given, *cells, ", ".join(map(str, method.seeds))])
 
 
 def _gains(method: MethodSummary) -> str:
     cells = [_cell(method.gains[quantity], signed=True) for quantity in PAIRED]
-    each = [_number(value, "+.1f") for value in method.gains[PAIRED[0]].values]
-    return _row([f"`{method.name}`", *cells, ", ".join(each)])
+    each = [percent(value, "+.1f") for value in method.gains[PAIRED[0]].values]
+    return table_row([f"`{method.name}`", *cells, ", ".join(each)])
 
 
 def _cell(estimate: Estimate, *, signed: bool = False) -> str:
     form = "+.1f" if signed else ".1f"
-    text = _number(estimate.value, form)
+    text = percent(estimate.value, form)
     if estimate.value is not None and estimate.interval is not None:
-        text += f" [{', '.join(_number(bound, form) for bound in estimate.interval)}]"
+        text += f" [{', '.join(percent(bound, form) for bound in estimate.interval)}]"
     return text
-
-
-def _number(value: float | None, form: str) -> str:
-    """In percent, with a true minus sign."""
-    return "–" if value is None else f"{100 * value:{form}}".replace("-", "−")
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _around_markers(page: Path) -> tuple[str, str]:
-    text = page.read_text(encoding="utf-8")
-    before, found, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not found or not ended:
-        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}, in this order")
-    return before, after
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
