@@ -15,6 +15,7 @@ from fclearn.adapters import (
     Ridge,
     load_adapter,
 )
+from fclearn.evaluation import evaluate_retrieval
 from fclearn.features import Fingerprint
 
 QUICK = {"hidden": 8, "epochs": 2}
@@ -158,7 +159,7 @@ def test_an_orthogonal_head_stays_a_rotation_and_learns(head, dims):
 def test_affine_heads_are_what_they_say():
     source, target, labels = _pairs(target_dim=9)
     given = {"source": source, "target": target, "labels": labels}
-    start = Procrustes().fit(source=source, target=target)
+    start = CompatHead(epochs=1, head="linear", share=0.0).fit(**given)
     for head in ("linear", "low-rank"):
         adapter = CompatHead(hidden=3, epochs=4, head=head).fit(**given)
         weight, bias = adapter.affine()
@@ -171,6 +172,78 @@ def test_affine_heads_are_what_they_say():
     assert CompatHead(hidden=3, epochs=1).fit(**given).affine() is None
     with pytest.raises(ValueError, match="head: expected one of"):
         CompatHead(head="cubic")
+    for option in ("centring", "whitening", "share"):
+        with pytest.raises(ValueError, match=rf"{option}: expected a number in \[0, 1\], got 1.5"):
+            CompatHead(**{option: 1.5})
+
+
+def test_a_head_starts_at_a_rotation_behind_whitened_rows():
+    source, target, labels = _pairs(rows=200, source_dim=12, target_dim=5)
+    given = {"source": source, "target": target, "labels": labels}
+    options = {"epochs": 1, "head": "linear", "share": 0.0}
+    plain = CompatHead(**options, centring=0.0, whitening=0.0).fit(**given)
+    torch.testing.assert_close(
+        plain.affine()[0] / plain.affine()[0].norm() * 5**0.5,
+        Procrustes().fit(source=source, target=target).affine()[0],
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    # By definition, but for what is added to the variances: all directions are equal.
+    x, y = source.double() - source.double().mean(0), target.double() - target.double().mean(0)
+    cov = x.T @ x / len(x)
+    values, directions = torch.linalg.eigh(cov + 0.1 * cov.trace() / 12 * torch.eye(12).double())
+    root = directions @ torch.diag(values**-0.5) @ directions.T
+    left, _, right = torch.linalg.svd(root @ x.T @ y, full_matrices=False)
+    expected = root @ left @ right
+    whitened = CompatHead(**options, centring=0.0, whitening=0.5).fit(**given).affine()[0].double()
+    expected *= y.norm() / (x @ expected).norm()
+    torch.testing.assert_close(whitened, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "low-rank", "mlp"])
+def test_a_head_is_on_the_way_from_its_start_to_the_trained_one(head):
+    source, target, labels = _pairs(target_dim=9)
+    options = {"hidden": 3, "epochs": 3, "learning_rate": 0.01, "head": head}
+    start, half, whole = (
+        CompatHead(**options, share=share).fit(source=source, target=target, labels=labels)._state
+        for share in (0.0, 0.5, 1.0)
+    )
+    assert half.keys() == whole.keys()
+    for name in ("linear.weight", "linear.bias"):
+        torch.testing.assert_close(half[name], (start[name] + whole[name]) / 2)
+    if head != "linear":
+        assert not start["up.weight"].any()
+        assert whole["up.weight"].any()
+        torch.testing.assert_close(half["up.weight"], whole["up.weight"] / 2)
+    if head != "low-rank":
+        assert not torch.allclose(start["linear.weight"], whole["linear.weight"], atol=1e-4)
+
+
+def test_a_head_does_without_what_target_features_have_in_common():
+    """Rows that all lean one way: queries that lean there, too, find those that lean most."""
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 40
+    centres = F.normalize(torch.randn(40, 16), dim=1)
+    rows = centres[labels] + 0.3 * torch.randn(600, 16)
+    lean = torch.zeros(16)
+    lean[0] = 4.0
+    target = F.normalize(rows + lean * torch.rand(600, 1), dim=1)
+    source = F.normalize(centres[labels] + 0.2 * torch.randn(600, 16), dim=1)
+    fit, held = labels < 24, labels >= 24
+    found = {}
+    for centring in (0.0, 0.6):
+        head = CompatHead(epochs=2, centring=centring).fit(
+            source=source[fit], target=target[fit], labels=labels[fit]
+        )
+        result = evaluate_retrieval(
+            head.transform(source[held]),
+            target[held],
+            query_labels=labels[held],
+            gallery_labels=labels[held],
+            metrics=("map",),
+        )
+        found[centring] = result["map"]
+    assert found[0.6] > found[0.0] + 0.02
 
 
 def test_training_is_repeatable_and_leaves_the_generator_alone():

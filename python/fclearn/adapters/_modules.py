@@ -78,11 +78,22 @@ class HeadModule(nn.Module):
                 weight.mul_(1.5).sub_(step, alpha=0.5)
 
     @torch.no_grad()
-    def finish(self) -> dict[str, Tensor]:
-        """The tensors of the head, a rotation exact to rounding."""
+    def finish(self, weight: Tensor, bias: Tensor, share: float) -> dict[str, Tensor]:
+        """The tensors of the head: so far on the way from its start; a rotation whole, and exact.
+
+        Args:
+            weight: Of the start.
+            bias: Of the start.
+            share: Of what was learned, in [0, 1].
+        """
         if self._orthogonal:
             left, _, right = torch.linalg.svd(self.linear.weight.double(), full_matrices=False)
             self.linear.weight.copy_(left @ right)
+        else:
+            self.linear.weight.lerp_(weight.T.to(self.linear.weight), 1 - share)
+            self.linear.bias.lerp_(bias.to(self.linear.bias), 1 - share)
+            if self.up is not None:
+                self.up.weight.mul_(share)
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
 

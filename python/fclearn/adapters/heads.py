@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fclearn.adapters._modules import FORMS, HeadModule, affine_of, apply_head
 from fclearn.adapters.base import Adapter
-from fclearn.adapters.maps import procrustes, ridge
+from fclearn.adapters.maps import procrustes, ridge, whitened_procrustes
 from fclearn.classifiers import PseudoClassifier
 from fclearn.losses import InstanceCompatLoss, L2CompatLoss, PseudoClassifierLoss
 
@@ -71,7 +71,7 @@ class _TrainedHead(Adapter):
         return self._state["linear.weight"].shape[1]
 
     def _train(
-        self, source: Tensor, start: tuple[Tensor, Tensor], loss: _Loss
+        self, source: Tensor, start: tuple[Tensor, Tensor], loss: _Loss, share: float = 1.0
     ) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.seed)
@@ -89,7 +89,7 @@ class _TrainedHead(Adapter):
                     optimizer.step()
                     head.after_step()
                     schedule.step()
-        return head.finish()
+        return head.finish(*start, share)
 
     def _transform(self, rows: Tensor) -> Tensor:
         return apply_head(rows, self._state)
@@ -136,17 +136,31 @@ class CompatHead(_TrainedHead):
     are summed inside the logarithm, a cosine head learned on the target features, and the item's
     own target feature by squared distance. Labels are classes, or clusters where there are none.
 
+    Few classes teach a head their own ways, too. So it starts at a map in closed form, and what is
+    taken is a point on the way from there to the trained head. What target features have in common
+    tells no two of them apart, but draws queries to those that have most of it: own features, and
+    the start, go without part of it.
+
     Args:
         scale: Inverse temperature of both classifiers.
         instance_weight: Of the instance rows.
         head_weight: Of the learned head.
         own_weight: Of the item's own target feature.
+        centring: Share of the mean target feature that is taken off own features, in [0, 1].
+        whitening: Of the source before the rotation that the head starts from: power of its
+            inverse covariance, in [0, 1]; 0.5 makes all directions equal.
+        share: Of the way from the start to the trained head, in [0, 1]. A rotation (``orthogonal``)
+            goes all of it, and starts without whitening.
         head: ``"linear"``: an affine map; ``"low-rank"``: the rotation it starts from, frozen, and
             a learned map of rank ``hidden`` beside it; ``"mlp"``: an affine map and a hidden layer
             beside it. The first two are affine, so faiss takes them.
         orthogonal: The affine map's weight stays a rotation (between different dims, its rows or
             columns orthonormal), so that it neither stretches nor drops a direction.
         **training: The options of `MlpMap`, ``hidden`` to ``seed``.
+
+    References:
+        Wortsman et al., *Robust fine-tuning of zero-shot models*, CVPR 2022 (weights between the
+        start and the trained model).
 
     Example:
         >>> x = torch.nn.functional.normalize(torch.randn(20, 3), dim=1)
@@ -164,7 +178,10 @@ class CompatHead(_TrainedHead):
         scale: float = 10.0,
         instance_weight: float = 1.0,
         head_weight: float = 1.0,
-        own_weight: float = 3.0,
+        own_weight: float = 1.0,
+        centring: float = 0.6,
+        whitening: float = 0.25,
+        share: float = 0.5,
         head: str = "mlp",
         orthogonal: bool = False,
         **training: Unpack[TrainingOptions],
@@ -175,19 +192,24 @@ class CompatHead(_TrainedHead):
             raise ValueError(f"scale: expected a number > 0, got {scale}")
         if head not in FORMS:
             raise ValueError(f"head: expected one of {list(FORMS)}, got {head!r}")
+        for name, value in (("centring", centring), ("whitening", whitening), ("share", share)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
         self.scale = scale
+        self.centring, self.whitening, self.share = centring, whitening, share
         self.head, self.orthogonal = head, orthogonal
         self.weights = (instance_weight, head_weight, own_weight)
 
     def _fit(self, source: Tensor, target: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         assert labels is not None
         classes = torch.unique(labels, return_inverse=True)[1]
+        own = F.normalize(target - self.centring * target.mean(0), dim=1)
         terms = (
             InstanceCompatLoss(target, classes, scale=self.scale),
             PseudoClassifierLoss(
                 PseudoClassifier.fit(target, classes, seed=self.seed).prototypes, scale=self.scale
             ),
-            L2CompatLoss(target),
+            L2CompatLoss(own),
         )
 
         def loss(mapped: Tensor, rows: Tensor) -> Tensor:
@@ -199,4 +221,7 @@ class CompatHead(_TrainedHead):
             return torch.stack(values).sum()
 
         # Least squares shrinks what tells classes apart; a rotation keeps it.
-        return self._train(source, procrustes(source, target), loss)
+        if self.orthogonal:
+            return self._train(source, procrustes(source, own), loss)
+        start = whitened_procrustes(source, own, self.whitening)
+        return self._train(source, start, loss, self.share)

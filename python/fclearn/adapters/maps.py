@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fclearn.adapters.base import Adapter
 
+# Of the mean variance of a direction, what each gets beside its own before whitening.
+_SHRINKAGE = 0.1
+
 
 class Procrustes(Adapter):
     r"""The rotation that brings the pairs closest: :math:`\min \|(X - \bar X)W - (Y - \bar Y)\|_F`.
@@ -172,6 +175,34 @@ def procrustes(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     centre, level = x.mean(0), y.mean(0)
     left, _, right = torch.linalg.svd((x - centre).T @ (y - level), full_matrices=False)
     weight = left @ right
+    return weight, level - centre @ weight
+
+
+def whitened_procrustes(source: Tensor, target: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """`procrustes` behind source rows of which the larger directions were shrunk, in part.
+
+    Args:
+        source: Shape ``(N, D_source)``.
+        target: Shape ``(N, D_target)``.
+        power: Of the covariance of the source rows, inverted: 0 leaves them as they are, 0.5 makes
+            all directions equal.
+
+    Returns:
+        Weight ``(D_source, D_target)`` and offset ``(D_target,)``, float64. Mapped rows are spread
+        as widely as the target's.
+    """
+    x, y = source.double(), target.double()
+    centre, level = x.mean(0), y.mean(0)
+    x, y = x - centre, y - level
+    values, directions = torch.linalg.eigh(x.T @ x / len(x))
+    # Directions that hardly occur would be blown up: their share of noise is the largest.
+    values = values.clamp(min=0) + _SHRINKAGE * values.mean()
+    shrink = (directions * values**-power) @ directions.T
+    left, _, right = torch.linalg.svd(shrink @ (x.T @ y), full_matrices=False)
+    weight = shrink @ (left @ right)
+    mapped = float((x @ weight).norm())
+    if mapped > 0:
+        weight *= float(y.norm()) / mapped
     return weight, level - centre @ weight
 
 
