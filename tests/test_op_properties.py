@@ -119,8 +119,10 @@ def test_softmax_readout(data, rows, dim, classes, dtype, seed):
     wide = [None if t is None else t.double() for t in (x, w, v)]
     exact = reference.softmax_readout(*wide, scale=scale)
     naive = reference.softmax_readout(x, w, v, scale=scale)
-    for place in range(2):
-        _assert_within(got[place], naive[place], exact[place], dtype)
+    # The log of the sum comes back with the largest logit there may be, and its rounding.
+    bound = scale * float(wide[0].norm(dim=1).max() * wide[1].norm(dim=1).max())
+    _assert_within(got[0], naive[0], exact[0], dtype, size=bound / 4, scale=bound)
+    _assert_within(got[1], naive[1], exact[1], dtype)
 
 
 @given(st.data(), SIZES, SIZES, CLASSES, st.sampled_from(DTYPES), REDUCTIONS, SEEDS)
@@ -180,6 +182,7 @@ def test_compat_supcon(data, rows, dim, bank, dtype, reduction, seed):
         (x, features),
         dtype,
         options["scale"],
+        value_size=options["scale"] / 4 * (rows if reduction == "sum" else 1),
     )
 
 
