@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +40,22 @@ def error(got: Tensor, exact: Tensor) -> float:
 def error_budget(naive: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
     """No worse than twice what plain torch makes in the same dtype, plus rounding."""
     return 2 * error(naive, exact) + _FLOOR[dtype]
+
+
+def run_apart(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as a signal may end it; a warning is an error."""
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{root}{os.pathsep}{root / 'python'}",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def run_with_isa(script: str, isa: str) -> subprocess.CompletedProcess[str]:

@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from fclearn._faiss_index import IndexParts
+from support import run_apart
 
 faiss = pytest.importorskip("faiss")
-
-ROOT = Path(__file__).parents[1]
 ROWS = np.random.default_rng(0).standard_normal((200, 16)).astype("f4")
 
 
@@ -107,17 +101,7 @@ for flags in (0, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY):
 @pytest.mark.parametrize("key", ["IVF4,PQ8x4fs", "IVF4,PQ8x4fsr", "IVF4,RQ4x4fs_Nrq2x4"])
 def test_a_file_holds_the_rows_of_a_fast_scan(key, tmp_path):
     """In a process of its own, which faiss would end by a signal."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(tmp_path / "g.index"), key],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_apart(READ, tmp_path / "g.index", key)
     assert done.returncode == 0, done.stderr
 
 

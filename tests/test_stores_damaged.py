@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +14,7 @@ from opened_stores import COUNT, opened_pull, opened_push
 
 from fclearn.stores import Journal, open_store, rollback
 from served import features, numbered, same, serve, vectors
-
-ROOT = Path(__file__).parents[1]
+from support import run_apart
 
 
 @pytest.mark.parametrize("kind", ["faiss", "parquet"])
@@ -82,17 +78,7 @@ print(refused)
     "factory", ["Flat", "IDMap2,Flat", "HNSW8", "IVF4,Flat", "IDMap,IVF4,Flat"]
 )
 def test_damaged_indexes_end_no_process(factory, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", DAMAGE, str(tmp_path / "g.index"), factory],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_apart(DAMAGE, tmp_path / "g.index", factory)
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout) < 60
 

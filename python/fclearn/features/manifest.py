@@ -91,6 +91,7 @@ def write_manifest(folder: Path, manifest: Manifest, file_format: str) -> None:
         for key, column in manifest.items():
             try:
                 arrays[key] = pa.array(column)
+            # pyarrow's own errors derive from these.
             except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
                 raise ValueError(
                     f"manifest: expected what parquet can hold in column {key!r}: {reason(error)}"
