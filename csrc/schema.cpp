@@ -5,12 +5,15 @@
 
 STABLE_TORCH_LIBRARY(fcl, m) {
   // K1. (N, D), (C, D) -> lse (N,) and softmax-weighted mean (N, Dv) of values (default
-  // prototypes). exclude (N,) int64 removes one class per row from the sum (negative: none).
-  // With normalize the rows of prototypes count at unit length, also as values.
+  // prototypes). exclude (N,) int64 removes one class per row from the sum (negative: none), or, on
+  // the CPU, the set of classes that a CSR of sets has under that number, exclude_crow (L + 1,) and
+  // exclude_col (E,) int64, each class once and in order. With normalize the rows of prototypes
+  // count at unit length, also as values.
   m.def(
       "softmax_readout(Tensor embeddings, Tensor prototypes, Tensor? values, Tensor? exclude, "
       "float scale, bool need_mean, bool normalize=False, Tensor? packed=None, "
-      "Tensor? squared_norms=None) -> (Tensor logsumexp, Tensor mean)");
+      "Tensor? squared_norms=None, Tensor? exclude_crow=None, Tensor? exclude_col=None) "
+      "-> (Tensor logsumexp, Tensor mean)");
   // Frozen prototypes as the CPU kernels of softmax_readout and compat_loss multiply them
   // (ops/pack_prototypes.h), so that no pass has to pack them; same results. float32 and
   // float64.
@@ -22,7 +25,8 @@ STABLE_TORCH_LIBRARY(fcl, m) {
   m.def(
       "softmax_readout_backward(Tensor embeddings, Tensor prototypes, Tensor? values, "
       "Tensor? exclude, Tensor logsumexp, Tensor coefficient, Tensor? grad_mean, float scale, "
-      "bool need_embeddings, bool need_prototypes, bool need_values, bool normalize=False) "
+      "bool need_embeddings, bool need_prototypes, bool need_values, bool normalize=False, "
+      "Tensor? exclude_crow=None, Tensor? exclude_col=None) "
       "-> (Tensor grad_embeddings, Tensor grad_prototypes, Tensor grad_values)");
   // K1 with its loss: cross-entropy of rows against prototypes (formulas: ops/compat_loss.h), with
   // its gradient to embeddings, already divided by what the reduction divides by. need_prototypes

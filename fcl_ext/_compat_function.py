@@ -40,8 +40,11 @@ class CompatLoss(torch.autograd.Function):
         normalize: bool,
         ignore_index: int,
         reduction: str,
+        differentiate: bool,
     ) -> Tensor:
-        need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
+        # Gradients are never enabled inside of forward: the caller says whether they are.
+        need_embeddings = differentiate and ctx.needs_input_grad[0]
+        need_prototypes = differentiate and ctx.needs_input_grad[1]
         ctx.dtype = embeddings.dtype
         # In any case: it forgets what was kept of prototypes that are in training now.
         packed, squared_norms = packed_prototypes(prototypes, normalize)
@@ -94,7 +97,7 @@ class CompatLoss(torch.autograd.Function):
     @staticmethod
     @differentiable_once("compat_loss")
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad_loss), *(None,) * 9
+        return *_gradients(ctx, grad_loss), *(None,) * 10
 
 
 def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -18,6 +18,7 @@ from fcl_ext._compat_function import CompatLoss
 from fcl_ext._derivatives import refuse_gradient
 from fcl_ext._frozen import mean_prototype, packed_prototypes
 from fcl_ext._loss_checks import can_look, check_labels, check_options, check_weights
+from fcl_ext._readout_functions import SupconLoss, TargetLoss
 from fcl_ext.positive_sets import PositiveSets
 
 Reduction = Literal["mean", "sum", "none"]
@@ -283,8 +284,15 @@ def compat_supcon(
 
     Raises:
         ValueError: A label without positives (CPU tensors; on CUDA its loss is inf), both or
-            neither of feature_labels and positives, or an option out of range.
+            neither of feature_labels and positives, an option out of range, or weights that require
+            a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit.
+
+    Note:
+        On the CPU, small losses and their gradients keep their relative precision: the positives
+        are left out of the sum over all rows and come back exactly. That needs positives without
+        weights, each once and in order, as `PositiveSets.from_labels` has them. Otherwise, on
+        CUDA and in graphs of ``torch.compile``, both are the difference of two sums.
 
     References:
         Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020 (the :math:`L_{in}` form,
@@ -310,6 +318,7 @@ def compat_supcon(
             )
         positives = PositiveSets.from_labels(feature_labels)
     assert positives is not None
+    positives = PositiveSets(*positives)
     crow_indices, col_indices, log_weights = positives
     check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1)
     counts = crow_indices[labels + 1] - crow_indices[labels]
@@ -318,18 +327,18 @@ def compat_supcon(
         raise ValueError(
             f"compat_supcon: label {int(labels[row])} of row {row} has no row among the features"
         )
+    refuse_gradient("log_weights", log_weights, "detach")
+    apart = log_weights is None and can_look(labels) and positives.are_plain()
+    embeddings, features = _for_autocast(embeddings, features)
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
-    logsumexp = _logsumexp(embeddings, features, scale, normalize)
-    # The mean is the gradient to the embeddings, so it is computed with the loss.
-    need_mean = embeddings.requires_grad and torch.is_grad_enabled()
-    log_positive, _ = ops.sparse_readout(
+    losses: Tensor = SupconLoss.apply(  # type: ignore[no-untyped-call]
         *(embeddings, features, labels, crow_indices, col_indices, log_weights),
-        *(scale, need_mean, normalize),
+        *(scale, normalize, apart, torch.is_grad_enabled()),
     )
     if log_weights is None:
-        log_positive = log_positive - torch.log(counts.to(log_positive.dtype))
-    return _reduce(logsumexp - log_positive, None, reduction)
+        losses = losses + torch.log(counts.to(losses.dtype))
+    return _reduce(losses, None, reduction)
 
 
 def _label_losses(
@@ -344,8 +353,7 @@ def _label_losses(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    if torch.is_autocast_enabled(embeddings.device.type):
-        embeddings, prototypes = embeddings.float(), prototypes.float()
+    embeddings, prototypes = _for_autocast(embeddings, prototypes)
     loss: Tensor = CompatLoss.apply(  # type: ignore[no-untyped-call]
         embeddings,
         prototypes,
@@ -358,6 +366,7 @@ def _label_losses(
         normalize,
         ignore_index,
         reduction,
+        torch.is_grad_enabled(),
     )
     return loss
 
@@ -375,20 +384,20 @@ def _target_losses(
         raise ValueError(
             f"{what} of shape [N, D] = {list(embeddings.shape)}, got {list(targets.shape)}"
         )
+    embeddings, prototypes = _for_autocast(embeddings, prototypes)
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
-    return _logsumexp(embeddings, prototypes, scale, normalize) - scale * _row_dot(
-        embeddings, targets
+    losses: Tensor = TargetLoss.apply(  # type: ignore[no-untyped-call]
+        embeddings, prototypes, targets, scale, normalize, torch.is_grad_enabled()
     )
+    return losses
 
 
-def _logsumexp(embeddings: Tensor, prototypes: Tensor, scale: float, normalize: bool) -> Tensor:
-    # The mean is the gradient to the embeddings: computed in the same pass, if anyone asks for it.
-    need_mean = embeddings.requires_grad and torch.is_grad_enabled()
-    packed = packed_prototypes(prototypes, normalize)
-    return ops.softmax_readout(
-        embeddings, prototypes, None, None, scale, need_mean, normalize, *packed
-    )[0]
+def _for_autocast(embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 where autocast is on, as torch's own losses have them."""
+    if torch.is_autocast_enabled(embeddings.device.type):
+        return embeddings.float(), rows.float()
+    return embeddings, rows
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ def softmax_readout(
     normalize: bool = False,
     packed: Tensor | None = None,
     squared_norms: Tensor | None = None,
+    exclude_crow: Tensor | None = None,
+    exclude_col: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(N, D), (C, D) -> lse (N,), mean (N, Dv)``; ``mean`` is (0, Dv) unless needed."""
     out: tuple[Tensor, Tensor] = torch.ops.fcl.softmax_readout.default(
@@ -34,6 +36,8 @@ def softmax_readout(
         normalize,
         packed,
         squared_norms,
+        exclude_crow,
+        exclude_col,
     )
     return out
 
@@ -57,6 +61,8 @@ def softmax_readout_backward(
     need_prototypes: bool,
     need_values: bool,
     normalize: bool = False,
+    exclude_crow: Tensor | None = None,
+    exclude_col: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to embeddings, prototypes and values; those not needed have zero rows."""
     out: tuple[Tensor, Tensor, Tensor] = torch.ops.fcl.softmax_readout_backward.default(
@@ -72,6 +78,8 @@ def softmax_readout_backward(
         need_prototypes,
         need_values,
         normalize,
+        exclude_crow,
+        exclude_col,
     )
     return out
 

@@ -24,6 +24,23 @@ class PositiveSets(NamedTuple):
     col_indices: Tensor
     log_weights: Tensor | None = None
 
+    def are_plain(self) -> bool:
+        """Whether each label has its rows once and in order, and all with the same weight.
+
+        Example:
+            >>> import torch
+            >>> from fcl_ext import PositiveSets
+            >>> PositiveSets.from_labels(torch.tensor([1, 0, 1])).are_plain()
+            True
+            >>> PositiveSets(torch.tensor([0, 2]), torch.tensor([1, 1])).are_plain()
+            False
+        """
+        if self.log_weights is not None:
+            return False
+        falls = (self.col_indices[1:] <= self.col_indices[:-1]).nonzero()[:, 0] + 1
+        # From one label to the next they may fall.
+        return bool(torch.isin(falls, self.crow_indices).all())
+
     @classmethod
     def from_labels(cls, feature_labels: Tensor, num_labels: int | None = None) -> PositiveSets:
         """The rows of one's own class.

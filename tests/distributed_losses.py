@@ -8,6 +8,7 @@ gradient to embeddings (that of the mean over all rows) and to the classifier mu
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Callable
 
@@ -134,6 +135,18 @@ def check_small_losses_keep_their_digits(group: dist.ProcessGroup, rank: int, si
     loss = sharded_compat_loss(x[mine], w[begin:end], y[mine], reduction="none", **options)
     assert float(exact.max()) < 1e-15
     torch.testing.assert_close(loss.double(), exact[mine], rtol=1e-5, atol=0)
+
+
+def check_small_instance_losses(group: dist.ProcessGroup, rank: int, size: int) -> None:
+    """A loss far below the precision of a log-sum-exp, as one process has it."""
+    bank, labels = torch.eye(ROWS), torch.arange(ROWS)
+    term = InstanceCompatLoss(bank, labels, scale=40.0)
+    (spread,) = shard_terms([LossTerm("compat", 1.0, term)], group)
+    mine = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+    loss = spread.module(bank[mine], labels[mine], labels[mine])
+    expected = math.log1p((ROWS - 1) * math.exp(-40.0))
+    assert 0 < expected < 1e-12
+    assert abs(float(loss) / expected - 1) < 1e-5
 
 
 def check_terms(group: dist.ProcessGroup, rank: int, size: int) -> None:

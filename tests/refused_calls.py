@@ -31,6 +31,10 @@ def arguments_of(op: str) -> Arguments:
     smooth = {"label_smoothing": 0.1, "normalize": False, "ignore_index": -100}
     packed = {"packed": torch.zeros(5 * 32), "squared_norms": torch.zeros(5)}
     readout = {"embeddings": x, "prototypes": w, "values": w.clone(), "exclude": labels}
+    excluded = {
+        "exclude_crow": torch.tensor([0, 2, 3, 3]),
+        "exclude_col": torch.tensor([0, 1, 4]),
+    }
     sets = {"crow_indices": torch.tensor([0, 2, 3]), "col_indices": torch.tensor([0, 1, 4])}
     per_row = {"logsumexp": torch.zeros(3), "coefficient": torch.zeros(3)}
     calls: dict[str, Arguments] = {
@@ -48,12 +52,13 @@ def arguments_of(op: str) -> Arguments:
         "compat_loss_gradients": {**loss, **margin, **smooth, "reduction": "mean"},
         "softmax_readout": {
             **{**readout, "values": None},
-            **{"scale": 2.0, "need_mean": True, "normalize": False, **packed},
+            **{"scale": 2.0, "need_mean": True, "normalize": False, **packed, **excluded},
         },
         "softmax_readout_backward": {
             **readout,
             **{**per_row, "grad_mean": torch.zeros(3, 4), "scale": 2.0},
             **{"need_embeddings": True, "need_prototypes": True, "need_values": True},
+            **excluded,
         },
         "sparse_readout": {
             **{"embeddings": x, "rows": w, "labels": torch.tensor([0, 1, -1]), **sets},
@@ -162,6 +167,12 @@ _PER_ROW: list[Change] = [
     for name in ("logsumexp", "coefficient")
     for change in (Tensor.double, _narrow, lambda t: t[None])
 ]
+_EXCLUDED: list[Change] = [
+    *[("exclude", change) for change in (Tensor.int, _narrow, _is(None))],
+    *[("exclude_crow", change) for change in (Tensor.int, lambda t: t[None], lambda t: t[:0])],
+    *[("exclude_col", change) for change in (Tensor.int, lambda t: t[None])],
+    *[(name, _is(None)) for name in ("exclude_crow", "exclude_col")],
+]
 _METRIC = _one_of("metric", "dot")
 REFUSED: dict[str, list[Change]] = {
     "compat_loss": [
@@ -178,14 +189,13 @@ REFUSED: dict[str, list[Change]] = {
         *_one_of("reduction", "none", "max"),
     ],
     "softmax_readout": [
-        *(*_PROTOTYPES, *_PACKED),
+        *(*_PROTOTYPES, *_PACKED, *_EXCLUDED),
         ("values", _is(torch.zeros(4, 2))),
         ("values", _is(torch.zeros(5, 2, dtype=torch.float64))),
         ("values", _is(torch.zeros(5, 0))),
-        *[("exclude", change) for change in (Tensor.int, _narrow)],
     ],
     "softmax_readout_backward": [
-        *(*_PROTOTYPES, *_PER_ROW),
+        *(*_PROTOTYPES, *_PER_ROW, *_EXCLUDED),
         *[("grad_mean", change) for change in (Tensor.double, _narrow, lambda t: t[0])],
     ],
     "sparse_readout": [

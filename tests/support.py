@@ -23,7 +23,7 @@ PLAIN_IMPORTS = (
 )
 
 # Rounding of a result in the dtype the kernels accumulate in.
-_FLOOR = {
+ROUNDING = {
     torch.float64: 1e-13,
     torch.float32: 2e-6,
     torch.bfloat16: 2e-6,
@@ -39,7 +39,7 @@ def error(got: Tensor, exact: Tensor) -> float:
 
 def error_budget(naive: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
     """No worse than twice what plain torch makes in the same dtype, plus rounding."""
-    return 2 * error(naive, exact) + _FLOOR[dtype]
+    return 2 * error(naive, exact) + ROUNDING[dtype]
 
 
 def run_apart(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import fcl_ext
 import reference
+from fcl_ext import ops
 from support import DEVICES, DTYPES, error, error_budget
 
 
@@ -192,6 +193,114 @@ def test_compat_supcon_ready_and_weighted_positives():
     rows = sets.col_indices[sets.crow_indices[y]]
     expected = fcl_ext.compat_loss(x, bank, rows, scale=10.0, reduction="none")
     torch.testing.assert_close(single, expected)
+
+
+def _nearly_right(dtype):
+    """Rows beside one old feature of their class, far from all of the others."""
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(60, 24, dtype=torch.float64, generator=generator)
+    noise = torch.randn(60, 24, dtype=torch.float64, generator=generator)
+    y = torch.arange(60) % 30
+    bank[30:] = bank[:30] + 0.1 * noise[30:]
+    return (bank + 0.1 * noise).to(dtype), bank.to(dtype), y
+
+
+@pytest.mark.parametrize("scale", [30.0, 64.0])
+def test_compat_supcon_keeps_the_digits_of_small_losses(scale):
+    x, bank, y = _nearly_right(torch.float32)
+    got, exact = [], []
+    for kind, results in ((torch.float32, got), (torch.float64, exact)):
+        leaves = [x.to(kind).requires_grad_(), bank.to(kind).requires_grad_()]
+        function = fcl_ext.compat_supcon if results is got else _supcon_of_log1p
+        losses = function(leaves[0], y, leaves[1], y, scale=scale, reduction="none")
+        # What is over the logarithm of the number of positives.
+        excess = losses.double() - math.log(2.0)
+        results += [excess.detach(), *torch.autograd.grad(losses.sum(), leaves)]
+    assert 0 < exact[0].max() < 1e-3
+    for mine, truth in zip(got[1:], exact[1:], strict=True):
+        assert error(mine, truth) <= 2e-5
+
+
+def _supcon_of_log1p(x, y, bank, bank_labels, *, scale, reduction):
+    """As `reference.compat_supcon`, whose difference loses digits of float64, too."""
+    assert reduction == "none"
+    logits = scale * F.normalize(x, dim=1) @ F.normalize(bank, dim=1).T
+    own = y[:, None] == bank_labels
+    positive = torch.logsumexp(logits.masked_fill(~own, -math.inf), 1)
+    others = torch.logsumexp(logits.masked_fill(own, -math.inf), 1)
+    return torch.log1p((others - positive).exp()) + torch.log(own.sum(1).double())
+
+
+def test_compat_supcon_of_one_positive_is_exact_however_small():
+    """With one positive the loss is log(1 + e^-d): no logarithm of a count hides its digits."""
+    bank = torch.eye(4)
+    loss = fcl_ext.compat_supcon(bank, torch.arange(4), bank, torch.arange(4), scale=40.0)
+    expected = math.log1p(3 * math.exp(-40.0))
+    assert abs(loss.item() / expected - 1) < 1e-5
+    everything = fcl_ext.compat_supcon(
+        bank.requires_grad_(), torch.zeros(4).long(), bank, torch.zeros(4).long(), scale=3.0
+    )
+    assert everything.item() == pytest.approx(math.log(4.0))
+    (grad,) = torch.autograd.grad(everything, bank)
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("given", ["duplicates", "unsorted"])
+def test_compat_supcon_takes_positives_in_any_order_and_number(given):
+    x, bank, y = (t.double() if t.is_floating_point() else t for t in _nearly_right(torch.float32))
+    sets = fcl_ext.PositiveSets.from_labels(y)
+    assert sets.are_plain()
+    pairs = sets.col_indices.view(30, 2)
+    columns = pairs.flip(1) if given == "unsorted" else pairs[:, :1].expand(30, 2)
+    other = fcl_ext.PositiveSets(sets.crow_indices, columns.flatten())
+    assert not other.are_plain()
+    got = fcl_ext.compat_supcon(x, y, bank, positives=other, reduction="none")
+    logits = 10.0 * F.normalize(x, dim=1) @ F.normalize(bank, dim=1).T
+    picked = logits.gather(1, columns[y])
+    expected = torch.logsumexp(logits, 1) - torch.logsumexp(picked, 1) + math.log(2.0)
+    torch.testing.assert_close(got, expected)
+
+
+def test_gradients_of_float16_are_rounded_once():
+    """A student beside its teacher: of two terms rounded apart little would be left."""
+    dtype = torch.float16
+    w, x = _batch(60, 24, 40, dtype, "cpu")[:2][::-1]
+    x = F.normalize(x, dim=1)
+    teacher = (x.double() + 1e-2 * torch.linspace(-1, 1, 24, dtype=torch.float64)).to(dtype)
+    leaf = x.clone().requires_grad_()
+    loss = fcl_ext.compat_kl(
+        leaf, w, teacher_embeddings=teacher, scale=0.2, normalize=False, reduction="sum"
+    )
+    (got,) = torch.autograd.grad(loss, leaf)
+    exact = x.double().requires_grad_()
+    expected = reference.compat_kl(
+        *(exact, w.double()), teacher_embeddings=teacher.double(), scale=0.2, normalize=False
+    )
+    (truth,) = torch.autograd.grad(expected * len(x), exact)
+    assert error(got, truth) <= torch.finfo(dtype).eps
+
+
+def test_losses_without_gradients_read_out_no_mean(monkeypatch):
+    x, w, y = _batch(10, 6, 9, torch.float32, "cpu")
+    x.requires_grad_()
+    w.requires_grad_()
+    asked = []
+    for name in ("softmax_readout", "compat_loss", "sparse_readout"):
+        op = getattr(ops, name)
+
+        def noting(*arguments, op=op, name=name):
+            asked.append((name, arguments[{"softmax_readout": 5, "compat_loss": 11}.get(name, 7)]))
+            return op(*arguments)
+
+        monkeypatch.setattr(ops, name, noting)
+    with torch.no_grad():
+        fcl_ext.compat_loss(x, w, y)
+        fcl_ext.compat_loss(x, w, targets=x)
+        fcl_ext.compat_supcon(x, y, w, torch.arange(9))
+    assert asked == [
+        *(("compat_loss", False), ("softmax_readout", False), ("softmax_readout", False)),
+        ("sparse_readout", False),
+    ]
 
 
 @pytest.mark.parametrize(

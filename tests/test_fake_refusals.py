@@ -74,7 +74,7 @@ def test_tensors_of_another_device_are_refused(op):
             )
 
 
-def test_packed_prototypes_and_logits_are_for_the_cpu():
+def test_packed_prototypes_logits_and_sets_are_for_the_cpu():
     with FakeTensorMode():
         for op in ("compat_loss", "softmax_readout"):
             with torch.device("cuda"):
@@ -86,4 +86,10 @@ def test_packed_prototypes_and_logits_are_for_the_cpu():
                 arguments = arguments_of(op)
             arguments |= {"packed": None, "squared_norms": None} if op == "compat_loss" else {}
             text = f"fcl::{op}: logits are kept on the CPU and in float32 only"
+            assert _refusal(op, arguments) == text
+        for op in ("softmax_readout", "softmax_readout_backward"):
+            with torch.device("cuda"):
+                arguments = arguments_of(op)
+            arguments |= {"packed": None, "squared_norms": None} if "packed" in arguments else {}
+            text = f"fcl::{op}: sets of classes are left out on the CPU only"
             assert _refusal(op, arguments) == text

@@ -115,9 +115,12 @@ def test_means_are_kept_on_the_cpu_alone():
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_nothing_is_kept_of_what_transforms_and_modes_compute():
     w = frozen()
-    torch.func.jvp(
-        lambda s: s * of_targets(w) * _frozen.mean_prototype(w, False).sum(), (X[0, 0],), (X[0, 0],)
-    )
+
+    def scaled(factor):
+        readout = fcl_ext.softmax_readout(X, w, scale=1.0)[0]
+        return factor * readout.sum() * _frozen.mean_prototype(w, False).sum()
+
+    torch.func.jvp(scaled, (X[0, 0],), (X[0, 0],))
     with FakeTensorMode(allow_non_fake_inputs=True):
         smoothed(w)
     assert not _frozen._cache.means

@@ -6,6 +6,8 @@
 // pass and the N x C logits never exist. Backward, with p = softmax and a_i = g_lse - g_mean .
 // mean:
 //   dz_ic = p_ic (a_i + g_mean_i . V_c),  dx = s dz W,  dW = s dz^T x,  dV = p^T g_mean.
+// A class per row, or on the CPU a set of classes, may be left out of both sums: what a loss adds
+// back by itself keeps every digit (ops/compat_loss.h).
 // One copy of the argument checks, called first in every backend's kernel.
 #pragma once
 
@@ -23,7 +25,9 @@ struct ReadoutShape {
 inline ReadoutShape check_softmax_readout(const char* op, const Tensor& embeddings,
                                           const Tensor& prototypes,
                                           const std::optional<Tensor>& values,
-                                          const std::optional<Tensor>& exclude, double scale) {
+                                          const std::optional<Tensor>& exclude,
+                                          const std::optional<Tensor>& exclude_crow,
+                                          const std::optional<Tensor>& exclude_col, double scale) {
   const Dtype dtype = check_floating(op, "embeddings", embeddings);
   check_shape(op, "embeddings", embeddings, "[N, D]", {-1, -1});
   const int64_t n = embeddings.size(0);
@@ -49,17 +53,31 @@ inline ReadoutShape check_softmax_readout(const char* op, const Tensor& embeddin
     check_shape(op, "exclude", *exclude, "[N]", {n});
     check_same_device(op, "exclude", *exclude, embeddings);
   }
+  FCL_REQUIRE(exclude_crow.has_value() == exclude_col.has_value() &&
+                  (exclude.has_value() || !exclude_crow.has_value()),
+              "fcl::", op, ": expected exclude with both of exclude_crow and exclude_col, or none");
+  if (exclude_crow.has_value()) {
+    check_dtype(op, "exclude_crow", *exclude_crow, ScalarType::Long);
+    check_shape(op, "exclude_crow", *exclude_crow, "[L + 1]", {-1});
+    check_same_device(op, "exclude_crow", *exclude_crow, embeddings);
+    FCL_REQUIRE(exclude_crow->size(0) > 0, "fcl::", op,
+                ": expected exclude_crow of shape [L + 1], got [0]");
+    check_dtype(op, "exclude_col", *exclude_col, ScalarType::Long);
+    check_shape(op, "exclude_col", *exclude_col, "[E]", {-1});
+    check_same_device(op, "exclude_col", *exclude_col, embeddings);
+  }
   check_positive_finite(op, "scale", scale);
   return {dtype, n, d, c, value_dim};
 }
 
 inline ReadoutShape check_softmax_readout_backward(
     const Tensor& embeddings, const Tensor& prototypes, const std::optional<Tensor>& values,
-    const std::optional<Tensor>& exclude, const Tensor& logsumexp, const Tensor& coefficient,
+    const std::optional<Tensor>& exclude, const std::optional<Tensor>& exclude_crow,
+    const std::optional<Tensor>& exclude_col, const Tensor& logsumexp, const Tensor& coefficient,
     const std::optional<Tensor>& grad_mean, double scale) {
   const char* op = "softmax_readout_backward";
-  const ReadoutShape shape =
-      check_softmax_readout(op, embeddings, prototypes, values, exclude, scale);
+  const ReadoutShape shape = check_softmax_readout(op, embeddings, prototypes, values, exclude,
+                                                   exclude_crow, exclude_col, scale);
   const ScalarType accumulate = accumulate_type(shape.dtype);
   check_dtype(op, "logsumexp", logsumexp, accumulate);
   check_shape(op, "logsumexp", logsumexp, "[N]", {shape.num_rows});

@@ -30,6 +30,8 @@ def _check(
     prototypes: Tensor,
     values: Tensor | None,
     exclude: Tensor | None,
+    exclude_crow: Tensor | None,
+    exclude_col: Tensor | None,
     scale: float,
 ) -> None:
     check_floating(op, "embeddings", embeddings)
@@ -50,7 +52,27 @@ def _check(
         check_dtype(op, "exclude", exclude, torch.int64)
         check_shape(op, "exclude", exclude, "[N]", (embeddings.shape[0],))
         check_same_device(op, "exclude", exclude, embeddings)
+    torch._check(
+        (exclude_crow is None) == (exclude_col is None)
+        and (exclude is not None or exclude_crow is None),
+        lambda: f"fcl::{op}: expected exclude with both of exclude_crow and exclude_col, or none",
+    )
+    if exclude_crow is not None and exclude_col is not None:
+        check_dtype(op, "exclude_crow", exclude_crow, torch.int64)
+        check_shape(op, "exclude_crow", exclude_crow, "[L + 1]", (None,))
+        check_same_device(op, "exclude_crow", exclude_crow, embeddings)
+        torch._check(
+            exclude_crow.shape[0] > 0,
+            lambda: f"fcl::{op}: expected exclude_crow of shape [L + 1], got [0]",
+        )
+        check_dtype(op, "exclude_col", exclude_col, torch.int64)
+        check_shape(op, "exclude_col", exclude_col, "[E]", (None,))
+        check_same_device(op, "exclude_col", exclude_col, embeddings)
     check_positive_finite(op, "scale", scale)
+    torch._check(
+        exclude_crow is None or embeddings.device.type != "cuda",
+        lambda: f"fcl::{op}: sets of classes are left out on the CPU only",
+    )
 
 
 @torch.library.register_fake("fcl::softmax_readout")
@@ -64,10 +86,12 @@ def _fake(
     normalize: bool = False,
     packed: Tensor | None = None,
     squared_norms: Tensor | None = None,
+    exclude_crow: Tensor | None = None,
+    exclude_col: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     op = "softmax_readout"
     check_packed_device(op, packed, prototypes)
-    _check(op, embeddings, prototypes, values, exclude, scale)
+    _check(op, embeddings, prototypes, values, exclude, exclude_crow, exclude_col, scale)
     check_packed(op, packed, squared_norms, prototypes)
     dtype = accumulate_dtype(embeddings.dtype)
     num_rows = embeddings.shape[0]
@@ -92,9 +116,11 @@ def _fake_backward(
     need_prototypes: bool,
     need_values: bool,
     normalize: bool = False,
+    exclude_crow: Tensor | None = None,
+    exclude_col: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "softmax_readout_backward"
-    _check(op, embeddings, prototypes, values, exclude, scale)
+    _check(op, embeddings, prototypes, values, exclude, exclude_crow, exclude_col, scale)
     dtype = accumulate_dtype(embeddings.dtype)
     num_rows, dim = embeddings.shape
     num_classes = prototypes.shape[0]
@@ -124,7 +150,7 @@ def _setup_context(
     embeddings, prototypes, values, exclude, scale, need_mean, normalize = inputs[:7]
     logsumexp, mean = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(embeddings, prototypes, values, exclude, logsumexp, mean)
+    ctx.save_for_backward(embeddings, prototypes, values, exclude, *inputs[9:], logsumexp, mean)
     ctx.scale = scale
     ctx.need_mean = need_mean
     ctx.normalize = normalize
@@ -133,9 +159,9 @@ def _setup_context(
 def _backward(
     ctx: Any, grad_logsumexp: Tensor | None, grad_mean: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    embeddings, prototypes, values, exclude, logsumexp, mean = ctx.saved_tensors
+    embeddings, prototypes, values, exclude, crow, col, logsumexp, mean = ctx.saved_tensors
     need_embeddings, need_prototypes, need_values = ctx.needs_input_grad[:3]
-    nothing = (None,) * 9
+    nothing = (None,) * 11
     if not ctx.need_mean:
         grad_mean = None
     if grad_logsumexp is None and grad_mean is None:
@@ -165,6 +191,8 @@ def _backward(
             need_prototypes,
             need_values,
             ctx.normalize,
+            crow,
+            col,
         )
         if need_embeddings:
             grad_embeddings = through_op.to(embeddings.dtype)
@@ -172,7 +200,7 @@ def _backward(
             grad_prototypes = to_prototypes.to(prototypes.dtype)
         if need_values:
             grad_values = to_values.to(prototypes.dtype)
-    return grad_embeddings, grad_prototypes, grad_values, *(None,) * 6
+    return grad_embeddings, grad_prototypes, grad_values, *(None,) * 8
 
 
 register_autograd("softmax_readout", _backward, setup_context=_setup_context)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fcl_ext import ops
+from fcl_ext._bank_gradient import bank_gradient
 from fcl_ext._registrations.common import (
     accumulate_dtype,
     check_dtype,
@@ -150,7 +150,7 @@ def _backward(
         grad_embeddings = (ctx.scale * grad_logsumexp[:, None] * mean).to(embeddings.dtype)
     grad_rows: Tensor | None = None
     if ctx.needs_input_grad[1]:
-        grad_rows = _grad_rows(
+        grad_rows = bank_gradient(
             embeddings,
             rows,
             labels,
@@ -161,42 +161,8 @@ def _backward(
             grad_logsumexp,
             ctx.scale,
             ctx.normalize,
-        )
+        ).to(rows.dtype)
     return (grad_embeddings, grad_rows, *nothing[2:])
-
-
-def _grad_rows(
-    embeddings: Tensor,
-    rows: Tensor,
-    labels: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    log_weights: Tensor | None,
-    logsumexp: Tensor,
-    grad_logsumexp: Tensor,
-    scale: float,
-    normalize: bool,
-) -> Tensor:
-    row_crow, row_labels, edge_order = ops.csr_transpose(crow_indices, col_indices, rows.shape[0])
-    # Queries of each label as CSR. Queries without a label (negative) sort first, so the first
-    # list starts behind them.
-    sorted_labels, query_index = torch.sort(labels, stable=True)
-    bounds = torch.arange(crow_indices.shape[0], device=labels.device)
-    query_crow = torch.searchsorted(sorted_labels, bounds)
-    grad = ops.sparse_readout_backward_rows(
-        embeddings,
-        rows,
-        logsumexp,
-        grad_logsumexp,
-        row_crow,
-        row_labels,
-        None if log_weights is None else log_weights[edge_order],
-        query_crow,
-        query_index,
-        scale,
-        normalize,
-    )
-    return grad.to(rows.dtype)
 
 
 register_autograd("sparse_readout", _backward, setup_context=_setup_context)

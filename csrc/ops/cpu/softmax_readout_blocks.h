@@ -264,14 +264,39 @@ void product_classes(const T* weights, const T* packed_rows, int64_t padded_dim,
   }
 }
 
+// The first of n rising numbers that is not below `least`.
+inline const int64_t* first_not_below(const int64_t* first, int64_t n, int64_t least) {
+  while (n > 0) {
+    const int64_t half = n / 2;
+    if (first[half] < least) {
+      first += half + 1;
+      n -= half + 1;
+    } else {
+      n = half;
+    }
+  }
+  return first;
+}
+
 // An excluded class leaves the sum: its logit becomes -inf.
 template <typename T>
 void mask_excluded(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin, int64_t count,
                    T* logits) {
   if (p.exclude == nullptr) return;
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t offset = p.exclude[row + i] - begin;
-    if (offset >= 0 && offset < count) logits[offset * kRows + i] = minus_infinity<T>();
+    const int64_t excluded = p.exclude[row + i];
+    if (p.exclude_crow == nullptr) {
+      const int64_t offset = excluded - begin;
+      if (offset >= 0 && offset < count) logits[offset * kRows + i] = minus_infinity<T>();
+      continue;
+    }
+    if (excluded < 0) continue;
+    const int64_t* set = p.exclude_col + p.exclude_crow[excluded];
+    const int64_t* set_end = p.exclude_col + p.exclude_crow[excluded + 1];
+    for (const int64_t* c = first_not_below(set, set_end - set, begin);
+         c < set_end && *c < begin + count; ++c) {
+      logits[(*c - begin) * kRows + i] = minus_infinity<T>();
+    }
   }
 }
 

@@ -23,7 +23,7 @@ struct ReadoutProblem {
   const void* embeddings;  // [N, D]
   const void* prototypes;  // [C, D]
   const void* values;      // [C, Dv], or null where the prototypes are the values
-  const int64_t* exclude;  // [N] or null
+  const int64_t* exclude;  // [N] or null: the class each row leaves out, or the number of its set
   int64_t num_rows, dim, num_classes, value_dim;
   double scale;
   bool normalize;  // prototypes count at unit length; gradients to them go through that
@@ -34,6 +34,9 @@ struct ReadoutProblem {
   // pass then does not pack again.
   const void* packed = nullptr;         // [D / kPanel, rounded up][C][kPanel]
   const void* squared_norms = nullptr;  // [C], of the rows as given
+  // Or null: sets of classes, each in order, that rows may leave out.
+  const int64_t* exclude_crow = nullptr;  // [L + 1]
+  const int64_t* exclude_col = nullptr;   // [E]
 };
 
 // What the gradients need on top. All [N, ...] arrays are in the accumulation type.

@@ -57,15 +57,21 @@ std::optional<Tensor> own_values(const std::optional<Tensor>& values, const Tens
   return torch::stable::clone(*own);
 }
 
-std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
-                                           std::optional<Tensor> values,
-                                           std::optional<Tensor> exclude, double scale,
-                                           bool need_mean, bool normalize,
-                                           std::optional<Tensor> packed,
-                                           [[maybe_unused]] std::optional<Tensor> squared_norms) {
-  FCL_REQUIRE(!packed.has_value(), "fcl::softmax_readout: prototypes are packed on the CPU only");
-  const ReadoutShape shape =
-      check_softmax_readout("softmax_readout", embeddings, prototypes, values, exclude, scale);
+void refuse_sets(const char* op, const std::optional<Tensor>& exclude_crow) {
+  FCL_REQUIRE(!exclude_crow.has_value(), "fcl::", op,
+              ": sets of classes are left out on the CPU only");
+}
+
+std::tuple<Tensor, Tensor> softmax_readout(
+    Tensor embeddings, Tensor prototypes, std::optional<Tensor> values,
+    std::optional<Tensor> exclude, double scale, bool need_mean, bool normalize,
+    std::optional<Tensor> packed, [[maybe_unused]] std::optional<Tensor> squared_norms,
+    std::optional<Tensor> exclude_crow, std::optional<Tensor> exclude_col) {
+  const char* op = "softmax_readout";
+  FCL_REQUIRE(!packed.has_value(), "fcl::", op, ": prototypes are packed on the CPU only");
+  const ReadoutShape shape = check_softmax_readout(op, embeddings, prototypes, values, exclude,
+                                                   exclude_crow, exclude_col, scale);
+  refuse_sets(op, exclude_crow);
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);
@@ -76,7 +82,7 @@ std::tuple<Tensor, Tensor> softmax_readout(Tensor embeddings, Tensor prototypes,
   Tensor mean = torch::stable::new_empty(
       embeddings, {need_mean ? shape.num_rows : 0, shape.value_dim}, accumulate);
   ReadoutProblem p = make_problem(shape, embeddings, prototypes, values, exclude, scale);
-  const Tensor norms = set_norms("softmax_readout", normalize, prototypes, scope, p);
+  const Tensor norms = set_norms(op, normalize, prototypes, scope, p);
   const Tensor scratch = device_scratch(embeddings, readout_forward_scratch(p, need_mean));
   launch_readout_forward(p, scratch.mutable_data_ptr(), logsumexp.mutable_data_ptr(),
                          need_mean ? mean.mutable_data_ptr() : nullptr, scope.stream());
@@ -94,9 +100,12 @@ std::tuple<Tensor, Tensor, Tensor> softmax_readout_backward(
     Tensor embeddings, Tensor prototypes, std::optional<Tensor> values,
     std::optional<Tensor> exclude, Tensor logsumexp, Tensor coefficient,
     std::optional<Tensor> grad_mean, double scale, bool need_embeddings, bool need_prototypes,
-    bool need_values, bool normalize) {
-  const ReadoutShape shape = check_softmax_readout_backward(
-      embeddings, prototypes, values, exclude, logsumexp, coefficient, grad_mean, scale);
+    bool need_values, bool normalize, std::optional<Tensor> exclude_crow,
+    std::optional<Tensor> exclude_col) {
+  const ReadoutShape shape =
+      check_softmax_readout_backward(embeddings, prototypes, values, exclude, exclude_crow,
+                                     exclude_col, logsumexp, coefficient, grad_mean, scale);
+  refuse_sets("softmax_readout_backward", exclude_crow);
   const CudaScope scope(embeddings);
   embeddings = contiguous(embeddings);
   prototypes = contiguous(prototypes);

@@ -33,6 +33,7 @@ def logsumexp_over_shards(
     group: Group,
     scale: float,
     exclude: Tensor | None = None,
+    exclude_sets: tuple[Tensor, Tensor] | None = None,
     normalize: bool = False,
 ) -> Tensor:
     r"""Log-sum-exp of own rows over the classes of all processes.
@@ -44,6 +45,9 @@ def logsumexp_over_shards(
         group: Processes.
         scale: Inverse temperature, > 0.
         exclude: A class per own row that is left out, shape ``(n,)``, int64; negative: none.
+        exclude_sets: CSR of sets of own classes, ``(L + 1,)`` and ``(E,)``, int64, each class of a
+            set once and in order: then ``exclude`` names the set that is left out, and a process
+            leaves out what its own CSR has under that number. CPU only.
         normalize: Rows of the shard count at unit length.
 
     Returns:
@@ -62,7 +66,7 @@ def logsumexp_over_shards(
     """
     refuse_gradient("scale", scale)
     out: Tensor = _LogsumexpOverShards.apply(  # type: ignore[no-untyped-call]
-        embeddings, shard, exclude, first, group, scale, normalize
+        embeddings, shard, exclude, exclude_sets, first, group, scale, normalize
     )
     return out
 
@@ -137,28 +141,33 @@ class _LogsumexpOverShards(torch.autograd.Function):
         embeddings: Tensor,
         shard: Tensor,
         exclude: Tensor | None,
+        exclude_sets: tuple[Tensor, Tensor] | None,
         first: int,
         group: Group,
         scale: float,
         normalize: bool,
     ) -> Tensor:
         rows = gather(embeddings, group)
-        own = None if exclude is None else _own(gather(exclude, group), first, len(shard))
+        own = None if exclude is None else gather(exclude, group)
+        if own is not None and exclude_sets is None:
+            own = _own(own, first, len(shard))
+        crow, col = exclude_sets or (None, None)
         if len(shard):
             partial = ops.softmax_readout(
-                rows, shard, None, own, scale, ctx.needs_input_grad[0], normalize
+                *(rows, shard, None, own, scale, ctx.needs_input_grad[0], normalize),
+                *(None, None, crow, col),
             )
         else:
             partial = _nothing(rows, ctx.needs_input_grad[0])
         logsumexp, mean = _combine(*partial, group)
-        ctx.save_for_backward(rows, shard, own, logsumexp, mean)
+        ctx.save_for_backward(rows, shard, own, crow, col, logsumexp, mean)
         ctx.group, ctx.scale, ctx.normalize = group, scale, normalize
         return _mine(logsumexp, group)
 
     @staticmethod
     @differentiable_once("logsumexp_over_shards")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, shard, own, logsumexp, mean = ctx.saved_tensors
+        rows, shard, own, crow, col, logsumexp, mean = ctx.saved_tensors
         need_embeddings, need_shard = ctx.needs_input_grad[:2]
         grad_embeddings: Tensor | None = None
         if need_embeddings:
@@ -171,9 +180,9 @@ class _LogsumexpOverShards(torch.autograd.Function):
                 base = torch.where(torch.isneginf(logsumexp), 0.0, logsumexp)
                 grad_shard = ops.softmax_readout_backward(
                     *(rows, shard, None, own, base, coefficient, None, ctx.scale),
-                    *(False, True, False, ctx.normalize),
+                    *(False, True, False, ctx.normalize, crow, col),
                 )[1].to(shard.dtype)
-        return grad_embeddings, grad_shard, *(None,) * 5
+        return grad_embeddings, grad_shard, *(None,) * 6
 
 
 class _PositivesOverShards(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcl_ext import PositiveSets
 from fclearn._row_tables import at_rows
 from fclearn.distributed.collectives import Group
 from fclearn.distributed.losses import nearest_class, sharded_compat_loss
@@ -145,6 +146,11 @@ class ShardedInstanceCompatLoss(ShardedTerm):
         # Edges before each label that are own ones.
         before = F.pad(is_own.cumsum(0), (1, 0))
         weights = term.log_weights
+        # Then the positives are left out of the sum over all rows, as compat_supcon does.
+        self.apart = (
+            torch.device(device).type == "cpu"
+            and PositiveSets(crow, term.col_indices, weights).are_plain()
+        )
         for name, tensor in (
             ("features", term.features[begin:end].clone()),
             ("crow_indices", before[crow]),
@@ -159,15 +165,24 @@ class ShardedInstanceCompatLoss(ShardedTerm):
         """Mean loss of own rows."""
         unit = compatible_unit(embeddings, self.features.shape[1])
         logsumexp = logsumexp_over_shards(
-            unit, self.features, first=self.first, group=self.group, scale=self.scale
+            unit,
+            self.features,
+            first=self.first,
+            group=self.group,
+            scale=self.scale,
+            exclude=labels if self.apart else None,
+            exclude_sets=(self.crow_indices, self.col_indices) if self.apart else None,
         )
         sets = (self.crow_indices, self.col_indices, self.log_weights)
         positive = positives_over_shards(
             unit, self.features, labels, sets, group=self.group, scale=self.scale
         )
+        losses = logsumexp - positive
+        if self.apart:
+            losses = torch.logaddexp(torch.zeros_like(losses), losses)
         if self.log_weights is None:
-            positive = positive - self.log_counts[labels]
-        return (logsumexp - positive).mean()
+            losses = losses + self.log_counts[labels]
+        return losses.mean()
 
 
 class ShardedDistillCompatLoss(ShardedTerm):
