@@ -223,6 +223,11 @@ def compat_kl(
             requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit.
 
+    Note:
+        The value is a difference of numbers as large as the logits and carries their rounding (in
+        float32 about 2e-6 at a scale of 16): of a student that is its teacher it is not exactly 0.
+        The gradient is not of that difference.
+
     Example:
         >>> import torch, fcl_ext
         >>> x, w = torch.eye(3), torch.eye(3)
