@@ -45,6 +45,11 @@ class CompatLoss(torch.autograd.Function):
         # Gradients are never enabled inside of forward: the caller says whether they are.
         need_embeddings = differentiate and ctx.needs_input_grad[0]
         need_prototypes = differentiate and ctx.needs_input_grad[1]
+        # Not needed for the gradients, but to refuse theirs (differentiable_once).
+        inputs = (
+            embeddings if need_embeddings else None,
+            prototypes if need_prototypes else None,
+        )
         ctx.dtype = embeddings.dtype
         # In any case: it forgets what was kept of prototypes that are in training now.
         packed, squared_norms = packed_prototypes(prototypes, normalize)
@@ -65,7 +70,7 @@ class CompatLoss(torch.autograd.Function):
                     ignore_index,
                     reduction,
                 )
-                ctx.save_for_backward(grad, grad_prototypes)
+                ctx.save_for_backward(*inputs, grad, grad_prototypes)
                 return loss
         logits = room_for_logits(embeddings, prototypes) if need_prototypes else None
         loss, grad, unit, state = ops.compat_loss(
@@ -88,9 +93,9 @@ class CompatLoss(torch.autograd.Function):
         )
         if need_prototypes:
             rows = unit if normalize else embeddings
-            ctx.save_for_backward(grad, rows, prototypes, labels, state, logits)
+            ctx.save_for_backward(*inputs, grad, rows, labels, state, logits)
         else:
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(*inputs, grad)
         ctx.options = (scale, label_smoothing, normalize, ignore_index)
         return loss
 
@@ -103,7 +108,7 @@ class CompatLoss(torch.autograd.Function):
 def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """To embeddings and prototypes."""
     need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
-    grad, *rest = ctx.saved_tensors
+    _, prototypes, grad, *rest = ctx.saved_tensors
     grad_embeddings: Tensor | None = None
     if need_embeddings:
         per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
@@ -112,7 +117,7 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | Non
     if len(rest) == 1:
         grad_prototypes = (rest[0] * grad_loss).to(ctx.dtype)
     elif need_prototypes:
-        rows, prototypes, labels, state, logits = rest
+        rows, labels, state, logits = rest
         scale, label_smoothing, normalize, ignore_index = ctx.options
         grad_prototypes = ops.compat_loss_backward(
             rows,

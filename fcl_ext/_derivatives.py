@@ -64,12 +64,18 @@ def _has_tangent(value: Tensor) -> bool:
 
 
 class _RefuseSecond(torch.autograd.Function):
-    """Gradients as they are, whose own derivatives are refused."""
+    """Gradients as they are, whose own derivatives are refused.
+
+    What they depend on follows the gradients: torch asks a node only on a way to what it
+    differentiates by.
+    """
 
     @staticmethod
-    def forward(ctx: Any, op: str, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx: Any, op: str, count: int, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         ctx.op = op
-        return gradients
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> Any:
@@ -79,8 +85,10 @@ class _RefuseSecond(torch.autograd.Function):
 def differentiable_once(op: str) -> Callable[[Backward], Backward]:
     """Decorate the ``backward`` of an ``autograd.Function``: what it returns has no derivatives.
 
-    torch's own ``once_differentiable`` takes gradients for constants where none of those that came
-    in requires one. That is right for linear functions alone.
+    ``forward`` has to save all inputs that its gradients depend on: by the others torch would take
+    derivatives to be 0, and in silence. torch's own ``once_differentiable`` takes gradients for
+    constants where none of those that came in requires one. That is right for linear functions
+    alone.
 
     Args:
         op: Name in the RuntimeError that differentiating a gradient raises.
@@ -113,8 +121,9 @@ def differentiable_once(op: str) -> Callable[[Backward], Backward]:
             # create_graph=True: someone may differentiate these again.
             with torch.no_grad():
                 gradients = backward(ctx, *incoming)
-            leaves = [None if g is None else g.detach().requires_grad_() for g in gradients]
-            refused: tuple[Tensor | None, ...] = _RefuseSecond.apply(op, *leaves)  # type: ignore[no-untyped-call]
+            refused: tuple[Tensor | None, ...] = _RefuseSecond.apply(  # type: ignore[no-untyped-call]
+                op, len(gradients), *gradients, *incoming, *ctx.saved_tensors
+            )
             return refused
 
         return refusing

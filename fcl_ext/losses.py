@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compatibility losses on the softmax readout: none of them builds an N x C matrix.
 
-All are ``logsumexp - s x.t`` for a target vector ``t`` in prototype space (or, for instance rows, a
-difference of two log-sum-exps), so one pass over the prototypes gives loss and gradient.
+All are ``logsumexp - s x.t`` for a target vector ``t`` in prototype space (or, for instance rows,
+made of two log-sum-exps), so one pass over the prototypes gives loss and gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fcl_ext._compat_function import CompatLoss
 from fcl_ext._derivatives import refuse_gradient
 from fcl_ext._frozen import mean_prototype, packed_prototypes
 from fcl_ext._loss_checks import can_look, check_labels, check_options, check_weights
-from fcl_ext._readout_functions import SupconLoss, TargetLoss
+from fcl_ext._readout_functions import PositiveRows, supcon_losses, target_losses
 from fcl_ext.positive_sets import PositiveSets
 
 Reduction = Literal["mean", "sum", "none"]
@@ -176,6 +176,7 @@ def teacher_readout(
         (torch.Size([2, 2]), torch.Size([2]))
     """
     refuse_gradient("scale", scale)
+    teacher_embeddings, prototypes = _for_autocast(teacher_embeddings, prototypes)
     if normalize:
         teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
     packed = packed_prototypes(prototypes, normalize)
@@ -323,7 +324,6 @@ def compat_supcon(
             )
         positives = PositiveSets.from_labels(feature_labels)
     assert positives is not None
-    positives = PositiveSets(*positives)
     crow_indices, col_indices, log_weights = positives
     check_labels("compat_supcon", labels, len(embeddings), len(crow_indices) - 1)
     counts = crow_indices[labels + 1] - crow_indices[labels]
@@ -333,14 +333,16 @@ def compat_supcon(
             f"compat_supcon: label {int(labels[row])} of row {row} has no row among the features"
         )
     refuse_gradient("log_weights", log_weights, "detach")
-    apart = log_weights is None and can_look(labels) and positives.are_plain()
+    apart = can_look(labels) and (
+        # Sets made of labels are plain.
+        feature_labels is not None
+        or PositiveSets(crow_indices, col_indices, log_weights).are_plain()
+    )
     embeddings, features = _for_autocast(embeddings, features)
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
-    losses: Tensor = SupconLoss.apply(  # type: ignore[no-untyped-call]
-        *(embeddings, features, labels, crow_indices, col_indices, log_weights),
-        *(scale, normalize, apart, torch.is_grad_enabled()),
-    )
+    sets = PositiveRows(labels, crow_indices, col_indices, log_weights, apart)
+    losses = supcon_losses(embeddings, features, sets, scale, normalize)
     if log_weights is None:
         losses = losses + torch.log(counts.to(losses.dtype))
     return _reduce(losses, None, reduction)
@@ -392,16 +394,17 @@ def _target_losses(
     embeddings, prototypes = _for_autocast(embeddings, prototypes)
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
-    losses: Tensor = TargetLoss.apply(  # type: ignore[no-untyped-call]
-        embeddings, prototypes, targets, scale, normalize, torch.is_grad_enabled()
-    )
-    return losses
+    return target_losses(embeddings, prototypes, targets, scale, normalize)
 
 
 def _for_autocast(embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 where autocast is on, as torch's own losses have them."""
-    if torch.is_autocast_enabled(embeddings.device.type):
-        return embeddings.float(), rows.float()
+    """Both in float32 where autocast is on, as torch's own losses have them; float64 stays."""
+    device = embeddings.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return embeddings, rows
+    embeddings, rows = (
+        one if one.dtype == torch.float64 else one.float() for one in (embeddings, rows)
+    )
     return embeddings, rows
 
 

@@ -25,7 +25,9 @@ class PositiveSets(NamedTuple):
     log_weights: Tensor | None = None
 
     def are_plain(self) -> bool:
-        """Whether each label has its rows once and in order, and all with the same weight.
+        """Whether each label has its rows once, in order, without weights, as of `from_labels`.
+
+        False also for sets that are not on the CPU: it would wait for the device.
 
         Example:
             >>> import torch
@@ -35,11 +37,14 @@ class PositiveSets(NamedTuple):
             >>> PositiveSets(torch.tensor([0, 2]), torch.tensor([1, 1])).are_plain()
             False
         """
-        if self.log_weights is not None:
+        crow, col, log_weights = self
+        fits = all(one.device.type == "cpu" and one.dtype == torch.int64 for one in (crow, col))
+        if log_weights is not None or not fits:
             return False
-        falls = (self.col_indices[1:] <= self.col_indices[:-1]).nonzero()[:, 0] + 1
-        # From one label to the next they may fall.
-        return bool(torch.isin(falls, self.crow_indices).all())
+        falls = col[1:] <= col[:-1]
+        # From one label to the next they may.
+        falls[crow[(crow > 0) & (crow < len(col))] - 1] = False
+        return not bool(falls.any())
 
     @classmethod
     def from_labels(cls, feature_labels: Tensor, num_labels: int | None = None) -> PositiveSets:

@@ -140,16 +140,21 @@ def compat_supcon(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    """``logsumexp_j(s z.f_j) - log mean_{j: y_j = y_i} exp(s z.f_j)``."""
+    """``logsumexp_j(s z.f_j) - log mean_{j: y_j = y_i} exp(s z.f_j)``.
+
+    Written as ``log(1 + others / positives) + log n``, which keeps the digits of small losses.
+    """
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
         features = F.normalize(features, dim=1)
     logits = scale * embeddings @ features.T
     positive = labels[:, None] == feature_labels[None, :]
-    log_mean = torch.logsumexp(logits.masked_fill(~positive, -math.inf), dim=1) - torch.log(
-        positive.sum(1).to(logits.dtype)
-    )
-    losses = torch.logsumexp(logits, dim=1) - log_mean
+    own = torch.logsumexp(logits.masked_fill(~positive, -math.inf), dim=1)
+    # A row without others: torch's gradient of the empty sum would be NaN.
+    alone = positive.all(1)
+    others = torch.logsumexp(logits.masked_fill(positive & ~alone[:, None], -math.inf), dim=1)
+    excess = torch.logaddexp(torch.zeros_like(own), others - own)
+    losses = torch.where(alone, 0.0 * own, excess) + torch.log(positive.sum(1).to(logits.dtype))
     return _reduce(losses, torch.ones_like(losses, dtype=torch.bool), reduction)
 
 

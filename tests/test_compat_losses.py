@@ -211,7 +211,7 @@ def test_compat_supcon_keeps_the_digits_of_small_losses(scale):
     got, exact = [], []
     for kind, results in ((torch.float32, got), (torch.float64, exact)):
         leaves = [x.to(kind).requires_grad_(), bank.to(kind).requires_grad_()]
-        function = fcl_ext.compat_supcon if results is got else _supcon_of_log1p
+        function = fcl_ext.compat_supcon if results is got else reference.compat_supcon
         losses = function(leaves[0], y, leaves[1], y, scale=scale, reduction="none")
         # What is over the logarithm of the number of positives.
         excess = losses.double() - math.log(2.0)
@@ -219,16 +219,6 @@ def test_compat_supcon_keeps_the_digits_of_small_losses(scale):
     assert 0 < exact[0].max() < 1e-3
     for mine, truth in zip(got[1:], exact[1:], strict=True):
         assert error(mine, truth) <= 2e-5
-
-
-def _supcon_of_log1p(x, y, bank, bank_labels, *, scale, reduction):
-    """As `reference.compat_supcon`, whose difference loses digits of float64, too."""
-    assert reduction == "none"
-    logits = scale * F.normalize(x, dim=1) @ F.normalize(bank, dim=1).T
-    own = y[:, None] == bank_labels
-    positive = torch.logsumexp(logits.masked_fill(~own, -math.inf), 1)
-    others = torch.logsumexp(logits.masked_fill(own, -math.inf), 1)
-    return torch.log1p((others - positive).exp()) + torch.log(own.sum(1).double())
 
 
 def test_compat_supcon_of_one_positive_is_exact_however_small():
@@ -298,8 +288,8 @@ def test_losses_without_gradients_read_out_no_mean(monkeypatch):
         fcl_ext.compat_loss(x, w, targets=x)
         fcl_ext.compat_supcon(x, y, w, torch.arange(9))
     assert asked == [
-        *(("compat_loss", False), ("softmax_readout", False), ("softmax_readout", False)),
-        ("sparse_readout", False),
+        *(("compat_loss", False), ("softmax_readout", False)),
+        *(("sparse_readout", False), ("softmax_readout", False)),
     ]
 
 
@@ -329,6 +319,67 @@ def test_losses_under_autocast_accept_mixed_dtypes():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = fcl_ext.compat_loss(x.bfloat16(), w, y)
     assert loss.dtype == torch.float32
+
+
+def test_float64_stays_under_autocast():
+    x, w, y = _batch(10, 6, 9, torch.float64, "cpu")
+    calls = [
+        lambda: fcl_ext.compat_loss(x, w, y),
+        lambda: fcl_ext.compat_loss(x, w, targets=x),
+        lambda: fcl_ext.compat_kl(x, w, teacher_embeddings=x.flip(0), scale=3.0),
+        lambda: fcl_ext.compat_supcon(x, y % 3, w, torch.arange(9) % 3),
+    ]
+    for call in calls:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = call()
+        assert torch.equal(got, call())
+
+
+def test_a_student_that_is_its_teacher_has_no_gradient_under_autocast():
+    x, w, _ = _batch(64, 24, 300, torch.bfloat16, "cpu")
+    student = x.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = fcl_ext.compat_kl(student, w, teacher_embeddings=x, scale=30.0)
+    (grad,) = torch.autograd.grad(loss, student)
+    assert abs(loss.item()) < 1e-5
+    assert not grad.any()
+
+
+# torch compiles its own rules by it, the first time.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_losses_without_gradients_go_through_transforms_and_meta_tensors():
+    x, w, y = _batch(10, 6, 9, torch.float64, "cpu")
+    calls = [
+        lambda x, w, y: fcl_ext.compat_loss(x, w, targets=x),
+        lambda x, w, y: fcl_ext.compat_kl(x, w, teacher_embeddings=x.flip(0), scale=3.0),
+        lambda x, w, y: fcl_ext.compat_supcon(
+            x, y % 3, w, torch.arange(9, device=y.device) % 3, reduction="none"
+        ).sum(),
+    ]
+    ones = torch.ones((), dtype=torch.float64)
+    for call in calls:
+        value, slope = torch.func.jvp(lambda s, call=call: s * call(x, w, y), (ones,), (ones,))
+        assert value == slope == call(x, w, y)
+    for call in calls[:2]:
+        assert call(x.to("meta"), w.to("meta"), y.to("meta")).shape == ()
+
+
+BAD_SETS = [
+    (lambda crow, col: (crow.int(), col), "crow_indices of dtype int64"),
+    (lambda crow, col: (crow, col + 1), r"col_indices in \[0, 7\), got 7 at edge 6"),
+    (lambda crow, col: (crow[[0, 2, 1, 3]], col), "crow_indices to be non-decreasing"),
+    (lambda crow, col: (crow + 1, col), "crow_indices from 0 to 7"),
+    (lambda crow, col: (crow, col.to("meta")), "col_indices on the same device"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_SETS)
+def test_compat_supcon_names_what_is_wrong_with_its_sets(change, message):
+    crow, col, _ = fcl_ext.PositiveSets.from_labels(torch.tensor([0, 0, 1, 1, 1, 2, 2]))
+    crow, col = change(crow, col)
+    x, bank = torch.eye(3, 4), torch.ones(7, 4)
+    with pytest.raises(RuntimeError, match=f"sparse_readout: expected {message}"):
+        fcl_ext.compat_supcon(x, torch.arange(3), bank, positives=(crow, col, None))
 
 
 BAD_CALLS = [

@@ -119,6 +119,39 @@ def test_double_backward_of_compat_loss_is_refused(classes, reduction):
         assert torch.equal(one, other)
 
 
+# Of the losses, and whether they know their second derivatives by embeddings.
+TWICE = {
+    "compat_loss": (LOSSES["compat_loss"], False),
+    "compat_loss smoothed": (lambda x: fcl_ext.compat_loss(x, W, Y, label_smoothing=0.1), False),
+    "targets": (lambda x: fcl_ext.compat_loss(x, W, targets=TARGETS), True),
+    "compat_kl": (lambda x: fcl_ext.compat_kl(x, W, teacher_embeddings=TARGETS, scale=2.0), True),
+    "compat_supcon": (lambda x: fcl_ext.compat_supcon(x, Y % 3, W, torch.arange(9) % 3), False),
+    "sharded": (lambda x: sharded(sharded_compat_loss, x, W, Y, num_classes=9), False),
+    "logsumexp": (lambda x: sharded(logsumexp_over_shards, x, W, scale=2.0).sum(), False),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_penalty_on_a_gradient_behind_a_layer(name):
+    """torch asks only nodes on the way to `inputs`: a refusal has to lie there."""
+    loss, is_known = TWICE[name]
+    weight = torch.eye(5, dtype=torch.float64).requires_grad_()
+
+    def penalty(weight):
+        x = torch.tanh(X @ weight)
+        (gradient,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        return gradient.square().sum()
+
+    if not is_known:
+        with pytest.raises(RuntimeError, match=r"not supported|has no gradient"):
+            torch.autograd.grad(penalty(weight), weight)
+        return
+    (got,) = torch.autograd.grad(penalty(weight), weight)
+    step = 1e-6 * torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    around = penalty(weight + step) - penalty(weight - step)
+    torch.testing.assert_close((got * step).sum(), around.detach() / 2, rtol=1e-6, atol=0)
+
+
 TARGETS = X.flip(0)
 WEIGHTS = torch.full((6,), 0.5, dtype=torch.float64)
 GRAPH = KnnGraph.build(X, k=2)

@@ -70,11 +70,13 @@ void check_exclude_range(const char* op, const ReadoutProblem& p,
                          const std::optional<Tensor>& exclude_col) {
   if (p.exclude == nullptr) return;
   const int64_t bound = exclude_crow.has_value() ? exclude_crow->size(0) - 1 : p.num_classes;
+  std::vector<bool> checked(exclude_crow.has_value() ? bound : 0);
   for (int64_t i = 0; i < p.num_rows; ++i) {
     FCL_REQUIRE(p.exclude[i] < bound, "fcl::", op, ": expected labels below ", bound,
                 exclude_crow.has_value() ? " sets, got " : " classes, got ", p.exclude[i],
                 " in row ", i);
-    if (exclude_crow.has_value() && p.exclude[i] >= 0) {
+    if (exclude_crow.has_value() && p.exclude[i] >= 0 && !checked[p.exclude[i]]) {
+      checked[p.exclude[i]] = true;
       check_excluded_set(op, p, i, exclude_col->size(0));
     }
   }

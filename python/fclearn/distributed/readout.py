@@ -160,14 +160,15 @@ class _LogsumexpOverShards(torch.autograd.Function):
         else:
             partial = _nothing(rows, ctx.needs_input_grad[0])
         logsumexp, mean = _combine(*partial, group)
-        ctx.save_for_backward(rows, shard, own, crow, col, logsumexp, mean)
+        # The embeddings are not needed, but to refuse second derivatives (differentiable_once).
+        ctx.save_for_backward(embeddings, rows, shard, own, crow, col, logsumexp, mean)
         ctx.group, ctx.scale, ctx.normalize = group, scale, normalize
         return _mine(logsumexp, group)
 
     @staticmethod
     @differentiable_once("logsumexp_over_shards")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, shard, own, crow, col, logsumexp, mean = ctx.saved_tensors
+        _, rows, shard, own, crow, col, logsumexp, mean = ctx.saved_tensors
         need_embeddings, need_shard = ctx.needs_input_grad[:2]
         grad_embeddings: Tensor | None = None
         if need_embeddings:
@@ -205,15 +206,16 @@ class _PositivesOverShards(torch.autograd.Function):
             gather(labels, group)
             partial = _nothing(rows, ctx.needs_input_grad[0])
         logsumexp, mean = _combine(*partial, group)
-        ctx.save_for_backward(mean)
-        ctx.scale, ctx.dtype = scale, embeddings.dtype
+        # The embeddings are not needed, but to refuse second derivatives (differentiable_once).
+        ctx.save_for_backward(embeddings, mean)
+        ctx.scale = scale
         return _mine(logsumexp, group)
 
     @staticmethod
     @differentiable_once("positives_over_shards")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (mean,) = ctx.saved_tensors
-        return (ctx.scale * grad[:, None] * mean).to(ctx.dtype), *(None,) * 5
+        embeddings, mean = ctx.saved_tensors
+        return (ctx.scale * grad[:, None] * mean).to(embeddings.dtype), *(None,) * 5
 
 
 # The two below are linear: where a gradient that comes in is constant, so is theirs, and

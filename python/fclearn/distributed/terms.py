@@ -146,11 +146,7 @@ class ShardedInstanceCompatLoss(ShardedTerm):
         # Edges before each label that are own ones.
         before = F.pad(is_own.cumsum(0), (1, 0))
         weights = term.log_weights
-        # Then the positives are left out of the sum over all rows, as compat_supcon does.
-        self.apart = (
-            torch.device(device).type == "cpu"
-            and PositiveSets(crow, term.col_indices, weights).are_plain()
-        )
+        self.are_plain = PositiveSets(crow.cpu(), term.col_indices.cpu(), weights).are_plain()
         for name, tensor in (
             ("features", term.features[begin:end].clone()),
             ("crow_indices", before[crow]),
@@ -164,21 +160,23 @@ class ShardedInstanceCompatLoss(ShardedTerm):
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Mean loss of own rows."""
         unit = compatible_unit(embeddings, self.features.shape[1])
+        # The positives are left out of the sum over all rows, as compat_supcon does.
+        apart = self.are_plain and unit.device.type == "cpu"
         logsumexp = logsumexp_over_shards(
             unit,
             self.features,
             first=self.first,
             group=self.group,
             scale=self.scale,
-            exclude=labels if self.apart else None,
-            exclude_sets=(self.crow_indices, self.col_indices) if self.apart else None,
+            exclude=labels if apart else None,
+            exclude_sets=(self.crow_indices, self.col_indices) if apart else None,
         )
         sets = (self.crow_indices, self.col_indices, self.log_weights)
         positive = positives_over_shards(
             unit, self.features, labels, sets, group=self.group, scale=self.scale
         )
         losses = logsumexp - positive
-        if self.apart:
+        if apart:
             losses = torch.logaddexp(torch.zeros_like(losses), losses)
         if self.log_weights is None:
             losses = losses + self.log_counts[labels]
