@@ -18,13 +18,15 @@ constexpr T largest_finite() {
 template <typename T>
 struct Workspace {
   int64_t dim;    // padded to whole panels
-  T* columns;     // [kKnnBlock / kPanel][dim][kPanel]
-  T* products;    // [kKnnBlock rows][kKnnBlock columns]
-  T* squares;     // [kKnnBlock]: of the columns
-  T* thresholds;  // [kKnnBlock]: what a similarity must reach to enter the list of a column
+  T* columns;     // [p.columns / kPanel][dim][kPanel]
+  T* products;    // [kKnnBlock rows][kKnnBlock columns]; only where rows and columns are one table
+  T* squares;     // [p.columns]: of the columns
+  T* thresholds;  // [p.columns]: what a similarity must reach to enter the list of a column
+  T* converted;   // [dim]: a row while it is packed
   size_t bytes;
 
   Workspace(const KnnProblem& p, void* scratch) : dim(round_up(p.dim, kPanel<T>)) {
+    static_assert(kKnnColumns % kPanel<T> == 0, "a block of columns is whole panels");
     char* base = static_cast<char*>(scratch);
     size_t used = 0;
     auto take = [&](int64_t count) {
@@ -32,11 +34,11 @@ struct Workspace {
       used += sizeof(T) * static_cast<size_t>(count);
       return at;
     };
-    columns = take(kKnnBlock * dim);
-    // Also holds a block of converted rows while packing.
-    products = take(kKnnBlock * (dim > kKnnBlock ? dim : kKnnBlock));
-    squares = take(kKnnBlock);
-    thresholds = take(kKnnBlock);
+    columns = take(p.columns * dim);
+    products = take(p.one_table ? kKnnBlock * kKnnBlock : 0);
+    squares = take(p.columns);
+    thresholds = take(p.columns);
+    converted = take(dim);
     bytes = used;
   }
 };
@@ -128,20 +130,21 @@ KnnRefusal pack_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock blo
                       int64_t* refused) {
   using T = typename Accumulate<S>::type;
   const Workspace<T> w(p, scratch);
-  T* rows = w.products;
+  T* packed = packed_rows<T>(tables, w, block);
   for (int64_t i = 0; i < block.count; ++i) {
     const int64_t row = block.begin + i;
     const KnnRefusal why = convert_row<T>(p, static_cast<const S*>(p.features) + row * p.dim,
-                                          rows + i * p.dim, static_cast<T*>(tables.squares) + row);
+                                          w.converted, static_cast<T*>(tables.squares) + row);
     if (why != KnnRefusal::kNone) {
       *refused = row;
       return why;
     }
+    // One at a time, while it is in the nearest cache.
+    pack_rows<T>(w.converted, 1, p.dim, block.count, packed + i * kPanel<T>);
     if (tables.counts == nullptr) continue;
     static_cast<Key<T>*>(tables.bounds)[row] = 0;
     tables.counts[row] = 0;
   }
-  pack_rows<T>(rows, block.count, p.dim, block.count, packed_rows<T>(tables, w, block));
   return KnnRefusal::kNone;
 }
 
