@@ -12,6 +12,7 @@
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
+#include "common/large_pages.h"
 #include "common/text.h"
 #include "ops/cpu/knn_graph_driver.h"
 #include "ops/knn_graph.h"
@@ -88,7 +89,10 @@ void search_all(const KnnProblem& p, const KnnTables& tables, const Plan& plan,
     for (int64_t step = 0; step < partners; ++step) {
       const int64_t other = first + (b - first + step) % m;
       const KnnBlock rows = plan.blocks[other].block;
-      knn_kernels().multiply(p, tables, rows, columns, scratch);
+      const bool is_last = step + 1 == partners;
+      const KnnBlock next =
+          is_last ? KnnBlock{0, 0} : plan.blocks[first + (b - first + step + 1) % m].block;
+      knn_kernels().multiply(p, tables, rows, next, columns, scratch);
       {
         const std::lock_guard<std::mutex> lock(lists[b]);
         knn_kernels().offer_to_columns(p, tables, rows, columns, scratch);
@@ -124,6 +128,7 @@ std::tuple<Tensor, Tensor> neighbours(const char* op, const Tensor& given, const
   const KnnBytes bytes = knn_kernels().bytes(p);
   const Scratch rows(bytes.rows), squares(bytes.squares), keys(bytes.keys), bounds(bytes.bounds),
       counts(n * sizeof(int32_t));
+  want_large_pages(rows.get(), bytes.rows);
   const KnnTables tables{rows.get(), squares.get(), keys.get(), bounds.get(), counts.as<int32_t>()};
   std::vector<KnnBlock> every_block;
   for (const Member& member : plan.blocks) every_block.push_back(member.block);

@@ -29,11 +29,16 @@ void to_distances(const Workspace<T>& w, const T* row_squares, KnnBlock rows, Kn
 }
 
 template <typename T>
-void multiply_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock columns,
-                    void* scratch) {
+void multiply_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock next,
+                    KnnBlock columns, void* scratch) {
   const Workspace<T> w(p, scratch);
-  const TileA<T> a{packed_rows<T>(tables, w, rows), w.dim / kPanel<T>, kPanel<T>,
-                   rows.count * kPanel<T>, 1};
+  Prefetch ahead = prefetch_rows<T>(tables, w, next, rows.count, columns.count);
+  const TileA<T> a{packed_rows<T>(tables, w, rows),
+                   w.dim / kPanel<T>,
+                   kPanel<T>,
+                   rows.count * kPanel<T>,
+                   1,
+                   &ahead};
   for (int64_t q = 0; q < columns.count; q += kPanel<T>) {
     tile_all_rows<T, kPanel<T>>(rows.count, a, w.columns + q * w.dim, w.products + q, kKnnBlock,
                                 false);
@@ -145,10 +150,11 @@ void load_columns(const KnnProblem& p, const KnnTables& tables, KnnBlock block, 
   with_accumulate(
       p, [&](auto zero) { load_columns_typed<decltype(zero)>(p, tables, block, scratch); });
 }
-void multiply(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock columns,
-              void* scratch) {
-  with_accumulate(
-      p, [&](auto zero) { multiply_typed<decltype(zero)>(p, tables, rows, columns, scratch); });
+void multiply(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock next,
+              KnnBlock columns, void* scratch) {
+  with_accumulate(p, [&](auto zero) {
+    multiply_typed<decltype(zero)>(p, tables, rows, next, columns, scratch);
+  });
 }
 void offer_to_columns(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock columns,
                       void* scratch) {

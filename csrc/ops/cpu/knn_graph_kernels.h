@@ -58,9 +58,9 @@ struct KnnGraphKernels {
   // Makes a block the columns of the products to come.
   void (*load_columns)(const KnnProblem&, const KnnTables&, KnnBlock, void* scratch);
   // Similarities of a block of rows to the columns, into the scratch memory. A block against itself
-  // leaves out the pairs of a row with itself.
-  void (*multiply)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
-                   void* scratch);
+  // leaves out the pairs of a row with itself. Brings the rows of `next` into the cache meanwhile.
+  void (*multiply)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock next,
+                   KnnBlock columns, void* scratch);
   // Adds rows to the lists of the columns, and columns to the lists of the rows.
   void (*offer_to_columns)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
                            void* scratch);

@@ -49,6 +49,16 @@ inline T* packed_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock b
   return static_cast<T*>(tables.rows) + block.begin * w.dim;
 }
 
+// A block to be fetched while the products of `rows` rows and `columns` columns are computed, a
+// step for each panel of dims of a tile.
+template <typename T>
+inline Prefetch prefetch_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock block,
+                              int64_t rows, int64_t columns) {
+  const int64_t tiles = ceil_div(rows, kTileRows) * ceil_div(columns, kPanel<T>);
+  const int64_t bytes = block.count * w.dim * static_cast<int64_t>(sizeof(T));
+  return Prefetch(packed_rows<T>(tables, w, block), bytes, tiles * (w.dim / kPanel<T>));
+}
+
 // Largest absolute value, NaN if there is one, and the sum of (x factor)^2. Eight chains at a time:
 // a single one would wait for its own latency.
 template <typename T, typename S>

@@ -95,12 +95,9 @@ void search_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, K
         q < columns.count ? threshold<T>(bounds[q], first + rows.begin) : infinity<T>();
   }
   const int64_t groups = ceil_div(rows.count, kTileRows);
-  const int64_t dim_panels = w.dim / kPanel<T>;
-  Prefetch ahead(packed_rows<T>(tables, w, next),
-                 next.count * w.dim * static_cast<int64_t>(sizeof(T)),
-                 padded / kPanel<T> * groups * dim_panels);
+  Prefetch ahead = prefetch_rows<T>(tables, w, next, rows.count, columns.count);
   const T* packed = packed_rows<T>(tables, w, rows);
-  TileA<T> a{packed, dim_panels, kPanel<T>, rows.count * kPanel<T>, 1, &ahead};
+  TileA<T> a{packed, w.dim / kPanel<T>, kPanel<T>, rows.count * kPanel<T>, 1, &ahead};
   const T* squares = p.metric == KnnMetric::kSquaredL2
                          ? static_cast<const T*>(tables.squares) + rows.begin
                          : nullptr;
