@@ -18,6 +18,8 @@ from fclearn.features import METRICS, Features, as_features
 
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
 _CHECK_ELEMENTS = 2**17
+# How many times as many rows come at once where none has to be copied.
+_NOT_COPIED = 8
 
 
 class Rows:
@@ -212,15 +214,14 @@ class Scorer:
         """Yield the gallery as `narrow` has it, block by block, each with its first row's number.
 
         Args:
-            rows_at_once: Most rows that are copied. Rows that need no copy come all at once.
+            rows_at_once: Most rows that are copied. Of rows that need no copy, more come at once:
+                each block's search begins anew, but Python sees an interrupt only between them.
         """
         everything = self._gallery.in_place(self.dim) if self.metric == "cosine" else None
-        if everything is not None and len(everything) < 2**31:
-            yield 0, everything
-            return
-        for start in range(0, self.num_gallery, rows_at_once):
-            stop = min(start + rows_at_once, self.num_gallery)
-            yield start, self.narrow("gallery", slice(start, stop))
+        step = rows_at_once if everything is None else _NOT_COPIED * rows_at_once
+        for start in range(0, self.num_gallery, step):
+            rows = slice(start, min(start + step, self.num_gallery))
+            yield start, self.narrow("gallery", rows) if everything is None else everything[rows]
 
     @property
     def slack(self) -> float:
