@@ -135,16 +135,24 @@ KnnRefusal convert_row(const KnnProblem& p, const S* from, T* to, T* square) {
   return sum <= largest_finite<T>() / 8 ? KnnRefusal::kNone : KnnRefusal::kTooLarge;
 }
 
+// Rows that are fetched before they are packed.
+constexpr int64_t kRowsAhead = 8;
+
 template <typename S>
 KnnRefusal pack_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock block, void* scratch,
                       int64_t* refused) {
   using T = typename Accumulate<S>::type;
   const Workspace<T> w(p, scratch);
   T* packed = packed_rows<T>(tables, w, block);
+  const S* features = static_cast<const S*>(p.features) + block.begin * p.dim;
+  // The processor's own prefetcher stops at the end of each page of memory.
+  Prefetch ahead(features, block.count * p.dim * static_cast<int64_t>(sizeof(S)), block.count);
+  for (int64_t early = 0; early < kRowsAhead; ++early) ahead.step();
   for (int64_t i = 0; i < block.count; ++i) {
     const int64_t row = block.begin + i;
-    const KnnRefusal why = convert_row<T>(p, static_cast<const S*>(p.features) + row * p.dim,
-                                          w.converted, static_cast<T*>(tables.squares) + row);
+    ahead.step();
+    const KnnRefusal why =
+        convert_row<T>(p, features + i * p.dim, w.converted, static_cast<T*>(tables.squares) + row);
     if (why != KnnRefusal::kNone) {
       *refused = row;
       return why;
