@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU kernels of knn_graph and knn_search, compiled once per ISA by knn_graph_<isa>.cpp.
 //
-// Similarity is symmetric, so the product of two blocks of rows is computed once and read twice: by
-// columns, where one vector comparison tests a row against the k-th best of many columns, and by
-// rows, where it tests many columns against the k-th best of a row. After the first few blocks
-// hardly any passes. Those that do go to the list of candidates of the row or column, which holds
-// keys in total order: what is best does not depend on the order they come in. Every similarity is
-// one sum in a fixed order, whatever block it falls in.
+// In knn_graph similarity is symmetric, so the product of two blocks of rows is computed once and
+// read twice: by columns, where one vector comparison tests a row against the k-th best of many
+// columns, and by rows, where it tests many columns against the k-th best of a row. After the first
+// few blocks hardly any passes. Those that do go to the list of candidates of the row or column,
+// which holds keys in total order: what is best does not depend on the order they come in. Every
+// similarity is one sum in a fixed order, whatever block it falls in.
 #pragma once
 
 #include "ops/cpu/knn_graph_lists.h"

@@ -13,7 +13,8 @@ namespace fcl::ops::cpu {
 
 // Most rows of a block: two blocks and their product share the L2 cache.
 inline constexpr int64_t kKnnBlock = 224;
-// Blocks of columns are this many, or a multiple of it: whole panels of every vector width.
+// Blocks of columns are this many, or a multiple of it, and dims are padded to no more than that:
+// whole panels of every vector width.
 inline constexpr int64_t kKnnColumns = 32;
 
 enum class KnnRefusal { kNone, kNotFinite, kTooLarge };

@@ -52,8 +52,10 @@ template <typename T>
 inline bool add_candidate(const KnnProblem& p, const KnnTables& tables, int64_t row, T similarity,
                           int64_t index) {
   Key<T>* keys = static_cast<Key<T>*>(tables.keys) + row * p.capacity;
-  keys[tables.counts[row]++] = make_key(similarity, index);
-  if (tables.counts[row] < p.capacity) return false;
+  const int32_t count = tables.counts[row];
+  keys[count] = make_key(similarity, index);
+  tables.counts[row] = count + 1;
+  if (count + 1 < p.capacity) return false;
   select_best(keys, p.capacity, p.k);
   tables.counts[row] = static_cast<int32_t>(p.k);
   static_cast<Key<T>*>(tables.bounds)[row] = keys[p.k - 1];

@@ -88,7 +88,9 @@ std::tuple<Tensor, Tensor> knn_search(Tensor query, Tensor gallery, int64_t k, T
       torch::stable::new_empty(query, {num_queries, k}, accumulate_type(shape.dtype));
   if (num_queries == 0) return {indices, similarities};
 
-  const int64_t row_bytes = shape.dim * (shape.dtype == Dtype::kFloat64 ? 8 : 4);
+  // Of a packed row, whose dims fill up whole panels.
+  const int64_t row_bytes =
+      ceil_div(shape.dim, kKnnColumns) * kKnnColumns * (shape.dtype == Dtype::kFloat64 ? 8 : 4);
   const int64_t columns = columns_per_task(num_queries, row_bytes);
   const KnnProblem of_query{shape.dtype,
                             shape.metric,
@@ -108,7 +110,7 @@ std::tuple<Tensor, Tensor> knn_search(Tensor query, Tensor gallery, int64_t k, T
   pack_blocks("knn_search", "query", of_query, lists, tasks, bytes.scratch, 0);
   const int64_t chunk_rows = ceil_div(kChunkBytes / row_bytes, kKnnBlock) * kKnnBlock;
   search_gallery(of_query, lists, tasks, gallery,
-                 std::clamp(num_gallery, int64_t{1}, std::max(chunk_rows, kKnnBlock)));
+                 std::min(num_gallery, std::max(chunk_rows, kKnnBlock)));
 
   int32_t* index_data = indices.mutable_data_ptr<int32_t>();
   void* similarity_data = similarities.mutable_data_ptr();
