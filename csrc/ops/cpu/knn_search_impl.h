@@ -71,13 +71,13 @@ void offer_tile(const KnnProblem& p, const KnnTables& lists, const Similarities<
   const Key<T>* bounds = static_cast<const Key<T>*>(lists.bounds) + column;
   for (int64_t r = 0; r < rows; ++r) {
     const T* similarity = tile.of + r * kPanel<T>;
-    for (int64_t q = 0; q < kPanel<T>; q += kLanes<T>) {
-      uint32_t mask = mask_reaches<T>(load(similarity + q), load(thresholds + q));
-      for (; mask != 0; mask &= mask - 1) {
-        const int64_t c = q + __builtin_ctz(mask);
-        if (add_candidate(p, lists, column + c, similarity[c], first + r)) {
-          thresholds[c] = threshold<T>(bounds[c], first + r + 1);
-        }
+    uint32_t mask = mask_reaches<T>(load(similarity), load(thresholds)) |
+                    mask_reaches<T>(load(similarity + kLanes<T>), load(thresholds + kLanes<T>))
+                        << kLanes<T>;
+    for (; mask != 0; mask &= mask - 1) {
+      const int64_t c = __builtin_ctz(mask);
+      if (add_candidate(p, lists, column + c, similarity[c], first + r)) {
+        thresholds[c] = threshold<T>(bounds[c], first + r + 1);
       }
     }
   }
