@@ -102,9 +102,11 @@ def knn_search(
             infinite value (the message names the argument, on the CPU also the row).
 
     Note:
-        Not differentiable. Accuracy as `knn_graph`. Memory on the CPU: a packed copy of both sides,
-        and up to 2k candidates of 8 bytes a query (16 for float64): search a gallery larger than
-        memory in blocks, and keep the best. On CUDA this is a product of torch and a sort per
+        Not differentiable. Accuracy as `knn_graph`. Memory on the CPU: a packed copy of the
+        queries, some 8 MB of packed gallery (more beyond 9,000 dims), and up to 2k candidates of 8
+        bytes a query (16 for float64); the gallery is only read, once, so it may be a mapped file.
+        It is one call, which Python cannot interrupt: search a very large gallery in blocks, and
+        keep the best. On CUDA this is a product of torch and a sort per
         block, in float32 as torch is set to compute it.
 
     Example:

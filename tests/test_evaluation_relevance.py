@@ -16,6 +16,8 @@ from fclearn.evaluation import (
     evaluate_retrieval,
     revisited_protocol,
 )
+from fclearn.evaluation.keys import Keys
+from fclearn.evaluation.relevance import SameLabel
 
 ALL = tuple(name.replace("@k", "@9") for name in METRIC_NAMES)
 SHALLOW = tuple(name for name in ALL if "@" in name)
@@ -389,3 +391,15 @@ def test_bad_qrels_files(tmp_path, text, message):
         Qrels.read(path)
     with pytest.raises(FileNotFoundError):
         Qrels.read(tmp_path / "none")
+
+
+@pytest.mark.parametrize("top", [11, 2**16 - 1, 2**16, 2**63 - 1])
+@pytest.mark.parametrize("bottom", [0, -1, -(2**62)])
+def test_labels_of_any_size_are_found_row_by_row(bottom, top):
+    rng = np.random.default_rng(0)
+    gallery = rng.choice(np.array([bottom, 0, 5, top - 1, top]), 400)
+    relevance = SameLabel(Keys(gallery[:9], gallery))
+    for query in range(9):
+        rows, grades = relevance.positives(query)
+        assert rows.tolist() == np.flatnonzero(gallery == gallery[query]).tolist()
+        assert grades is None

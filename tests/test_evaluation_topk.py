@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fclearn.evaluation import _topk, _ways, evaluate_retrieval
+from fclearn.evaluation._rows import Scorer
 
 FIRST = ("map@5", "map@40", "map@r", "cmc@1", "recall@10", "precision@7", "precision@r", "ndcg@10",
          "mrr@3")  # fmt: skip
@@ -137,3 +138,47 @@ def test_files_larger_than_a_block(tmp_path, monkeypatch):
     expected = both(query, gallery, **labels)
     monkeypatch.setattr(_topk, "_BLOCK_ELEMENTS", 8 * 300)
     assert dict(both(query, tmp_path / "gallery.npy", **labels)) == dict(expected)
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Rows of the gallery that were copied for the search, block by block."""
+    sizes = []
+    original = Scorer.narrow
+
+    def spy(scorer, side, index):
+        if side == "gallery":
+            sizes.append(len(original(scorer, side, index)))
+        return original(scorer, side, index)
+
+    monkeypatch.setattr(Scorer, "narrow", spy)
+    return sizes
+
+
+def test_float32_rows_are_searched_where_they_lie(tmp_path, copied, monkeypatch):
+    monkeypatch.setattr(_topk, "_BLOCK_ELEMENTS", 8 * 300)  # 2400 rows at once: three blocks
+    query, gallery, labels = rows(20, 5000, 8)
+    np.save(tmp_path / "gallery.npy", gallery)
+    expected = dict(both(query, gallery, **labels))
+    assert dict(both(query, tmp_path / "gallery.npy", **labels)) == expected
+    frozen = gallery.copy()
+    frozen.flags.writeable = False
+    assert dict(both(query, frozen, **labels)) == expected
+    assert copied == []
+    # Rows that do not lie one behind the other, or in another byte order, are copied.
+    for other in (np.asfortranarray(gallery), gallery.astype(">f4"), gallery.astype(np.float64)):
+        assert dict(both(query, other, **labels)) == expected
+        assert sum(copied) == 5000
+        copied.clear()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-44, 1e25])
+def test_rows_whose_squares_leave_the_range_of_float32(size):
+    """Their norms are taken in double, so they are neither zero nor infinite."""
+    query, gallery, labels = rows(20, 500, 8)
+    # A row of one entry: it keeps its direction, however few digits a denormal number has.
+    gallery[::3] = np.float32(size) * np.eye(8, dtype=np.float32)[np.arange(167) % 8]
+    both(query, gallery, **labels)
+    gallery[301, 2] = np.nan
+    with pytest.raises(ValueError, match="gallery: row 301 holds a NaN or infinite value"):
+        both(query, gallery, **labels)

@@ -96,6 +96,31 @@ def test_matches_definition(sample, metric, dtype, device):
     check_matches_definition(OP, sample, metric, dtype, device)
 
 
+# Rows so wide that the CPU packs the gallery in several chunks, the last of them in part: 896 rows
+# (448 of float64) each.
+CHUNKS = (5, 1500, 2560, 40)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_gallery_of_several_chunks(metric, dtype):
+    check_matches_definition(OP, CHUNKS, metric, dtype, "cpu")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ties_across_chunks(metric):
+    query = torch.eye(2560)[:70]
+    gallery = torch.eye(2560)[torch.arange(1500) % 70]
+    indices, similarities = OP(query, gallery, 30, metric)
+    expected_indices, expected = _reference(query, gallery, 30, metric)
+    assert torch.equal(similarities, expected)
+    assert torch.equal(indices.long(), expected_indices)
+
+
+def test_more_queries_than_a_task_has():
+    check_matches_definition(OP, (2500, 500, 8, 20), "l2", torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("metric", METRICS)
 def test_ties_go_to_the_lower_index(metric, device):
@@ -238,3 +263,13 @@ def test_values_that_cannot_be_searched_are_named(name, bad):
     rows[name][500, 2] = 1e19
     with pytest.raises(RuntimeError, match=f"expected {name} whose squared norms .*, got row 500"):
         OP(rows["query"], rows["gallery"], 3, "ip")
+
+
+def test_rows_of_later_chunks_are_named_by_their_number():
+    gallery = torch.ones(1500, 2560)
+    gallery[1400, 3] = torch.inf
+    with pytest.raises(RuntimeError, match=r"expected finite gallery, .* in row 1400"):
+        OP(gallery[:1], gallery, 3, "cosine")
+    gallery[1400, 3] = 1e19
+    with pytest.raises(RuntimeError, match=r"squared norms .*, got row 1400"):
+        OP(gallery[:1], gallery, 3, "ip")

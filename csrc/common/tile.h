@@ -69,11 +69,13 @@ struct TileA {
   Prefetch* ahead = nullptr;  // a step per outer panel, if there is one
 };
 
-// kRowStride is the distance between rows of A: a constant, so that each row is an address offset.
+// The sums of a tile, left in registers: sum[m] = sum_k A[m][k] B[k][0:2L]. kRowStride is the
+// distance between rows of A: a constant, so that each row is an address offset.
 template <typename T, int kRows, int kRowStride, typename Sum = typename Multiply<T>::Sum>
-inline void tile(const TileA<T>& a, const T* b, Sum* c, int64_t c_stride, bool accumulate) {
+__attribute__((always_inline)) inline void tile_sums(const TileA<T>& a, const T* b,
+                                                     Vec<Sum> (&sum)[kRows][2]) {
   constexpr int L = kLanes<Sum>;
-  Vec<Sum> sum[kRows][2];
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) sum[m][0] = sum[m][1] = Vec<Sum>{};
   for (int64_t outer = 0; outer < a.outer; ++outer) {
     const T* a_k = a.data + outer * a.outer_stride;
@@ -91,6 +93,15 @@ inline void tile(const TileA<T>& a, const T* b, Sum* c, int64_t c_stride, bool a
       b += 2 * L;
     }
   }
+}
+
+template <typename T, int kRows, int kRowStride, typename Sum = typename Multiply<T>::Sum>
+inline void tile(const TileA<T>& a, const T* b, Sum* c, int64_t c_stride, bool accumulate) {
+  constexpr int L = kLanes<Sum>;
+  Vec<Sum> sum[kRows][2];
+  tile_sums<T, kRows, kRowStride>(a, b, sum);
+  // Unrolled, or the sums would go through the stack.
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
     Sum* row = c + m * c_stride;
     if (accumulate) {

@@ -12,6 +12,7 @@
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
+#include "common/large_pages.h"
 #include "common/text.h"
 #include "ops/cpu/knn_graph_driver.h"
 #include "ops/knn_graph.h"
@@ -27,7 +28,7 @@ const KnnGraphKernels& knn_kernels() {
 }
 
 void pack_blocks(const char* op, const char* name, const KnnProblem& p, const KnnTables& tables,
-                 const std::vector<KnnBlock>& blocks, size_t scratch_bytes) {
+                 const std::vector<KnnBlock>& blocks, size_t scratch_bytes, int64_t first) {
   const auto count = static_cast<int64_t>(blocks.size());
   // No exception may leave a parallel loop: refusals are collected, and the first is reported.
   std::vector<KnnRefusal> why(count, KnnRefusal::kNone);
@@ -38,10 +39,10 @@ void pack_blocks(const char* op, const char* name, const KnnProblem& p, const Kn
   });
   for (int64_t b = 0; b < count; ++b) {
     FCL_REQUIRE(why[b] != KnnRefusal::kNotFinite, "fcl::", op, ": expected finite ", name,
-                ", got a NaN or an infinity in row ", row[b]);
+                ", got a NaN or an infinity in row ", first + row[b]);
     FCL_REQUIRE(why[b] != KnnRefusal::kTooLarge, "fcl::", op, ": expected ", name,
                 " whose squared norms do not overflow (scale them down, or use float64), got row ",
-                row[b]);
+                first + row[b]);
   }
 }
 
@@ -88,7 +89,10 @@ void search_all(const KnnProblem& p, const KnnTables& tables, const Plan& plan,
     for (int64_t step = 0; step < partners; ++step) {
       const int64_t other = first + (b - first + step) % m;
       const KnnBlock rows = plan.blocks[other].block;
-      knn_kernels().multiply(p, tables, rows, columns, scratch);
+      const bool is_last = step + 1 == partners;
+      const KnnBlock next =
+          is_last ? KnnBlock{0, 0} : plan.blocks[first + (b - first + step + 1) % m].block;
+      knn_kernels().multiply(p, tables, rows, next, columns, scratch);
       {
         const std::lock_guard<std::mutex> lock(lists[b]);
         knn_kernels().offer_to_columns(p, tables, rows, columns, scratch);
@@ -118,15 +122,17 @@ std::tuple<Tensor, Tensor> neighbours(const char* op, const Tensor& given, const
                      k,
                      std::min(2 * k, others),
                      shape.k,
+                     kKnnBlock,
                      true};
   const Plan plan = plan_segments(offsets, num_segments, shape.dim);
   const KnnBytes bytes = knn_kernels().bytes(p);
   const Scratch rows(bytes.rows), squares(bytes.squares), keys(bytes.keys), bounds(bytes.bounds),
       counts(n * sizeof(int32_t));
+  want_large_pages(rows.get(), bytes.rows);
   const KnnTables tables{rows.get(), squares.get(), keys.get(), bounds.get(), counts.as<int32_t>()};
   std::vector<KnnBlock> every_block;
   for (const Member& member : plan.blocks) every_block.push_back(member.block);
-  pack_blocks(op, "features", p, tables, every_block, bytes.scratch);
+  pack_blocks(op, "features", p, tables, every_block, bytes.scratch, 0);
   search_all(p, tables, plan, bytes.scratch);
   Tensor indices = torch::stable::new_empty(features, {n, shape.k}, ScalarType::Int);
   Tensor similarities =

@@ -1,68 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // CPU kernels of knn_graph and knn_search, compiled once per ISA by knn_graph_<isa>.cpp.
 //
-// Similarity is symmetric, so the product of two blocks of rows is computed once and read twice: by
-// columns, where one vector comparison tests a row against the k-th best of many columns, and by
-// rows, where it tests many columns against the k-th best of a row. After the first few blocks
-// hardly any passes. Those that do go to the list of candidates of the row or column, which holds
-// keys in total order: what is best does not depend on the order they come in. Every similarity is
-// one sum in a fixed order, whatever block it falls in.
+// In knn_graph similarity is symmetric, so the product of two blocks of rows is computed once and
+// read twice: by columns, where one vector comparison tests a row against the k-th best of many
+// columns, and by rows, where it tests many columns against the k-th best of a row. After the first
+// few blocks hardly any passes. Those that do go to the list of candidates of the row or column,
+// which holds keys in total order: what is best does not depend on the order they come in. Every
+// similarity is one sum in a fixed order, whatever block it falls in.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "ops/cpu/knn_graph_lists.h"
 #include "ops/cpu/knn_graph_pack.h"
+#include "ops/cpu/knn_search_impl.h"
 
 namespace fcl::ops::cpu {
 namespace {
-
-template <typename T>
-constexpr T infinity() {
-  return static_cast<T>(__builtin_inf());
-}
-
-// Bit l is set where a[l] >= b[l]; never for a NaN.
-template <typename T>
-inline uint32_t mask_reaches(Vec<T> a, Vec<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
-  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ);
-#elif defined(__AVX2__)
-  const auto reaches = a >= b;
-  if constexpr (sizeof(T) == 4) {
-    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)reaches));
-  }
-  return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)reaches));
-#else
-  uint32_t mask = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) mask |= uint32_t{a[lane] >= b[lane]} << lane;
-  return mask;
-#endif
-}
-
-// The least similarity that can still be among the best when all indices to come are at least
-// next_index: an equal one must have an index below that of the k-th best.
-template <typename T>
-inline T threshold(Key<T> bound, int64_t next_index) {
-  if (bound == 0) return -infinity<T>();
-  const bool ties_lose = index_of<T>(bound) < next_index;
-  return similarity_of<T>(ties_lose ? bound + (Key<T>{1} << 32) : bound);
-}
-
-// Adds a candidate to the list of a row; true if that raised the row's bound.
-template <typename T>
-inline bool add_candidate(const KnnProblem& p, const KnnTables& tables, int64_t row, T similarity,
-                          int64_t index) {
-  Key<T>* keys = static_cast<Key<T>*>(tables.keys) + row * p.capacity;
-  keys[tables.counts[row]++] = make_key(similarity, index);
-  if (tables.counts[row] < p.capacity) return false;
-  select_best(keys, p.capacity, p.k);
-  tables.counts[row] = static_cast<int32_t>(p.k);
-  static_cast<Key<T>*>(tables.bounds)[row] = keys[p.k - 1];
-  return true;
-}
 
 // Products -> similarities in place, for l2.
 template <typename T>
@@ -77,11 +29,16 @@ void to_distances(const Workspace<T>& w, const T* row_squares, KnnBlock rows, Kn
 }
 
 template <typename T>
-void multiply_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock columns,
-                    void* scratch) {
+void multiply_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock next,
+                    KnnBlock columns, void* scratch) {
   const Workspace<T> w(p, scratch);
-  const TileA<T> a{packed_rows<T>(tables, w, rows), w.dim / kPanel<T>, kPanel<T>,
-                   rows.count * kPanel<T>, 1};
+  Prefetch ahead = prefetch_rows<T>(tables, w, next, rows.count, columns.count);
+  const TileA<T> a{packed_rows<T>(tables, w, rows),
+                   w.dim / kPanel<T>,
+                   kPanel<T>,
+                   rows.count * kPanel<T>,
+                   1,
+                   &ahead};
   for (int64_t q = 0; q < columns.count; q += kPanel<T>) {
     tile_all_rows<T, kPanel<T>>(rows.count, a, w.columns + q * w.dim, w.products + q, kKnnBlock,
                                 false);
@@ -193,10 +150,11 @@ void load_columns(const KnnProblem& p, const KnnTables& tables, KnnBlock block, 
   with_accumulate(
       p, [&](auto zero) { load_columns_typed<decltype(zero)>(p, tables, block, scratch); });
 }
-void multiply(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock columns,
-              void* scratch) {
-  with_accumulate(
-      p, [&](auto zero) { multiply_typed<decltype(zero)>(p, tables, rows, columns, scratch); });
+void multiply(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock next,
+              KnnBlock columns, void* scratch) {
+  with_accumulate(p, [&](auto zero) {
+    multiply_typed<decltype(zero)>(p, tables, rows, next, columns, scratch);
+  });
 }
 void offer_to_columns(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock columns,
                       void* scratch) {
@@ -210,6 +168,13 @@ void offer_to_rows(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, 
     offer_to_rows_typed<decltype(zero)>(p, tables, rows, columns, scratch);
   });
 }
+void search(const KnnProblem& p, const KnnTables& tables, KnnBlock rows, KnnBlock next,
+            int64_t first, const KnnProblem& of_columns, const KnnTables& lists, KnnBlock columns,
+            void* scratch) {
+  with_accumulate(p, [&](auto zero) {
+    search_typed<decltype(zero)>(p, tables, rows, next, first, of_columns, lists, columns, scratch);
+  });
+}
 void finish(const KnnProblem& p, const KnnTables& tables, KnnBlock block, int32_t* indices,
             void* similarities) {
   with_accumulate(p, [&](auto zero) {
@@ -221,6 +186,6 @@ void finish(const KnnProblem& p, const KnnTables& tables, KnnBlock block, int32_
 }  // namespace
 
 const KnnGraphKernels FCL_KNN_GRAPH_KERNELS = {
-    bytes, pack, load_columns, multiply, offer_to_columns, offer_to_rows, finish};
+    bytes, pack, load_columns, multiply, offer_to_columns, offer_to_rows, search, finish};
 
 }  // namespace fcl::ops::cpu

@@ -13,6 +13,9 @@ namespace fcl::ops::cpu {
 
 // Most rows of a block: two blocks and their product share the L2 cache.
 inline constexpr int64_t kKnnBlock = 224;
+// Blocks of columns are this many, or a multiple of it, and dims are padded to no more than that:
+// whole panels of every vector width.
+inline constexpr int64_t kKnnColumns = 32;
 
 enum class KnnRefusal { kNone, kNotFinite, kTooLarge };
 
@@ -24,6 +27,7 @@ struct KnnProblem {
   int64_t k;         // neighbours looked for: fewer than the rows of the largest segment
   int64_t capacity;  // candidates kept per row, >= k
   int64_t width;     // neighbours per row of the result, >= k
+  int64_t columns;   // most rows of a block that is loaded as columns
   bool one_table;    // rows and columns are the same features: a row is not its own neighbour
 };
 
@@ -55,14 +59,19 @@ struct KnnGraphKernels {
   // Makes a block the columns of the products to come.
   void (*load_columns)(const KnnProblem&, const KnnTables&, KnnBlock, void* scratch);
   // Similarities of a block of rows to the columns, into the scratch memory. A block against itself
-  // leaves out the pairs of a row with itself.
-  void (*multiply)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
-                   void* scratch);
+  // leaves out the pairs of a row with itself. Brings the rows of `next` into the cache meanwhile.
+  void (*multiply)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock next,
+                   KnnBlock columns, void* scratch);
   // Adds rows to the lists of the columns, and columns to the lists of the rows.
   void (*offer_to_columns)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
                            void* scratch);
   void (*offer_to_rows)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock columns,
                         void* scratch);
+  // Offers rows, row 0 of their table being candidate `first`, to the lists of the columns, which
+  // another problem and other tables hold. Brings the rows of `next` into the cache meanwhile.
+  void (*search)(const KnnProblem&, const KnnTables&, KnnBlock rows, KnnBlock next, int64_t first,
+                 const KnnProblem& of_columns, const KnnTables& lists, KnnBlock columns,
+                 void* scratch);
   // Sorts the lists of a block into indices and similarities [num_rows, width], -1 and 0 where a
   // segment has too few rows.
   void (*finish)(const KnnProblem&, const KnnTables&, KnnBlock, int32_t* indices,

@@ -18,13 +18,15 @@ constexpr T largest_finite() {
 template <typename T>
 struct Workspace {
   int64_t dim;    // padded to whole panels
-  T* columns;     // [kKnnBlock / kPanel][dim][kPanel]
-  T* products;    // [kKnnBlock rows][kKnnBlock columns]
-  T* squares;     // [kKnnBlock]: of the columns
-  T* thresholds;  // [kKnnBlock]: what a similarity must reach to enter the list of a column
+  T* columns;     // [p.columns / kPanel][dim][kPanel]
+  T* products;    // [kKnnBlock rows][kKnnBlock columns]; only where rows and columns are one table
+  T* squares;     // [p.columns]: of the columns
+  T* thresholds;  // [p.columns]: what a similarity must reach to enter the list of a column
+  T* converted;   // [dim]: a row while it is packed
   size_t bytes;
 
   Workspace(const KnnProblem& p, void* scratch) : dim(round_up(p.dim, kPanel<T>)) {
+    static_assert(kKnnColumns % kPanel<T> == 0, "a block of columns is whole panels");
     char* base = static_cast<char*>(scratch);
     size_t used = 0;
     auto take = [&](int64_t count) {
@@ -32,11 +34,11 @@ struct Workspace {
       used += sizeof(T) * static_cast<size_t>(count);
       return at;
     };
-    columns = take(kKnnBlock * dim);
-    // Also holds a block of converted rows while packing.
-    products = take(kKnnBlock * (dim > kKnnBlock ? dim : kKnnBlock));
-    squares = take(kKnnBlock);
-    thresholds = take(kKnnBlock);
+    columns = take(p.columns * dim);
+    products = take(p.one_table ? kKnnBlock * kKnnBlock : 0);
+    squares = take(p.columns);
+    thresholds = take(p.columns);
+    converted = take(dim);
     bytes = used;
   }
 };
@@ -45,6 +47,16 @@ struct Workspace {
 template <typename T>
 inline T* packed_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock block) {
   return static_cast<T*>(tables.rows) + block.begin * w.dim;
+}
+
+// A block to be fetched while the products of `rows` rows and `columns` columns are computed, a
+// step for each panel of dims of a tile.
+template <typename T>
+inline Prefetch prefetch_rows(const KnnTables& tables, const Workspace<T>& w, KnnBlock block,
+                              int64_t rows, int64_t columns) {
+  const int64_t tiles = ceil_div(rows, kTileRows) * ceil_div(columns, kPanel<T>);
+  const int64_t bytes = block.count * w.dim * static_cast<int64_t>(sizeof(T));
+  return Prefetch(packed_rows<T>(tables, w, block), bytes, tiles * (w.dim / kPanel<T>));
 }
 
 // Largest absolute value, NaN if there is one, and the sum of (x factor)^2. Eight chains at a time:
@@ -123,25 +135,34 @@ KnnRefusal convert_row(const KnnProblem& p, const S* from, T* to, T* square) {
   return sum <= largest_finite<T>() / 8 ? KnnRefusal::kNone : KnnRefusal::kTooLarge;
 }
 
+// Rows that are fetched before they are packed.
+constexpr int64_t kRowsAhead = 8;
+
 template <typename S>
 KnnRefusal pack_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock block, void* scratch,
                       int64_t* refused) {
   using T = typename Accumulate<S>::type;
   const Workspace<T> w(p, scratch);
-  T* rows = w.products;
+  T* packed = packed_rows<T>(tables, w, block);
+  const S* features = static_cast<const S*>(p.features) + block.begin * p.dim;
+  // The processor's own prefetcher stops at the end of each page of memory.
+  Prefetch ahead(features, block.count * p.dim * static_cast<int64_t>(sizeof(S)), block.count);
+  for (int64_t early = 0; early < kRowsAhead; ++early) ahead.step();
   for (int64_t i = 0; i < block.count; ++i) {
     const int64_t row = block.begin + i;
-    const KnnRefusal why = convert_row<T>(p, static_cast<const S*>(p.features) + row * p.dim,
-                                          rows + i * p.dim, static_cast<T*>(tables.squares) + row);
+    ahead.step();
+    const KnnRefusal why =
+        convert_row<T>(p, features + i * p.dim, w.converted, static_cast<T*>(tables.squares) + row);
     if (why != KnnRefusal::kNone) {
       *refused = row;
       return why;
     }
+    // One at a time, while it is in the nearest cache.
+    pack_rows<T>(w.converted, 1, p.dim, block.count, packed + i * kPanel<T>);
     if (tables.counts == nullptr) continue;
     static_cast<Key<T>*>(tables.bounds)[row] = 0;
     tables.counts[row] = 0;
   }
-  pack_rows<T>(rows, block.count, p.dim, block.count, packed_rows<T>(tables, w, block));
   return KnnRefusal::kNone;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// knn_search on the CPU, by the kernels of knn_graph: both sides are packed once, then each task
-// owns a block of queries as columns and meets the blocks of the gallery in order. No list has two
+// knn_search on the CPU. The queries are packed once, the gallery a chunk at a time: it is read
+// where it lies, and its packed copy stays in the cache, in memory that does not grow with it. Each
+// task owns a block of queries as columns and meets the blocks of a chunk in order. No list has two
 // writers, and indices only rise, so an equal similarity can never displace an earlier one.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "common/host.h"
+#include "common/large_pages.h"
 #include "common/text.h"
 #include "ops/cpu/knn_graph_driver.h"
 #include "ops/knn_search.h"
@@ -18,27 +20,61 @@
 namespace fcl::ops::cpu {
 namespace {
 
-// Columns that fill a panel of the widest vectors.
-constexpr int64_t kFewestQueries = 32;
+// The packed columns of a task leave room for a block of the gallery, and for the next one, in a
+// 1 MiB L2 cache. The more columns, the less often the gallery is read.
+constexpr int64_t kColumnBytes = 512 * 1024;
+constexpr int64_t kMostColumns = 1024;
+// Packed gallery between two barriers: worth many times a barrier, and still in the last cache.
+constexpr int64_t kChunkBytes = 8 * 1024 * 1024;
 
-// Blocks as equal as possible, of at most kKnnBlock rows.
-std::vector<KnnBlock> cut(int64_t num_rows, int64_t count) {
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows [0, num_rows) in blocks of `size` and a last one of what is left.
+std::vector<KnnBlock> cut(int64_t num_rows, int64_t size) {
   std::vector<KnnBlock> blocks;
-  for (int64_t b = 0; b < count; ++b) {
-    const int64_t begin = b * num_rows / count;
-    blocks.push_back({begin, (b + 1) * num_rows / count - begin});
+  for (int64_t begin = 0; begin < num_rows; begin += size) {
+    blocks.push_back({begin, std::min(size, num_rows - begin)});
   }
   return blocks;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// As few blocks as hold the queries, but as many for each thread as for the others.
-int64_t count_query_blocks(int64_t num_queries) {
+// Queries per task: what the cache holds, but few enough for each thread to have as many tasks as
+// the others. Whole panels: a part of one takes as long.
+int64_t columns_per_task(int64_t num_queries, int64_t row_bytes) {
+  const int64_t fit = std::clamp(kColumnBytes / row_bytes, kKnnBlock, kMostColumns);
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t fewest = ceil_div(num_queries, kKnnBlock);
-  const int64_t shared = ceil_div(std::max<int64_t>(fewest, 1), threads) * threads;
-  return std::max(fewest, std::min(shared, ceil_div(num_queries, kFewestQueries)));
+  const int64_t tasks = ceil_div(ceil_div(num_queries, fit), threads) * threads;
+  return ceil_div(ceil_div(num_queries, tasks), kKnnColumns) * kKnnColumns;
+}
+
+// Meets all queries with all rows of the gallery, chunk by chunk.
+void search_gallery(const KnnProblem& of_query, const KnnTables& lists,
+                    const std::vector<KnnBlock>& tasks, const Tensor& gallery, int64_t chunk_rows) {
+  KnnProblem of_chunk = of_query;
+  of_chunk.num_rows = chunk_rows;
+  of_chunk.capacity = 0;
+  const KnnBytes bytes = knn_kernels().bytes(of_chunk);
+  const Scratch rows(bytes.rows), squares(bytes.squares);
+  want_large_pages(rows.get(), bytes.rows);
+  const KnnTables chunk{rows.get(), squares.get(), nullptr, nullptr, nullptr};
+  const auto* features = static_cast<const char*>(gallery.const_data_ptr());
+  const int64_t row_bytes = of_query.dim * static_cast<int64_t>(gallery.element_size());
+  for (int64_t first = 0; first < gallery.size(0); first += chunk_rows) {
+    of_chunk.features = features + first * row_bytes;
+    of_chunk.num_rows = std::min(chunk_rows, gallery.size(0) - first);
+    const std::vector<KnnBlock> blocks = cut(of_chunk.num_rows, kKnnBlock);
+    pack_blocks("knn_search", "gallery", of_chunk, chunk, blocks, bytes.scratch, first);
+    const double flops = 2.0 * of_query.num_rows * of_chunk.num_rows * of_query.dim;
+    const auto count = static_cast<int64_t>(tasks.size());
+    parallel_tasks(count, flops, bytes.scratch, [&](int64_t t, void* scratch) {
+      knn_kernels().load_columns(of_query, lists, tasks[t], scratch);
+      for (size_t b = 0; b < blocks.size(); ++b) {
+        const KnnBlock next = b + 1 < blocks.size() ? blocks[b + 1] : KnnBlock{0, 0};
+        knn_kernels().search(of_chunk, chunk, blocks[b], next, first, of_query, lists, tasks[t],
+                             scratch);
+      }
+    });
+  }
 }
 
 std::tuple<Tensor, Tensor> knn_search(Tensor query, Tensor gallery, int64_t k, Text metric) {
@@ -52,37 +88,36 @@ std::tuple<Tensor, Tensor> knn_search(Tensor query, Tensor gallery, int64_t k, T
       torch::stable::new_empty(query, {num_queries, k}, accumulate_type(shape.dtype));
   if (num_queries == 0) return {indices, similarities};
 
-  KnnProblem of_gallery{
-      shape.dtype, shape.metric, gallery.const_data_ptr(), num_gallery, shape.dim, k, 0, k, false};
-  KnnProblem of_query = of_gallery;
-  of_query.features = query.const_data_ptr();
-  of_query.num_rows = num_queries;
-  of_query.capacity = std::min(2 * k, num_gallery);
-  const KnnBytes gallery_bytes = knn_kernels().bytes(of_gallery);
+  // Of a packed row, whose dims fill up whole panels.
+  const int64_t row_bytes =
+      ceil_div(shape.dim, kKnnColumns) * kKnnColumns * (shape.dtype == Dtype::kFloat64 ? 8 : 4);
+  const int64_t columns = columns_per_task(num_queries, row_bytes);
+  const KnnProblem of_query{shape.dtype,
+                            shape.metric,
+                            query.const_data_ptr(),
+                            num_queries,
+                            shape.dim,
+                            k,
+                            std::min(2 * k, num_gallery),
+                            k,
+                            columns,
+                            false};
   const KnnBytes bytes = knn_kernels().bytes(of_query);
-  const Scratch gallery_rows(gallery_bytes.rows), gallery_squares(gallery_bytes.squares);
   const Scratch rows(bytes.rows), squares(bytes.squares), keys(bytes.keys), bounds(bytes.bounds),
       counts(num_queries * sizeof(int32_t));
-  const KnnTables found{gallery_rows.get(), gallery_squares.get(), nullptr, nullptr, nullptr};
   const KnnTables lists{rows.get(), squares.get(), keys.get(), bounds.get(), counts.as<int32_t>()};
-  const std::vector<KnnBlock> gallery_blocks = cut(num_gallery, ceil_div(num_gallery, kKnnBlock));
-  const std::vector<KnnBlock> query_blocks = cut(num_queries, count_query_blocks(num_queries));
-  pack_blocks("knn_search", "query", of_query, lists, query_blocks, bytes.scratch);
-  pack_blocks("knn_search", "gallery", of_gallery, found, gallery_blocks, bytes.scratch);
+  const std::vector<KnnBlock> tasks = cut(num_queries, columns);
+  pack_blocks("knn_search", "query", of_query, lists, tasks, bytes.scratch, 0);
+  const int64_t chunk_rows = ceil_div(kChunkBytes / row_bytes, kKnnBlock) * kKnnBlock;
+  search_gallery(of_query, lists, tasks, gallery,
+                 std::min(num_gallery, std::max(chunk_rows, kKnnBlock)));
 
   int32_t* index_data = indices.mutable_data_ptr<int32_t>();
   void* similarity_data = similarities.mutable_data_ptr();
-  const double flops = 2.0 * num_queries * num_gallery * shape.dim;
-  const auto tasks = static_cast<int64_t>(query_blocks.size());
-  parallel_tasks(tasks, flops, bytes.scratch, [&](int64_t b, void* scratch) {
-    const KnnBlock columns = query_blocks[b];
-    knn_kernels().load_columns(of_query, lists, columns, scratch);
-    for (const KnnBlock block : gallery_blocks) {
-      knn_kernels().multiply(of_gallery, found, block, columns, scratch);
-      knn_kernels().offer_to_columns(of_query, lists, block, columns, scratch);
-    }
-    knn_kernels().finish(of_query, lists, columns, index_data, similarity_data);
-  });
+  parallel_tasks(static_cast<int64_t>(tasks.size()), 20.0 * num_queries * k, 0,
+                 [&](int64_t t, void*) {
+                   knn_kernels().finish(of_query, lists, tasks[t], index_data, similarity_data);
+                 });
   return {indices, similarities};
 }
 

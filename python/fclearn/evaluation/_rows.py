@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 
@@ -17,6 +18,8 @@ from fclearn.features import METRICS, Features, as_features
 
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
 _CHECK_ELEMENTS = 2**17
+# How many times as many rows come at once where none has to be copied.
+_NOT_COPIED = 8
 
 
 class Rows:
@@ -58,6 +61,23 @@ class Rows:
         """Whether float32 holds all values as they are."""
         return self._data.dtype not in (torch.float64, np.dtype("<f8"), np.dtype(">f8"))
 
+    def in_place(self, dim: int) -> Tensor | None:
+        """All rows where they lie, float32; None where they would have to be copied.
+
+        Only for reading: it may be the memory of a file that is mapped read-only. It must not
+        outlive these rows.
+        """
+        data = self._data
+        if isinstance(data, Tensor) or self._order is not None or dim != self.dim:
+            return None
+        if data.dtype != np.float32 or not data.dtype.isnative or not data.flags.c_contiguous:
+            return None
+        if data.flags.writeable or data.size == 0:
+            return torch.from_numpy(data)
+        # torch warns of memory that cannot be written, which is why it gets it without saying so.
+        memory = (ctypes.c_byte * data.nbytes).from_address(data.ctypes.data)
+        return torch.frombuffer(memory, dtype=torch.float32).view(self.num_rows, dim)
+
     def read(
         self, index: slice | np.ndarray, dim: int, dtype: torch.dtype = torch.float64
     ) -> Tensor:
@@ -76,23 +96,46 @@ class Rows:
         Raises:
             ValueError: NaN or infinite values; with ``needs_norm``, a row of norm zero.
         """
-        largest = 0.0
+        return max(
+            (self._check_block(block, dim, needs_norm=needs_norm) for block in self._blocks(dim)),
+            default=0.0,
+        )
+
+    def check_directions(self, dim: int) -> None:
+        """Read all rows once, as the cosine needs them: several times faster than `check`.
+
+        Raises:
+            ValueError: NaN or infinite values, or a row of norm zero.
+        """
         for block in self._blocks(dim):
-            norms = row_norms(self.read(block, dim))
-            bad = ~torch.isfinite(norms)
-            if bool(bad.any()):
-                row = block.start + int(bad.nonzero()[0])
-                raise ValueError(
-                    f"{self.name}: row {row}{self._named(row)} holds a NaN or infinite value"
-                )
-            if needs_norm and bool((norms == 0).any()):
-                row = block.start + int((norms == 0).nonzero()[0])
-                raise ValueError(
-                    f"{self.name}: row {row}{self._named(row)} has norm zero over its first {dim} "
-                    "dims, so it has no cosine; drop the row or use metric='ip'"
-                )
-            largest = max(largest, float(norms.max()))
-        return largest
+            if not (self.is_narrow and self._have_directions(block, dim)):
+                self._check_block(block, dim, needs_norm=True)
+
+    def _have_directions(self, block: slice, dim: int) -> bool:
+        """Whether float32 shows that all rows are finite and none is zero; if not, they may be."""
+        if isinstance(self._data, Tensor) or self._order is not None:
+            rows = self.read(block, dim, torch.float32).numpy(force=True)
+        else:
+            rows = np.asarray(self._data[block, :dim], dtype=np.float32)
+        # A NaN or an infinity makes its sum one; overflow and underflow only leave it open.
+        squares = np.einsum("nd,nd->n", rows, rows)
+        return bool((squares > 0).all() and np.isfinite(squares).all())
+
+    def _check_block(self, block: slice, dim: int, *, needs_norm: bool) -> float:
+        norms = row_norms(self.read(block, dim))
+        bad = ~torch.isfinite(norms)
+        if bool(bad.any()):
+            row = block.start + int(bad.nonzero()[0])
+            raise ValueError(
+                f"{self.name}: row {row}{self._named(row)} holds a NaN or infinite value"
+            )
+        if needs_norm and bool((norms == 0).any()):
+            row = block.start + int((norms == 0).nonzero()[0])
+            raise ValueError(
+                f"{self.name}: row {row}{self._named(row)} has norm zero over its first {dim} "
+                "dims, so it has no cosine; drop the row or use metric='ip'"
+            )
+        return float(norms.max())
 
     def _named(self, row: int) -> str:
         if self._ids is None or row >= len(self._ids):
@@ -137,13 +180,13 @@ class Scorer:
         self.device = gallery.device
         self.metric = metric
         self.num_gallery, self.dim = gallery.num_rows, gallery.dim
-        cosine = metric == "cosine"
-        gallery_norm = gallery.check(gallery.dim, needs_norm=cosine)
-        query_norm = query.check(gallery.dim, needs_norm=cosine)
-        self._query_scale, self._gallery_scale = (
-            _power_above(query_norm),
-            _power_above(gallery_norm),
-        )
+        self._query_scale = self._gallery_scale = 1.0  # the cosine has each row's own
+        if metric == "cosine":
+            gallery.check_directions(gallery.dim)
+            query.check_directions(gallery.dim)
+            return
+        self._gallery_scale = _power_above(gallery.check(gallery.dim, needs_norm=False))
+        self._query_scale = _power_above(query.check(gallery.dim, needs_norm=False))
         if metric == "l2":
             self._query_scale = self._gallery_scale = max(self._query_scale, self._gallery_scale)
 
@@ -166,6 +209,19 @@ class Scorer:
         if self.metric == "cosine" and rows.is_narrow:
             return rows.read(index, self._gallery.dim, torch.float32)  # the kernel normalises
         return (self.queries(index) if side == "query" else self.gallery(index)).float()
+
+    def narrow_gallery(self, rows_at_once: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the gallery as `narrow` has it, block by block, each with its first row's number.
+
+        Args:
+            rows_at_once: Most rows that are copied. Of rows that need no copy, more come at once:
+                each block's search begins anew, but Python sees an interrupt only between them.
+        """
+        everything = self._gallery.in_place(self.dim) if self.metric == "cosine" else None
+        step = rows_at_once if everything is None else _NOT_COPIED * rows_at_once
+        for start in range(0, self.num_gallery, step):
+            rows = slice(start, min(start + step, self.num_gallery))
+            yield start, self.narrow("gallery", rows) if everything is None else everything[rows]
 
     @property
     def slack(self) -> float:

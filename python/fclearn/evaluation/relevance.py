@@ -64,6 +64,17 @@ class Relevance(ABC):
             yield slice(int(first), int(last))
 
 
+def _stable_order(labels: Ints) -> Ints:
+    """Rows by label, and by number within a label, shape ``(G,)``.
+
+    Numpy sorts integers of 16 bits by radix, several times faster than wider ones.
+    """
+    least, most = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if most - least < 2**16:
+        labels = (labels - least).astype(np.uint16)
+    return np.argsort(labels, kind="stable")
+
+
 class SameLabel(Relevance):
     """A positive is a gallery row of the query's label.
 
@@ -76,7 +87,7 @@ class SameLabel(Relevance):
     def __init__(self, labels: Keys) -> None:
         """Sort the gallery by label."""
         self._labels = labels
-        self._by_label = np.argsort(labels.gallery, kind="stable")
+        self._by_label = _stable_order(labels.gallery)
         ordered = labels.gallery[self._by_label]
         self._starts = np.searchsorted(ordered, labels.query, side="left")
         self.counts = np.searchsorted(ordered, labels.query, side="right") - self._starts
