@@ -103,11 +103,12 @@ def knn_search(
 
     Note:
         Not differentiable. Accuracy as `knn_graph`. Memory on the CPU: a packed copy of the
-        queries, some 8 MB of packed gallery (more beyond 9,000 dims), and up to 2k candidates of 8
-        bytes a query (16 for float64); the gallery is only read, once, so it may be a mapped file.
-        It is one call, which Python cannot interrupt: search a very large gallery in blocks, and
-        keep the best. On CUDA this is a product of torch and a sort per
-        block, in float32 as torch is set to compute it.
+        queries, some 8 MB of packed gallery (more beyond 9,000 dims, 4,700 of float64), and up to
+        2k candidates of 8 bytes a query (16 for float64); a contiguous gallery is only read, once,
+        so it may be a mapped file. A value that cannot be searched is found when it is read: check
+        first where a late refusal would cost much. It is one call, which Python cannot interrupt:
+        search a very large gallery in blocks, and keep the best. On CUDA this is a product of torch
+        and a sort per block, in float32 as torch is set to compute it.
 
     Example:
         >>> import torch

@@ -172,6 +172,24 @@ def test_float32_rows_are_searched_where_they_lie(tmp_path, copied, monkeypatch)
         copied.clear()
 
 
+@pytest.mark.parametrize("shape", [(50, 1), (1, 8)])
+def test_reversed_axes_of_length_one(shape):
+    """numpy calls such rows contiguous, and their strides are negative."""
+    _, gallery, labels = rows(50, 50, 8)
+    gallery = np.abs(gallery[: shape[0], : shape[1]]).copy()
+    labels = {"query_labels": labels["gallery_labels"], "gallery_labels": labels["gallery_labels"]}
+    labels = {name: np.asarray(values)[: shape[0]] for name, values in labels.items()}
+    turned = np.lib.stride_tricks.as_strided(
+        gallery,
+        strides=[-s if n == 1 else s for n, s in zip(shape, gallery.strides, strict=True)],
+    )
+    assert turned.flags.c_contiguous
+    assert min(turned.strides) < 0
+    options = {**labels, "metrics": ("cmc@1",)}
+    expected = evaluate_retrieval(gallery, gallery, **options).means
+    assert evaluate_retrieval(turned, turned, **options).means == expected
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-44, 1e25])
 def test_rows_whose_squares_leave_the_range_of_float32(size):
     """Their norms are taken in double, so they are neither zero nor infinite."""

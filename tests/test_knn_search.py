@@ -96,8 +96,8 @@ def test_matches_definition(sample, metric, dtype, device):
     check_matches_definition(OP, sample, metric, dtype, device)
 
 
-# Rows so wide that the CPU packs the gallery in several chunks, the last of them in part: 896 rows
-# (448 of float64) each.
+# Rows so wide that the CPU packs the gallery in several chunks, the last of them in part: 672 rows
+# (224 of float64) each.
 CHUNKS = (5, 1500, 2560, 40)
 
 

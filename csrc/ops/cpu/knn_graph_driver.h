@@ -12,8 +12,7 @@ namespace fcl::ops::cpu {
 const KnnGraphKernels& knn_kernels();
 
 // Packs blocks of rows in parallel; raises for the first row that cannot be searched, of argument
-// `name`,
-// whose row `first` the problem begins with.
+// `name`, whose row `first` the problem begins with.
 void pack_blocks(const char* op, const char* name, const KnnProblem& p, const KnnTables& tables,
                  const std::vector<KnnBlock>& blocks, size_t scratch_bytes, int64_t first);
 

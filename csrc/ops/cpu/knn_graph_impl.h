@@ -46,7 +46,7 @@ void multiply_typed(const KnnProblem& p, const KnnTables& tables, KnnBlock rows,
   if (p.metric == KnnMetric::kSquaredL2) {
     to_distances(w, static_cast<const T*>(tables.squares) + rows.begin, rows, columns);
   }
-  if (!p.one_table || rows.begin != columns.begin) return;
+  if (rows.begin != columns.begin) return;
   // NaN reaches no threshold.
   for (int64_t i = 0; i < rows.count; ++i) {
     w.products[i * kKnnBlock + i] = static_cast<T>(__builtin_nan(""));

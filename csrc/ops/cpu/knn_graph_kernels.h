@@ -11,10 +11,10 @@
 
 namespace fcl::ops::cpu {
 
-// Most rows of a block: two blocks and their product share the L2 cache.
+// Most rows of a block: in knn_graph, two blocks and their product share the L2 cache.
 inline constexpr int64_t kKnnBlock = 224;
-// Blocks of columns are this many, or a multiple of it, and dims are padded to no more than that:
-// whole panels of every vector width.
+// A whole number of panels of every vector width: KnnProblem::columns is a multiple of it, and dims
+// are padded to no more than a multiple of it.
 inline constexpr int64_t kKnnColumns = 32;
 
 enum class KnnRefusal { kNone, kNotFinite, kTooLarge };
@@ -28,7 +28,9 @@ struct KnnProblem {
   int64_t capacity;  // candidates kept per row, >= k
   int64_t width;     // neighbours per row of the result, >= k
   int64_t columns;   // most rows of a block that is loaded as columns
-  bool one_table;    // rows and columns are the same features: a row is not its own neighbour
+  // Rows and columns are the same features: a row is not its own neighbour. Only then are products
+  // stored, as `multiply` and the offers need them.
+  bool one_table;
 };
 
 // Consecutive rows of one segment.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How knn_graph on the CPU lays out memory: the scratch memory of a thread, rows packed for the
-// products, and a block of them turned into columns. Internal to each ISA unit.
+// How knn_graph and knn_search on the CPU lay out memory: the scratch memory of a thread, rows
+// packed for the products, and a block of them turned into columns. Internal to each ISA unit.
 #pragma once
 
 #include "common/tile.h"

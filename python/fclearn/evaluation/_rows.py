@@ -18,8 +18,10 @@ from fclearn.features import METRICS, Features, as_features
 
 # Numbers read at once while checking: as float64 and their squares, they stay in the cache.
 _CHECK_ELEMENTS = 2**17
-# How many times as many rows come at once where none has to be copied.
+# How many times as many rows come at once where none has to be copied, and the most products of
+# numbers in a search of theirs: some seconds, in which Python sees no interrupt.
 _NOT_COPIED = 8
+_MOST_PRODUCTS = 2**41
 
 
 class Rows:
@@ -59,24 +61,23 @@ class Rows:
     @property
     def is_narrow(self) -> bool:
         """Whether float32 holds all values as they are."""
-        return self._data.dtype not in (torch.float64, np.dtype("<f8"), np.dtype(">f8"))
+        return self._data.dtype.itemsize <= 4
 
-    def in_place(self, dim: int) -> Tensor | None:
+    def in_place(self) -> Tensor | None:
         """All rows where they lie, float32; None where they would have to be copied.
 
         Only for reading: it may be the memory of a file that is mapped read-only. It must not
         outlive these rows.
         """
         data = self._data
-        if isinstance(data, Tensor) or self._order is not None or dim != self.dim:
+        if isinstance(data, Tensor) or self._order is not None:
             return None
-        if data.dtype != np.float32 or not data.dtype.isnative or not data.flags.c_contiguous:
+        if data.dtype != np.float32 or not (data.flags.c_contiguous and data.flags.aligned):
             return None
-        if data.flags.writeable or data.size == 0:
-            return torch.from_numpy(data)
-        # torch warns of memory that cannot be written, which is why it gets it without saying so.
+        # As plain memory: torch warns of what cannot be written, and refuses the negative strides
+        # that axes of length 1 may have.
         memory = (ctypes.c_byte * data.nbytes).from_address(data.ctypes.data)
-        return torch.frombuffer(memory, dtype=torch.float32).view(self.num_rows, dim)
+        return torch.frombuffer(memory, dtype=torch.float32).view(self.num_rows, self.dim)
 
     def read(
         self, index: slice | np.ndarray, dim: int, dtype: torch.dtype = torch.float64
@@ -112,12 +113,15 @@ class Rows:
                 self._check_block(block, dim, needs_norm=True)
 
     def _have_directions(self, block: slice, dim: int) -> bool:
-        """Whether float32 shows that all rows are finite and none is zero; if not, they may be."""
+        """Whether float32 shows that all rows are finite and none is zero; if not, they may be.
+
+        A NaN or an infinity makes its sum one; overflow and underflow only leave it open.
+        """
         if isinstance(self._data, Tensor) or self._order is not None:
-            rows = self.read(block, dim, torch.float32).numpy(force=True)
-        else:
-            rows = np.asarray(self._data[block, :dim], dtype=np.float32)
-        # A NaN or an infinity makes its sum one; overflow and underflow only leave it open.
+            read = self.read(block, dim, torch.float32)
+            sums = (read * read).sum(1)
+            return bool(((sums > 0) & sums.isfinite()).all())
+        rows = np.asarray(self._data[block, :dim], dtype=np.float32)
         squares = np.einsum("nd,nd->n", rows, rows)
         return bool((squares > 0).all() and np.isfinite(squares).all())
 
@@ -210,15 +214,19 @@ class Scorer:
             return rows.read(index, self._gallery.dim, torch.float32)  # the kernel normalises
         return (self.queries(index) if side == "query" else self.gallery(index)).float()
 
-    def narrow_gallery(self, rows_at_once: int) -> Iterator[tuple[int, Tensor]]:
+    def narrow_gallery(self, rows_at_once: int, num_queries: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the gallery as `narrow` has it, block by block, each with its first row's number.
 
         Args:
-            rows_at_once: Most rows that are copied. Of rows that need no copy, more come at once:
-                each block's search begins anew, but Python sees an interrupt only between them.
+            rows_at_once: Most rows that are copied. Of rows that need no copy, more come at once,
+                as each block's search begins anew.
+            num_queries: That each block is searched for. Python sees an interrupt between blocks.
         """
-        everything = self._gallery.in_place(self.dim) if self.metric == "cosine" else None
-        step = rows_at_once if everything is None else _NOT_COPIED * rows_at_once
+        everything = self._gallery.in_place() if self.metric == "cosine" else None
+        step = rows_at_once
+        if everything is not None:
+            quick = _MOST_PRODUCTS // (max(num_queries, 1) * self.dim)
+            step = max(step, min(_NOT_COPIED * step, quick))
         for start in range(0, self.num_gallery, step):
             rows = slice(start, min(start + step, self.num_gallery))
             yield start, self.narrow("gallery", rows) if everything is None else everything[rows]

@@ -128,7 +128,7 @@ def _propose(scorer: Scorer, chunk: Ints, width: int) -> tuple[NDArray[np.float3
     best = torch.empty(len(chunk), 0)
     rows = torch.empty(len(chunk), 0, dtype=torch.int64)
     step = max(width, _BLOCK_ELEMENTS // scorer.dim)
-    for start, block in scorer.narrow_gallery(step):
+    for start, block in scorer.narrow_gallery(step, len(chunk)):
         near, found = fcl_ext.knn_search(queries, block, min(width, len(block)), metric=metric)
         best, rows = _merge(best, rows, found, near.long() + start, width)
     return best.numpy(), rows.numpy()

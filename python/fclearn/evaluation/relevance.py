@@ -69,9 +69,10 @@ def _stable_order(labels: Ints) -> Ints:
 
     Numpy sorts integers of 16 bits by radix, several times faster than wider ones.
     """
-    least, most = int(labels.min(initial=0)), int(labels.max(initial=0))
-    if most - least < 2**16:
-        labels = (labels - least).astype(np.uint16)
+    if len(labels):
+        least, most = int(labels.min()), int(labels.max())
+        if most - least < 2**16:
+            labels = (labels - least).astype(np.uint16)
     return np.argsort(labels, kind="stable")
 
 
