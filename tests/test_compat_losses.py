@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compat_loss, compat_kl and compat_supcon against dense losses written from the formulas."""
+"""compat_loss, compat_kl, and what all losses share, against dense losses from the formulas."""
 
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_samples import batch
 
 import fcl_ext
 import reference
 from fcl_ext import ops
 from support import DEVICES, DTYPES, error, error_budget
-
-
-def _batch(rows, dim, classes, dtype, device, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
-    w = torch.randn(classes, dim, dtype=torch.float64, generator=generator)
-    y = torch.randint(0, classes, (rows,), generator=generator)
-    return x.to(dtype).to(device), w.to(dtype).to(device), y.to(device)
-
 
 OPTIONS = [
     {},
@@ -40,7 +31,7 @@ OPTIONS = [
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compat_loss_value_and_gradients(options, reduction, device):
-    x, w, y = _batch(33, 13, 50, torch.float64, device)
+    x, w, y = batch(33, 13, 50, torch.float64, device)
     y[4] = y[20] = -100
 
     def run(function):
@@ -58,7 +49,7 @@ def test_compat_loss_value_and_gradients(options, reduction, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compat_loss_within_error_budget(options, dtype, device):
-    x, w, y = _batch(65, 40, 700, dtype, device)
+    x, w, y = batch(65, 40, 700, dtype, device)
 
     def run(function, x, w):
         leaf = x.clone().requires_grad_()
@@ -73,7 +64,7 @@ def test_compat_loss_within_error_budget(options, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_compat_loss_with_soft_targets(device):
-    x, w, y = _batch(9, 6, 5, torch.float64, device)
+    x, w, y = batch(9, 6, 5, torch.float64, device)
     soft = torch.softmax(torch.randn(9, 5, dtype=torch.float64, device=device), 1)
     x, w = F.normalize(x, dim=1), F.normalize(w, dim=1)
     ours = fcl_ext.compat_loss(x, w, targets=soft @ w, scale=7.0, reduction="none")
@@ -85,7 +76,7 @@ def test_compat_loss_with_soft_targets(device):
 
 @pytest.mark.parametrize("options", [{}, {"margin": 0.4, "margin_type": "arcface"}], ids=str)
 def test_compat_loss_gradcheck(options):
-    x, w, y = _batch(4, 3, 5, torch.float64, "cpu")
+    x, w, y = batch(4, 3, 5, torch.float64, "cpu")
     x.requires_grad_()
     w.requires_grad_()
     assert torch.autograd.gradcheck(
@@ -96,7 +87,7 @@ def test_compat_loss_gradcheck(options):
 @pytest.mark.parametrize("needs_x", [False, True])
 @pytest.mark.parametrize("needs_w", [False, True])
 def test_compat_loss_partial_gradients(needs_x, needs_w):
-    x, w, y = _batch(8, 5, 6, torch.float64, "cpu")
+    x, w, y = batch(8, 5, 6, torch.float64, "cpu")
     ours = [x.clone().requires_grad_(needs_x), w.clone().requires_grad_(needs_w)]
     truth = [x.clone().requires_grad_(needs_x), w.clone().requires_grad_(needs_w)]
     a = fcl_ext.compat_loss(*ours, y)
@@ -112,14 +103,14 @@ def test_compat_loss_partial_gradients(needs_x, needs_w):
 
 
 def test_compat_loss_of_one_class_is_zero():
-    x, w, _ = _batch(3, 4, 1, torch.float32, "cpu")
+    x, w, _ = batch(3, 4, 1, torch.float32, "cpu")
     y = torch.zeros(3, dtype=torch.int64)
     for options in ({}, {"margin": 0.3}):
         assert fcl_ext.compat_loss(x, w, y, **options).abs() < 1e-5
 
 
 def test_all_rows_ignored_gives_nan_as_torch_does():
-    x, w, y = _batch(3, 4, 5, torch.float32, "cpu")
+    x, w, y = batch(3, 4, 5, torch.float32, "cpu")
     y[:] = -100
     assert fcl_ext.compat_loss(x, w, y).isnan()
     assert fcl_ext.compat_loss(x, w, y, reduction="sum") == 0
@@ -128,8 +119,8 @@ def test_all_rows_ignored_gives_nan_as_torch_does():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_compat_kl(normalize, device):
-    x, w, _ = _batch(21, 9, 40, torch.float64, device)
-    old, _, _ = _batch(21, 9, 40, torch.float64, device, seed=1)
+    x, w, _ = batch(21, 9, 40, torch.float64, device)
+    old, _, _ = batch(21, 9, 40, torch.float64, device, seed=1)
 
     def run(function, **teacher):
         leaf = x.clone().requires_grad_()
@@ -147,114 +138,10 @@ def test_compat_kl(normalize, device):
     assert fcl_ext.compat_kl(old, w, teacher_embeddings=old, scale=5.0) < 1e-12
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_compat_supcon(reduction, normalize, device):
-    x, bank, _ = _batch(30, 8, 90, torch.float64, device)
-    bank_labels = (torch.arange(90, device=device) * 7) % 11
-    y = torch.arange(30, device=device) % 11
-
-    def run(function):
-        leaves = [x.clone().requires_grad_(), bank.clone().requires_grad_()]
-        loss = function(
-            leaves[0],
-            y,
-            leaves[1],
-            bank_labels,
-            scale=4.0 if normalize else 0.5,
-            normalize=normalize,
-            reduction=reduction,
-        )
-        return loss, *torch.autograd.grad(loss.square().sum(), leaves)
-
-    for ours, truth in zip(run(fcl_ext.compat_supcon), run(reference.compat_supcon), strict=True):
-        torch.testing.assert_close(ours, truth, rtol=1e-8, atol=1e-10)
-
-
-def test_compat_supcon_ready_and_weighted_positives():
-    x, bank, _ = _batch(12, 6, 40, torch.float64, "cpu")
-    bank_labels = torch.arange(40) % 5
-    y = torch.arange(12) % 5
-    plain = fcl_ext.compat_supcon(x, y, bank, bank_labels)
-    sets = fcl_ext.PositiveSets.from_labels(bank_labels, num_labels=9)
-    torch.testing.assert_close(fcl_ext.compat_supcon(x, y, bank, positives=sets), plain)
-    # Uniform weights are the plain mean.
-    counts = sets.crow_indices.diff()
-    uniform = torch.repeat_interleave(-counts.double().log(), counts)
-    weighted = fcl_ext.compat_supcon(x, y, bank, positives=sets._replace(log_weights=uniform))
-    torch.testing.assert_close(weighted, plain)
-    # Weights on one row of each class leave that row as the only positive.
-    first = torch.full_like(uniform, -math.inf)
-    first[sets.crow_indices[:-1][counts > 0]] = 0.0
-    single = fcl_ext.compat_supcon(
-        x, y, bank, positives=sets._replace(log_weights=first), reduction="none"
-    )
-    rows = sets.col_indices[sets.crow_indices[y]]
-    expected = fcl_ext.compat_loss(x, bank, rows, scale=10.0, reduction="none")
-    torch.testing.assert_close(single, expected)
-
-
-def _nearly_right(dtype):
-    """Rows beside one old feature of their class, far from all of the others."""
-    generator = torch.Generator().manual_seed(0)
-    bank = torch.randn(60, 24, dtype=torch.float64, generator=generator)
-    noise = torch.randn(60, 24, dtype=torch.float64, generator=generator)
-    y = torch.arange(60) % 30
-    bank[30:] = bank[:30] + 0.1 * noise[30:]
-    return (bank + 0.1 * noise).to(dtype), bank.to(dtype), y
-
-
-@pytest.mark.parametrize("scale", [30.0, 64.0])
-def test_compat_supcon_keeps_the_digits_of_small_losses(scale):
-    x, bank, y = _nearly_right(torch.float32)
-    got, exact = [], []
-    for kind, results in ((torch.float32, got), (torch.float64, exact)):
-        leaves = [x.to(kind).requires_grad_(), bank.to(kind).requires_grad_()]
-        function = fcl_ext.compat_supcon if results is got else reference.compat_supcon
-        losses = function(leaves[0], y, leaves[1], y, scale=scale, reduction="none")
-        # What is over the logarithm of the number of positives.
-        excess = losses.double() - math.log(2.0)
-        results += [excess.detach(), *torch.autograd.grad(losses.sum(), leaves)]
-    assert 0 < exact[0].max() < 1e-3
-    for mine, truth in zip(got[1:], exact[1:], strict=True):
-        assert error(mine, truth) <= 2e-5
-
-
-def test_compat_supcon_of_one_positive_is_exact_however_small():
-    """With one positive the loss is log(1 + e^-d): no logarithm of a count hides its digits."""
-    bank = torch.eye(4)
-    loss = fcl_ext.compat_supcon(bank, torch.arange(4), bank, torch.arange(4), scale=40.0)
-    expected = math.log1p(3 * math.exp(-40.0))
-    assert abs(loss.item() / expected - 1) < 1e-5
-    everything = fcl_ext.compat_supcon(
-        bank.requires_grad_(), torch.zeros(4).long(), bank, torch.zeros(4).long(), scale=3.0
-    )
-    assert everything.item() == pytest.approx(math.log(4.0))
-    (grad,) = torch.autograd.grad(everything, bank)
-    assert not grad.any()
-
-
-@pytest.mark.parametrize("given", ["duplicates", "unsorted"])
-def test_compat_supcon_takes_positives_in_any_order_and_number(given):
-    x, bank, y = (t.double() if t.is_floating_point() else t for t in _nearly_right(torch.float32))
-    sets = fcl_ext.PositiveSets.from_labels(y)
-    assert sets.are_plain()
-    pairs = sets.col_indices.view(30, 2)
-    columns = pairs.flip(1) if given == "unsorted" else pairs[:, :1].expand(30, 2)
-    other = fcl_ext.PositiveSets(sets.crow_indices, columns.flatten())
-    assert not other.are_plain()
-    got = fcl_ext.compat_supcon(x, y, bank, positives=other, reduction="none")
-    logits = 10.0 * F.normalize(x, dim=1) @ F.normalize(bank, dim=1).T
-    picked = logits.gather(1, columns[y])
-    expected = torch.logsumexp(logits, 1) - torch.logsumexp(picked, 1) + math.log(2.0)
-    torch.testing.assert_close(got, expected)
-
-
 def test_gradients_of_float16_are_rounded_once():
     """A student beside its teacher: of two terms rounded apart little would be left."""
     dtype = torch.float16
-    w, x = _batch(60, 24, 40, dtype, "cpu")[:2][::-1]
+    w, x = batch(60, 24, 40, dtype, "cpu")[:2][::-1]
     x = F.normalize(x, dim=1)
     teacher = (x.double() + 1e-2 * torch.linspace(-1, 1, 24, dtype=torch.float64)).to(dtype)
     leaf = x.clone().requires_grad_()
@@ -271,7 +158,7 @@ def test_gradients_of_float16_are_rounded_once():
 
 
 def test_losses_without_gradients_read_out_no_mean(monkeypatch):
-    x, w, y = _batch(10, 6, 9, torch.float32, "cpu")
+    x, w, y = batch(10, 6, 9, torch.float32, "cpu")
     x.requires_grad_()
     w.requires_grad_()
     asked = []
@@ -303,7 +190,7 @@ def test_losses_without_gradients_read_out_no_mean(monkeypatch):
     ],
 )
 def test_losses_compile_to_one_graph(loss):
-    x, w, y = _batch(10, 6, 9, torch.float32, "cpu")
+    x, w, y = batch(10, 6, 9, torch.float32, "cpu")
     results = []
     for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
         leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
@@ -315,14 +202,14 @@ def test_losses_compile_to_one_graph(loss):
 
 
 def test_losses_under_autocast_accept_mixed_dtypes():
-    x, w, y = _batch(10, 6, 9, torch.float32, "cpu")
+    x, w, y = batch(10, 6, 9, torch.float32, "cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = fcl_ext.compat_loss(x.bfloat16(), w, y)
     assert loss.dtype == torch.float32
 
 
 def test_float64_stays_under_autocast():
-    x, w, y = _batch(10, 6, 9, torch.float64, "cpu")
+    x, w, y = batch(10, 6, 9, torch.float64, "cpu")
     calls = [
         lambda: fcl_ext.compat_loss(x, w, y),
         lambda: fcl_ext.compat_loss(x, w, targets=x),
@@ -336,7 +223,7 @@ def test_float64_stays_under_autocast():
 
 
 def test_a_student_that_is_its_teacher_has_no_gradient_under_autocast():
-    x, w, _ = _batch(64, 24, 300, torch.bfloat16, "cpu")
+    x, w, _ = batch(64, 24, 300, torch.bfloat16, "cpu")
     student = x.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = fcl_ext.compat_kl(student, w, teacher_embeddings=x, scale=30.0)
@@ -348,7 +235,7 @@ def test_a_student_that_is_its_teacher_has_no_gradient_under_autocast():
 # torch compiles its own rules by it, the first time.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_losses_without_gradients_go_through_transforms_and_meta_tensors():
-    x, w, y = _batch(10, 6, 9, torch.float64, "cpu")
+    x, w, y = batch(10, 6, 9, torch.float64, "cpu")
     calls = [
         lambda x, w, y: fcl_ext.compat_loss(x, w, targets=x),
         lambda x, w, y: fcl_ext.compat_kl(x, w, teacher_embeddings=x.flip(0), scale=3.0),
@@ -362,24 +249,6 @@ def test_losses_without_gradients_go_through_transforms_and_meta_tensors():
         assert value == slope == call(x, w, y)
     for call in calls[:2]:
         assert call(x.to("meta"), w.to("meta"), y.to("meta")).shape == ()
-
-
-BAD_SETS = [
-    (lambda crow, col: (crow.int(), col), "crow_indices of dtype int64"),
-    (lambda crow, col: (crow, col + 1), r"col_indices in \[0, 7\), got 7 at edge 6"),
-    (lambda crow, col: (crow[[0, 2, 1, 3]], col), "crow_indices to be non-decreasing"),
-    (lambda crow, col: (crow + 1, col), "crow_indices from 0 to 7"),
-    (lambda crow, col: (crow, col.to("meta")), "col_indices on the same device"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), BAD_SETS)
-def test_compat_supcon_names_what_is_wrong_with_its_sets(change, message):
-    crow, col, _ = fcl_ext.PositiveSets.from_labels(torch.tensor([0, 0, 1, 1, 1, 2, 2]))
-    crow, col = change(crow, col)
-    x, bank = torch.eye(3, 4), torch.ones(7, 4)
-    with pytest.raises(RuntimeError, match=f"sparse_readout: expected {message}"):
-        fcl_ext.compat_supcon(x, torch.arange(3), bank, positives=(crow, col, None))
 
 
 BAD_CALLS = [
@@ -442,7 +311,7 @@ def test_bad_arguments_are_named(call, message):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_weights_are_those_of_torch_cross_entropy(reduction, device):
-    x, w, y = _batch(20, 6, 9, torch.float64, device)
+    x, w, y = batch(20, 6, 9, torch.float64, device)
     y = torch.where(torch.arange(20, device=device) == 3, -100, y)
     class_weights = torch.linspace(0.1, 2.0, 9, dtype=torch.float64, device=device)
     leaves = [t.clone().requires_grad_() for t in (x, w)]
@@ -471,14 +340,14 @@ def test_weights_are_those_of_torch_cross_entropy(reduction, device):
 
 
 def test_nan_embeddings_give_a_nan_loss():
-    x, w, y = _batch(3, 4, 5, torch.float32, "cpu")
+    x, w, y = batch(3, 4, 5, torch.float32, "cpu")
     x[1, 2] = math.nan
     losses = fcl_ext.compat_loss(x, w, y, reduction="none")
     assert losses.isnan().tolist() == [False, True, False]
 
 
 def test_zero_norm_rows_have_finite_losses_and_gradients():
-    x, w, y = _batch(3, 4, 5, torch.float32, "cpu")
+    x, w, y = batch(3, 4, 5, torch.float32, "cpu")
     x[0] = 0
     w[1] = 0
     x.requires_grad_()
@@ -505,16 +374,3 @@ def test_prototype_gradient_repeats_itself():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.tensor([0, -1, 2]), "expected labels >= 0, got -1 in row 1"),
-        (torch.tensor([0.0, 1.0, 2.0]), "expected shape [R] and dtype int64, got [3] and"),
-        (torch.zeros(3, 1, dtype=torch.int64), "got [3, 1]"),
-    ],
-)
-def test_labels_of_features_are_checked(labels, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        fcl_ext.PositiveSets.from_labels(labels)

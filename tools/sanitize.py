@@ -24,7 +24,7 @@ FLAGS = {"address": "address,undefined", "thread": "thread"}
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 #: Tests that call the operators; those of fclearn reach the same code through them.
 TESTS = (
-    *("class_walk", "compat_loss", "compat_losses", "csr_transpose", "edge_dot"),
+    *("class_walk", "compat_loss", "compat_losses", "compat_supcon", "csr_transpose", "edge_dot"),
     *("graph_prepare", "knn_graph", "knn_graph_segments", "knn_search", "losses"),
     *("pack_prototypes", "random_walk", "random_walk_bf16", "readout_sets"),
     *("softmax_readout", "sparse_readout", "walk_panels"),
