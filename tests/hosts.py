@@ -46,11 +46,11 @@ class Host:
 @contextmanager
 def two_hosts() -> Iterator[list[Host]]:
     """Two of them, with a wire between."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("hosts are made by root, with iproute2")
     hosts = [Host(f"fcl{os.getpid()}{side}", f"10.77.0.{n}") for n, side in ((1, "a"), (2, "b"))]
     first, second = hosts
     try:
-        if shutil.which("ip") is None or os.geteuid() != 0:
-            pytest.skip("hosts are made by root, with iproute2")
         for host in hosts:
             _make("netns", "add", host.name)
         _make(
