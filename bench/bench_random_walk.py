@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of the walk: ours and what torch, scipy and PyG offer.
 
-Run: ``pytest bench/bench_random_walk.py --shapes full`` (peers: ``pip install -e .[bench]``).
+Run: ``pytest bench/bench_random_walk.py --shapes full`` (peers: ``pip install -e .[bench]``);
+``--shapes long -k "clustered_graph and (torch_csr or scipy_csr)"`` for ten steps of more.
 ``ratio`` is the time of a peer over that of ours beside it. ``extra_info`` has the bytes gathered
 per second (every edge reads one row of the state), which is what bounds a step on a random graph;
 ``gather_fraction`` compares with a probe that does nothing else.
@@ -29,6 +30,7 @@ from peak_probe import gather_gb_per_s
 # (nodes, neighbours, dim, steps): few steps where one takes peers seconds.
 SMOKE = [(2_000, 8, 32, 10)]
 FULL = [(200_000, 32, 128, 10), (1_000_000, 32, 64, 3), (200_000, 100, 512, 1)]
+LONG = [(1_000_000, 32, 64, 10), (200_000, 100, 512, 10)]
 Shape = tuple[int, int, int, int]
 DAMPING = 0.9
 # Real graphs: dim and steps.

@@ -15,16 +15,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--shapes``."""
     parser.addoption(
         "--shapes",
-        choices=("smoke", "full"),
+        choices=("smoke", "full", "long"),
         default="full",
-        help="smoke: one tiny shape per op, for CI; full: the shapes the results are quoted for",
+        help="smoke: one tiny shape per op, for CI; full: the shapes the results are quoted for; "
+        "long: shapes that take minutes for each peer, where a module has them",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give tests with a ``shape`` argument the SMOKE or FULL list of their module."""
+    """Give tests with a ``shape`` argument the SMOKE, FULL or LONG list of their module."""
     if "shape" in metafunc.fixturenames:
-        shapes = getattr(metafunc.module, metafunc.config.getoption("--shapes").upper())
+        shapes = getattr(metafunc.module, metafunc.config.getoption("--shapes").upper(), [])
         metafunc.parametrize("shape", shapes, ids=lambda s: "x".join(map(str, s)))
 
 
