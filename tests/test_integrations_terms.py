@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchrun import TESTS, torchrun
 
 from fclearn import FeatureStore, Fingerprint
@@ -19,6 +20,7 @@ from fclearn.losses import (
     PseudoClassifierLoss,
 )
 from fclearn.methods import Assets, build_method
+from fclearn.methods.ni_fcl import spread
 
 ROWS, CLASSES, OLD_DIM, DIM = 30, 5, 6, 9
 
@@ -85,12 +87,25 @@ def test_a_method_without_and_with_its_classifier(old, labels, batch):
     embeddings, rows = batch
     terms = CompatTerms.from_method("ni-fcl", old, labels, dim=DIM, own_weight=7.0)
     assert terms.names == ["InstanceCompatLoss", "PseudoClassifierLoss", "L2CompatLoss"]
-    assert terms.weights == [1.0, 1.0, 7.0]
+    assert terms.weights == [1.0, 1.0, 7.0 / spread(old)]
     assert not list(terms.parameters())
     assert float(terms(embeddings, rows)) > 0
     more = CompatTerms.from_method("ni-fcl", old, labels, dim=DIM, own_classifier=True)
     assert more.names == ["CosineClassifierLoss", *terms.names]
     assert [p.shape for p in more.parameters()] == [(CLASSES, DIM)]
+
+
+def test_own_features_count_by_their_spread(old, labels):
+    """Old features that all lean one way are close together: distances to them weigh more."""
+    unit = F.normalize(old, dim=1)
+    assert spread(3 * old) == pytest.approx(float(unit.var(0, correction=0).sum()), abs=1e-3)
+    leaning = unit + 2 * torch.eye(len(old[0]))[0]
+    assert spread(leaning) < 0.5 * spread(old)
+    plain, more = (
+        CompatTerms.from_method("ni-fcl", rows, labels, dim=DIM).weights[2]
+        for rows in (old, leaning)
+    )
+    assert more > 2 * plain
 
 
 def test_a_store_is_read(old, labels, batch, tmp_path):

@@ -15,6 +15,7 @@ from fclearn.datasets import ImageDataset
 from fclearn.encoders import SmallCnn
 from fclearn.losses import CosineClassifierLoss, LossTerm, PseudoClassifierLoss
 from fclearn.methods import METHODS, Assets, Need, build_method, get_method
+from fclearn.methods.ni_fcl import spread
 from fclearn.training import TrainConfig, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -269,9 +270,12 @@ def test_settings_arrive(name):
     defaults = METHODS[name].defaults
     numbers = {k: v * 1.5 for k, v in defaults.items() if isinstance(v, float) and k not in SHARES}
     numbers["label_smoothing"] = 0.1
-    terms = build_method(name, _everything(), DIM, **numbers)
+    assets = _everything()
+    terms = build_method(name, assets, DIM, **numbers)
     assert terms[0].module.scale == 24.0
     assert terms[0].module.label_smoothing == 0.1
+    if name.startswith("ni-fcl") and "own_weight" in numbers:
+        numbers["own_weight"] /= spread(assets.features)
     weights = sorted(v for k, v in numbers.items() if k.endswith("weight") and v)
     assert sorted(term.weight for term in terms if term.name == "compat") == weights
     for term in terms:

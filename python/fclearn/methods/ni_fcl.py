@@ -5,7 +5,9 @@ Three terms beside the new classifier. (1) Instance rows: the softmax over *all*
 should put its mass on those of the image's class, summed inside the logarithm, so that each image
 may choose which of them it resembles. (2) A cosine head learned on the old features, which says
 where the classes' boundaries were. (3) The image's own old feature, by squared distance: classes
-never trained on have no rows and no boundary, only what the old model makes of an image.
+never trained on have no rows and no boundary, only what the old model makes of an image. It counts
+in units of what the mean old feature would cost: features that all lean one way, as those of many
+models do, lie close together, and plain distances to them say little.
 
 With ``neighbour_weight``, a fourth: what the old feature says of all others. Its softmax over all
 old features, at twice the scale, is the target of the embedding's. Squared distance asks for every
@@ -13,6 +15,9 @@ direction alike; this asks for the neighbours, which is what a search sees.
 """
 
 from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from fcl_ext import PositiveSets
 from fclearn.classifiers import PseudoClassifier
@@ -31,6 +36,26 @@ from fclearn.methods.base import (
     Settings,
     new_classifier,
 )
+
+
+def spread(features: Tensor) -> float:
+    """Mean squared distance of unit rows to their mean: 1 without a common direction, 0 if equal.
+
+    Args:
+        features: Shape ``(N, D)``, floating.
+
+    Returns:
+        Rounded to three places: it enters the weights that a resumed training must have again, on
+        another machine, too. At least 0.01.
+
+    Example:
+        >>> import torch
+        >>> spread(torch.eye(2)), spread(torch.ones(2, 2))
+        (0.5, 0.01)
+    """
+    unit = F.normalize(features.detach(), dim=1).double()
+    distance = unit.square().sum(1).mean() - unit.mean(0).square().sum()
+    return max(round(float(distance), 3), 0.01)
 
 
 def instance_terms(
@@ -53,8 +78,8 @@ def instance_terms(
         ),
     ]
     if settings["own_weight"]:
-        own = L2CompatLoss(assets.features)
-        terms.append(LossTerm("compat", float(settings["own_weight"]), own))
+        weight = float(settings["own_weight"]) / spread(assets.features)
+        terms.append(LossTerm("compat", weight, L2CompatLoss(assets.features)))
     if settings["neighbour_weight"]:
         neighbours = DistillCompatLoss(
             assets.features, assets.features, scale=scale, teacher_scale=2 * scale
@@ -73,7 +98,7 @@ SPEC = MethodSpec(
         "scale": 10.0,
         "instance_weight": 1.0,
         "head_weight": 1.0,
-        "own_weight": 3.0,
+        "own_weight": 1.0,
         "neighbour_weight": 0.0,
     },
     build=instance_terms,

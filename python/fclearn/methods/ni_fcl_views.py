@@ -78,7 +78,8 @@ class OldViewLoss(LossModule):
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
     assert assets.old_model is not None
     terms = ni_fcl.instance_terms(assets, dim, {**settings, "own_weight": 0.0})
-    views = LossTerm("compat", float(settings["own_weight"]), OldViewLoss(assets.old_model))
+    weight = float(settings["own_weight"]) / ni_fcl.spread(assets.features)
+    views = LossTerm("compat", weight, OldViewLoss(assets.old_model))
     return [*terms, views]
 
 
