@@ -49,7 +49,7 @@ def train(
             loss = own(embeddings, labels[rows])
             if old_features is not None:
                 loss = loss + instances(embeddings, labels[rows], rows)
-                loss = loss + 3 * nearby(embeddings, labels[rows], rows)
+                loss = loss + nearby(embeddings, labels[rows], rows)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

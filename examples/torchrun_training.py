@@ -37,7 +37,7 @@ def train(
     whole = [LossTerm("new", 1.0, CosineClassifierLoss(int(labels.max()) + 1, dim))]
     if old_features is not None:
         whole.append(LossTerm("instances", 1.0, InstanceCompatLoss(old_features, labels)))
-        whole.append(LossTerm("own", 3.0, L2CompatLoss(old_features)))
+        whole.append(LossTerm("own", 1.0, L2CompatLoss(old_features)))
     terms = shard_terms(whole, world.group, world.device)
     for term in terms:
         term.module.to(world.device)  # those that are not spread

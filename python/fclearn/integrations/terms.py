@@ -51,7 +51,7 @@ class CompatTerms(nn.Module):
         >>> from fclearn.losses import InstanceCompatLoss, L2CompatLoss
         >>> old, labels = torch.eye(3), torch.tensor([0, 1, 1])
         >>> terms = CompatTerms([LossTerm("instances", 1.0, InstanceCompatLoss(old, labels)),
-        ...                      LossTerm("own", 3.0, L2CompatLoss(old))], labels)
+        ...                      LossTerm("own", 1.0, L2CompatLoss(old))], labels)
         >>> loss = terms(torch.ones(2, 5), torch.tensor([0, 2]))
         >>> sorted(terms.values(torch.ones(2, 5), torch.tensor([0, 2])))
         ['instances', 'own']
