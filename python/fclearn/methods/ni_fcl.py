@@ -16,6 +16,7 @@ direction alike; this asks for the neighbours, which is what a search sees.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,6 +39,10 @@ from fclearn.methods.base import (
 )
 
 
+# A copy of all rows in float64 would be twice what they take.
+_ROWS_AT_ONCE = 65_536
+
+
 def spread(features: Tensor) -> float:
     """Mean squared distance of unit rows to their mean: 1 without a common direction, 0 if equal.
 
@@ -49,13 +54,17 @@ def spread(features: Tensor) -> float:
         another machine, too. At least 0.01.
 
     Example:
-        >>> import torch
         >>> spread(torch.eye(2)), spread(torch.ones(2, 2))
         (0.5, 0.01)
     """
-    unit = F.normalize(features.detach(), dim=1).double()
-    distance = unit.square().sum(1).mean() - unit.mean(0).square().sum()
-    return max(round(float(distance), 3), 0.01)
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    squares = 0.0
+    for part in features.detach().split(_ROWS_AT_ONCE):
+        unit = F.normalize(part, dim=1).double()
+        total += unit.sum(0)
+        squares += float(unit.square().sum())
+    distance = squares / len(features) - float((total / len(features)).square().sum())
+    return max(round(distance, 3), 0.01)
 
 
 def instance_terms(
