@@ -38,7 +38,6 @@ from fclearn.methods.base import (
     new_classifier,
 )
 
-
 # A copy of all rows in float64 would be twice what they take.
 _ROWS_AT_ONCE = 65_536
 
