@@ -66,6 +66,11 @@ def spread(features: Tensor) -> float:
     return max(round(distance, 3), 0.01)
 
 
+def own_weight(assets: Assets, settings: Settings) -> float:
+    """Of squared distances to the image's own old feature: the setting, by the rows' spread."""
+    return float(settings["own_weight"]) / spread(assets.features)
+
+
 def instance_terms(
     assets: Assets, dim: int, settings: Settings, positives: PositiveSets | None = None
 ) -> list[LossTerm]:
@@ -86,8 +91,8 @@ def instance_terms(
         ),
     ]
     if settings["own_weight"]:
-        weight = float(settings["own_weight"]) / spread(assets.features)
-        terms.append(LossTerm("compat", weight, L2CompatLoss(assets.features)))
+        own = L2CompatLoss(assets.features)
+        terms.append(LossTerm("compat", own_weight(assets, settings), own))
     if settings["neighbour_weight"]:
         neighbours = DistillCompatLoss(
             assets.features, assets.features, scale=scale, teacher_scale=2 * scale

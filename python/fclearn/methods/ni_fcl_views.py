@@ -78,7 +78,7 @@ class OldViewLoss(LossModule):
 def _build(assets: Assets, dim: int, settings: Settings) -> list[LossTerm]:
     assert assets.old_model is not None
     terms = ni_fcl.instance_terms(assets, dim, {**settings, "own_weight": 0.0})
-    weight = float(settings["own_weight"]) / ni_fcl.spread(assets.features)
+    weight = ni_fcl.own_weight(assets, settings)
     views = LossTerm("compat", weight, OldViewLoss(assets.old_model))
     return [*terms, views]
 
