@@ -30,10 +30,11 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 demo: install
 	$(BIN)/fcl demo
 
-# Each file's tests stay in one process, which computes their fixtures once.
+# Each file's tests stay in one process, which computes their fixtures once. A process that crashes
+# ends the run and names its test; with another in its place, pytest-xdist may wait for ever.
 WORKERS ?= 2
 test: install
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
 
 # What contributors run; CI runs the same.
 $(VENV)/.dev: $(VENV)/.installed

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files for every reader: what is damaged, how, and what a reader may answer.
 
-A reader may read a damaged file or refuse it with one line that names it; anything else is a bug.
+A reader may read a damaged file or refuse it with one line that names it; anything else is a bug,
+and so is asking for memory that the file's own size does not justify (`little_memory`).
 ``tests/test_fuzz_readers.py`` runs this briefly, ``tools/fuzz.py`` for as long as you like.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,27 @@ TOKENS = [
     *(b"2020-99-99", b"0x", b"1_000", b"? [a]: b", b"<<: 3", b"'descr': '|O'", b"'<f2'", b"(1,)"),
     *(b'"I64"', b'"BOOL"', b'"F8_E4M3"', b'"BF16"', b'"shape":[]', b'"data_offsets":[0,0]'),
 ]
+
+
+#: What a reader may take beyond what the process has: the files are of a few kilobytes.
+MEMORY = 2 << 30
+#: How the libraries say that there is no more.
+_NO_MEMORY = ("allocate", "bad_alloc")
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """Let the process have `MEMORY` more, so that what asks for more fails and takes no machine."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = mapped + MEMORY
+    if before != resource.RLIM_INFINITY:
+        allowed = min(allowed, before)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,8 @@ def answer(target: Target, path: Path) -> str | None:
         target.read(path)
     except (ValueError, TypeError, OSError) as error:
         text = str(error)
+        if _ran_out_of_memory(error):
+            return f"asks for too much memory: {text!r}"
         if "\n" in text.strip():
             return f"more than one line: {text!r}"
         if target.names and path.name not in text and str(path.parent) not in text:
@@ -93,6 +119,16 @@ def answer(target: Target, path: Path) -> str | None:
     except Exception as error:  # what the readers must never let out
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _ran_out_of_memory(error: BaseException) -> bool:
+    """A refusal for lack of memory is luck: a larger machine would have tried."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, MemoryError) or any(part in str(at) for part in _NO_MEMORY):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
 
 
 def _rows(seed: int = 0, dim: int = 5) -> torch.Tensor:

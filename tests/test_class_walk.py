@@ -99,6 +99,22 @@ def test_sparsity_on_a_clustered_graph():
     assert sums.max() <= 1 + 1e-5
 
 
+def test_labels_far_apart():
+    graph = KnnGraph.build(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), 4)
+    graph = graph.normalize()
+    labels = _labels(40, 3, unlabelled=0.2)
+    far = torch.tensor([5, 70_000, 2**31 - 1])
+    crow, classes, weights = graph.walk_labels(labels, 0.7)
+    given = torch.where(labels < 0, labels, far[labels.clamp(min=0)])
+    found = graph.walk_labels(given, 0.7)
+    assert found[1].dtype == torch.int32
+    assert torch.equal(found[0], crow)
+    assert torch.equal(found[1].long(), far[classes.long()])
+    assert torch.equal(found[2], weights)
+    with pytest.raises(ValueError, match=f"labels: expected numbers below .* got {2**31}"):
+        graph.walk_labels(given + 1, 0.7)
+
+
 def test_does_not_depend_on_the_number_of_threads():
     crow, col, values = row_stochastic(4000, 60_000, dtype=torch.float32, index=torch.int32)
     labels = _labels(4000, 50)

@@ -13,16 +13,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from fclearn import FeatureStore, Fingerprint, KnnGraph
+from fclearn import FeatureStore, Fingerprint, KnnGraph, PseudoClassifier
+from fclearn._tensor_files import reading
 from fclearn.adapters import ForwardMap
 from fclearn.config import TrainRunConfig, load_config
 from fclearn.datasets import load_image_manifest
 from fclearn.experiments.records import load_record
 from fclearn.model_folder import load_model
 from fclearn.out_of_core import walk_file
-from fuzz_readers import TARGETS, answer, mutate
+from fuzz_readers import MEMORY, TARGETS, answer, little_memory, mutate
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -46,7 +47,8 @@ def test_damaged_files_are_read_or_refused_in_one_line(name, tmp_path):
         path.write_bytes(mutate(whole, rng))
         assert answer(TARGETS[name], path) is None
 
-    check()
+    with little_memory():
+        check()
 
 
 def test_the_checks_find_what_they_are_for(tmp_path):
@@ -61,8 +63,14 @@ def test_the_checks_find_what_they_are_for(tmp_path):
     def careless(_path):
         raise KeyError("version")
 
-    for read, part in ((silent, "name the file"), (wordy, "one line"), (careless, "KeyError")):
-        assert part in answer(type(TARGETS["npy"])(TARGETS["npy"].make, read), path)
+    def greedy(path):
+        with reading(path, "array"):
+            torch.empty(2 * MEMORY, dtype=torch.uint8)
+
+    cases = (silent, "name the file"), (wordy, "one line"), (careless, "KeyError")
+    for read, part in (*cases, (greedy, "too much memory")):
+        with little_memory():
+            assert part in answer(type(TARGETS["npy"])(TARGETS["npy"].make, read), path)
 
 
 # What fuzzing and reading found; each was let through, or left the reader as another error.
@@ -108,6 +116,15 @@ def test_a_forward_map_of_a_size_no_memory_holds(tmp_path):
     with_header(path, change)
     with pytest.raises(ValueError, match="not a valid ForwardMap file"):
         ForwardMap.load(path)
+
+
+def test_a_pseudo_classifier_of_a_label_no_memory_holds(tmp_path):
+    path = TARGETS["classifier"].make(tmp_path)
+    tensors = load_file(path)
+    tensors["labels"][-1] = 1 << 40
+    save_file(tensors, path, metadata={"format": "fclearn.PseudoClassifier"})
+    with pytest.raises(ValueError, match=rf"class 3 has no rows \({(1 << 40) - 3} such classes\)"):
+        PseudoClassifier.load(path)
 
 
 def test_a_model_card_of_a_size_no_memory_holds(tmp_path):

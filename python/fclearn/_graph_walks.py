@@ -222,7 +222,8 @@ class GraphWalks(ABC):
                 there counts for no class.
             damping: As `walk`.
             epsilon: Mass that a row may lack, in (0, 1). Time and memory grow as it shrinks.
-            num_classes: C. Default: the largest label plus 1.
+            num_classes: C. Default: the largest label plus 1, at no cost for labels that no node
+                has; where given, memory grows with it.
 
         Returns:
             ``crow_indices`` ``(N + 1,)`` int64, ``col_indices`` (classes, ascending in each row)
@@ -230,7 +231,8 @@ class GraphWalks(ABC):
 
         Raises:
             TypeError: Labels that are not integers.
-            ValueError: A graph that is not normalised, epsilon or damping out of range.
+            ValueError: A graph that is not normalised, epsilon or damping out of range, a label of
+                2^31 or more.
             RuntimeError: Rows that sum to more than 1, negative weights, a label >= C.
 
         References:
@@ -253,10 +255,13 @@ class GraphWalks(ABC):
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon: expected a number in (0, 1), got {epsilon}")
         classes = _neighbours.labels_of(labels, self.num_nodes)
+        names = None
         if num_classes is None:
-            num_classes = int(classes.max()) + 1 if len(classes) else 0
+            # Without those that no node has: the walk's memory grows with their number.
+            names, classes = _present(classes)
+            num_classes = len(names)
         graph = self.to("cpu")
-        return ops.class_walk(
+        crow, found, weights = ops.class_walk(
             graph.crow_indices,
             graph.col_indices,
             graph.values.detach().float(),
@@ -266,6 +271,7 @@ class GraphWalks(ABC):
             epsilon / 2 * (1 - damping),
             _contraction_steps(damping, epsilon),
         )
+        return crow, found if names is None else names[found.long()].int(), weights
 
     def _walkable(self, features: FeatureSource, damping: float, tol: float | None) -> Tensor:
         rows = _neighbours.rows_of(features)
@@ -301,6 +307,16 @@ def _directed(graph: KnnGraph, transpose: bool) -> tuple[Tensor, Tensor, Tensor]
 def _state_dtype(rows: Tensor) -> torch.dtype:
     """Half features walk in float32."""
     return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def _present(classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes that occur, ascending, and which of them each node has; -1 stays."""
+    names = classes[classes >= 0].unique()
+    if len(names) and int(names[-1]) >= 2**31:
+        raise ValueError(
+            f"labels: expected numbers below 2^31, as the result's are int32, got {int(names[-1])}"
+        )
+    return names, torch.where(classes >= 0, torch.searchsorted(names, classes), -1)
 
 
 def _contraction_steps(damping: float, tol: float) -> int:

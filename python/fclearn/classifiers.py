@@ -235,10 +235,13 @@ def _check(features: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[
     classes = classes.to(torch.int64)
     if int(classes.min()) < 0:
         raise ValueError(f"labels: expected values >= 0, got {int(classes.min())}")
-    empty = (torch.bincount(classes) == 0).nonzero()
-    if len(empty):
+    # By the labels that occur: an array of as many classes as a label says may not fit in memory.
+    present = classes.unique()
+    num_empty = int(present[-1]) + 1 - len(present)
+    if num_empty:
+        first = int((present != torch.arange(len(present), device=present.device)).nonzero()[0])
         raise ValueError(
-            f"labels: class {int(empty[0])} has no rows ({len(empty)} such classes); "
+            f"labels: class {first} has no rows ({num_empty} such classes); "
             "number the classes 0 .. C - 1"
         )
     return F.normalize(rows.to(torch.float32), dim=1), classes
