@@ -2,6 +2,8 @@
 // What the machine can do right now: independent multiply-adds on registers alone, and rows of
 // memory read in random order. Compiled by bench/peak_probe.py when a benchmark runs, never part of
 // the package.
+#include <immintrin.h>
+
 #include <cstdint>
 
 // 24 (AVX-512) or 12 (AVX2) independent chains hide the latency of any current core.
@@ -50,6 +52,34 @@ __attribute__((target("avx512f"))) double probe_avx512(int64_t rounds) {
 __attribute__((target("avx512f"))) double probe_avx512_bf16(int64_t rounds) {
   PROBE_LOOP("zmm", ZMM_CHAINS, "30", "31", "vdpbf16ps", kPairOfOnes, rounds, ALL_REGISTERS);
   return static_cast<double>(rounds) * 24 * 32 * 2;
+}
+
+// Four tiles of sums, as many as a product with two operands of two tiles each has.
+__attribute__((target("amx-tile,amx-bf16"))) double probe_amx_bf16(int64_t rounds) {
+  struct Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  alignas(64) static constexpr Config kWholeTiles;
+  alignas(64) static constexpr uint16_t kZeros[16 * 32] = {};
+  _tile_loadconfig(&kWholeTiles);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, kZeros, 64);
+  _tile_loadd(5, kZeros, 64);
+  _tile_loadd(6, kZeros, 64);
+  _tile_loadd(7, kZeros, 64);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return static_cast<double>(rounds) * 4 * 16 * 16 * 32 * 2;
 }
 
 double probe_avx2(int64_t rounds) {

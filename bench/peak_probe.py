@@ -28,6 +28,8 @@ _PROBES = {
     ("avx512", torch.float32): "probe_avx512",
     ("avx512_bf16", torch.float32): "probe_avx512",
     ("avx512_bf16", torch.bfloat16): "probe_avx512_bf16",
+    ("amx_bf16", torch.float32): "probe_avx512",
+    ("amx_bf16", torch.bfloat16): "probe_amx_bf16",
 }
 _MILLISECONDS = 25
 _PAUSE = 0.02

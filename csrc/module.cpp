@@ -15,8 +15,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts of fcl_ext and CPU detection.";
   m.def(
       "cpu_isa", [] { return fcl::cpu_isa_name(fcl::cpu_isa()); },
-      "Name of the instruction set the CPU kernels run on: portable, avx2, avx512 or "
-      "avx512_bf16.");
+      "Name of the instruction set the CPU kernels run on: portable, avx2, avx512, "
+      "avx512_bf16 or amx_bf16.");
   m.def(
       "available_cpu_isas",
       [] {

@@ -75,7 +75,7 @@ def numbers_by_isa(script: str) -> list[list[float]]:
     It must print the name of the set and then numbers.
     """
     found = []
-    for isa in ("portable", "avx2", "avx512", "avx512_bf16"):
+    for isa in ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"):
         run = run_with_isa(script, isa)
         if "this CPU has only" in run.stderr:
             continue

@@ -39,7 +39,7 @@ def test_a_sound_installation_is_not_broken():
 
 def test_instruction_sets_are_in_order_and_hold_the_chosen_one():
     isas = diagnose().cpu["isas"]
-    assert isas == ["portable", "avx2", "avx512", "avx512_bf16"][: len(isas)]
+    assert isas == ["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"][: len(isas)]
     assert diagnose().cpu["isa"] == os.environ.get("FCL_CPU_ISA", isas[-1])
 
 

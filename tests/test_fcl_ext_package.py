@@ -15,7 +15,7 @@ from support import PLAIN_IMPORTS
 
 def test_build_facts():
     assert re.fullmatch(r"\d+\.\d+\.\d+\w*", fcl_ext.__version__)
-    assert _C.cpu_isa() in ("portable", "avx2", "avx512", "avx512_bf16")
+    assert _C.cpu_isa() in ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
     assert _C.torch_build_version
     assert fcl_ext.has_cuda_kernels() == (fcl_ext.cuda_error() is None)
 

@@ -421,7 +421,35 @@ def test_every_isa_agrees():
         assert other == pytest.approx(first, rel=1e-9)
 
 
+# Tails of every kind of block, sums with and without a running maximum; a NaN stays in its row.
+_BFLOAT16_ISA_SCRIPT = """
+import torch, fcl_ext
+from fcl_ext import _C
+torch.manual_seed(0)
+numbers = []
+for rows, dim, classes in (1, 5, 1), (33, 33, 31), (17, 100, 33), (130, 64, 1001), (64, 32, 9001):
+    x, w = torch.randn(rows, dim).bfloat16(), torch.randn(classes, dim).bfloat16()
+    for scale in 0.02, 9.0:
+        lse, mean = fcl_ext.softmax_readout(x, w, scale=scale)
+        exact_lse, exact_mean = fcl_ext.softmax_readout(x.double(), w.double(), scale=scale)
+        assert (lse - exact_lse).abs().max() <= 1e-5 * exact_lse.abs().max() + 1e-5
+        # Weights are rounded by up to 2^-9, and their rows cancel in part.
+        assert (mean - exact_mean).norm() <= 2**-8 * exact_mean.norm()
+        numbers += [float(lse.sum()), float(mean.norm())]
+    x[0, 0] = torch.nan
+    lse, mean = fcl_ext.softmax_readout(x, w, scale=0.02)
+    assert lse[0].isnan() and lse[1:].isfinite().all() and mean[1:].isfinite().all()
+print(_C.cpu_isa(), *numbers)
+"""
+
+
+def test_every_isa_agrees_in_bfloat16():
+    first, *others = numbers_by_isa(_BFLOAT16_ISA_SCRIPT)
+    for other in others:
+        assert other == pytest.approx(first, rel=1e-3)
+
+
 def test_unknown_isa_is_refused():
     run = run_with_isa(_ISA_SCRIPT, "sse9")
     assert run.returncode != 0
-    assert "expected portable, avx2, avx512 or avx512_bf16, got sse9" in run.stderr
+    assert "expected portable, avx2, avx512, avx512_bf16 or amx_bf16, got sse9" in run.stderr

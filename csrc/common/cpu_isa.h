@@ -4,11 +4,11 @@
 
 namespace fcl {
 
-enum class CpuIsa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+enum class CpuIsa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 // The best ISA this CPU has, or the one forced by FCL_CPU_ISA=portable|avx2|avx512|
-// avx512_bf16. Decided once, at the first call. Throws std::runtime_error if the variable names an
-// ISA that is unknown or that this CPU lacks: running another one silently would spoil a
+// avx512_bf16|amx_bf16. Decided once, at the first call. Throws std::runtime_error if the variable
+// names an ISA that is unknown or that this CPU lacks: running another one silently would spoil a
 // comparison.
 CpuIsa cpu_isa();
 
@@ -22,8 +22,11 @@ const char* cpu_isa_name(CpuIsa isa);
 template <typename Table>
 const Table& select_by_isa(const Table& portable, [[maybe_unused]] const Table& avx2,
                            [[maybe_unused]] const Table& avx512,
-                           [[maybe_unused]] const Table& avx512_bf16) {
+                           [[maybe_unused]] const Table& avx512_bf16,
+                           [[maybe_unused]] const Table& amx_bf16) {
   switch (cpu_isa()) {
+    case CpuIsa::kAmxBf16:
+      return amx_bf16;
     case CpuIsa::kAvx512Bf16:
       return avx512_bf16;
     case CpuIsa::kAvx512:
@@ -36,7 +39,7 @@ const Table& select_by_isa(const Table& portable, [[maybe_unused]] const Table& 
 }
 template <typename Table>
 const Table& select_by_isa(const Table& portable, const Table& avx2, const Table& avx512) {
-  return select_by_isa(portable, avx2, avx512, avx512);
+  return select_by_isa(portable, avx2, avx512, avx512, avx512);
 }
 
 }  // namespace fcl

@@ -68,7 +68,7 @@ void backward_rows_typed(const ReadoutProblem& p, const ReadoutBackward& b, int6
       pack_classes<S>(p, w, c, count);
       if (w.separate_values && through_mean) pack_values<S>(p, w, c, count);
       Prefetch ahead =
-          prefetch_block<S>(p, c + count, w.block, end, count, rows, kPanel<T>, w.dim / kPanel<T>);
+          prefetch_block<S>(p, c + count, w.block, end, logit_steps<T>(rows, count, w.dim));
       product_logits(prototypes, w.dim, w.columns, rows, count, w.logits, &ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       if (through_mean) {

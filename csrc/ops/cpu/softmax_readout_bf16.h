@@ -1,41 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward pass of softmax_readout in bfloat16 with the processor's own dot products of pairs: twice
-// the multiply-adds of float. Products are exact and sums float, as for bfloat16 anywhere; only the
-// weights 2^(z - m) are rounded to bfloat16 before they meet the values, never their sum.
+// Forward pass of softmax_readout in bfloat16 with the processor's own products of pairs, by
+// vectors (softmax_readout_pairs.h) or by tiles (softmax_readout_amx.h). Products are exact and
+// sums float, as for bfloat16 anywhere; only the weights 2^(z - m) are rounded to bfloat16 before
+// they meet the values, never their sum.
 #pragma once
 
-#include "common/tile_bf16.h"
-#include "ops/cpu/softmax_readout_forward.h"
+#ifdef __AMX_BF16__
+#include "ops/cpu/softmax_readout_amx.h"
+#else
+#include "ops/cpu/softmax_readout_pairs.h"
+#endif
 
 namespace fcl::ops::cpu {
 namespace {
-
-// Block sizes and scratch of one task. Classes are packed twice: pairs along the dims for the
-// logits, pairs of classes for the mean.
-struct Bf16Workspace {
-  int64_t dim;           // padded to whole panels
-  int64_t block;         // classes per block, even
-  Bf16Pair* columns;     // [kRows/kPairPanel][dim/2][kPairPanel], embeddings
-  Bf16Pair* prototypes;  // [dim/kPairPanel][block][kPairPanel/2], pairs of dims
-  Bf16Pair* values;      // [dim/kPairPanel][block/2][kPairPanel], pairs of classes
-  Bf16Pair* weights;     // [block/2][kRows], pairs of classes
-  float* logits;         // [block][kRows]
-  float* logit_factor;   // [block]
-  float* norms;          // [block], 1 / |w_c| where prototypes are normalised, else 1
-  float* sum_rows;       // [kRows][dim]
-
-  Bf16Workspace(const ReadoutProblem& p, Arena& arena) : dim(round_up(p.dim, kPairPanel)) {
-    block = block_classes(4 * dim + 6 * kRows, 6 * kRows * dim);
-    columns = arena.take<Bf16Pair>(kRows * dim / 2);
-    prototypes = arena.take<Bf16Pair>(block * dim / 2);
-    values = arena.take<Bf16Pair>(block * dim / 2);
-    weights = arena.take<Bf16Pair>(block / 2 * kRows);
-    logits = arena.take<float>(block * kRows);
-    logit_factor = arena.take<float>(block);
-    norms = arena.take<float>(block);
-    sum_rows = arena.take<float>(kRows * dim);
-  }
-};
 
 // Values [begin, begin + 32) of a row; zeros past its end.
 inline __m512i load_row_part(const BFloat16* row, int64_t begin, int64_t dim) {
@@ -165,21 +142,27 @@ inline void round_weights(const Bf16Workspace& w, int64_t rows, int64_t count, b
   }
 }
 
+// Scratch bytes of forward_bf16.
+inline size_t scratch_bytes_bf16(const ReadoutProblem& p) {
+  Arena arena{nullptr};
+  const Bf16Workspace w(p, arena, Bf16Products::kGroup);
+  Bf16Products(w, arena);
+  return arena.used;
+}
+
 // As forward_typed, for bfloat16 without separate values.
 inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin,
                          int64_t end, void* scratch, void* base_out, double* sum_out,
                          void* mean_out) {
   Arena arena{static_cast<char*>(scratch)};
-  const Bf16Workspace w(p, arena);
+  const Bf16Workspace w(p, arena, Bf16Products::kGroup);
+  const Bf16Products products(w, arena);
   float* base_total = static_cast<float*>(base_out);
   float* mean = static_cast<float*>(mean_out);
   const float row_bound =
       pack_columns_bf16(static_cast<const BFloat16*>(p.embeddings) + row * p.dim, rows, p.dim, w) *
       static_cast<float>(p.scale * kLog2E);
   start_totals(p, rows, base_total, sum_out, mean);
-  const int64_t pair_dim = w.dim / 2;
-  TileA<Bf16Pair> classes{w.prototypes, w.dim / kPairPanel, kPairPanel / 2,
-                          w.block * kPairPanel / 2, 1};
   RunningSums<float> running;
   RoundingSums rounding;
   for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
@@ -189,13 +172,9 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
       const float class_bound = pack_classes_bf16(p, w, c, count);
-      Prefetch ahead = prefetch_block<BFloat16>(p, c + count, w.block, end, count, rows, kPairPanel,
-                                                w.dim / kPairPanel);
-      classes.ahead = &ahead;
-      for (int64_t i = 0; i < rows; i += kPairPanel) {
-        tile_all_rows<Bf16Pair, kPairPanel / 2>(count, classes, w.columns + i * pair_dim,
-                                                w.logits + i, kRows, false);
-      }
+      Prefetch ahead =
+          prefetch_block<BFloat16>(p, c + count, w.block, end, products.steps(rows, count));
+      products.logits(rows, count, ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       const bool shrinks = exponentiate<true, float>(
           w.logits, rows, count, is_bounded(p, row_bound, class_bound), w.logit_factor, running);
@@ -205,11 +184,7 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
         rounding.shrink(running.shrink, rows);
       }
       round_weights(w, rows, count, p.normalize, rounding);
-      const TileA<Bf16Pair> weights{w.weights, 1, ceil_div(count, 2), 0, kRows};
-      for (int64_t d = 0; d < w.dim; d += kPairPanel) {
-        tile_all_rows<Bf16Pair, 1>(rows, weights, w.values + d * w.block / 2, w.sum_rows + d, w.dim,
-                                   c != flush);
-      }
+      products.mean(rows, count, c != flush);
     }
     if (mean != nullptr) rounding.correct(rows, w.dim, w.sum_rows);
     merge_running(running, w.sum_rows, rows, p.value_dim, w.dim, base_total, sum_out, mean);

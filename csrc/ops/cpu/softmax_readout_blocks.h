@@ -213,22 +213,26 @@ T largest_norm_packed_before(const ReadoutProblem& p, int64_t begin, int64_t cou
   return largest_packed_norm(p, largest);
 }
 
-// The prototypes of the block at `next` of a task that ends at `end`, to be fetched while the
-// logits of `count` classes are computed, `dim_panels` steps per tile of kTileRows classes and
-// row_panel rows.
+// The prototypes of the block at `next` of a task that ends at `end`, to be fetched in so many
+// steps while the logits of the block before are computed.
 template <typename S>
 Prefetch prefetch_block(const ReadoutProblem& p, int64_t next, int64_t block, int64_t end,
-                        int64_t count, int64_t rows, int64_t row_panel, int64_t dim_panels) {
+                        int64_t steps) {
   const int64_t classes = next + block < end ? block : end - next;
   const int64_t size = static_cast<int64_t>(sizeof(S));
-  const int64_t steps = ceil_div(rows, row_panel) * ceil_div(count, kTileRows) * dim_panels;
   if (p.packed != nullptr) {
-    const int64_t panel_bytes = row_panel * size;
+    const int64_t panel_bytes = kPanel<S> * size;
     return Prefetch(static_cast<const char*>(p.packed) + next * panel_bytes, classes * panel_bytes,
-                    steps, dim_panels, p.num_classes * panel_bytes);
+                    steps, round_up(p.dim, kPanel<S>) / kPanel<S>, p.num_classes * panel_bytes);
   }
   return Prefetch(static_cast<const S*>(p.prototypes) + next * p.dim, classes * p.dim * size,
                   steps);
+}
+
+// Calls of Prefetch::step that product_logits makes.
+template <typename T>
+int64_t logit_steps(int64_t rows, int64_t count, int64_t padded_dim) {
+  return ceil_div(rows, kPanel<T>) * ceil_div(count, kTileRows) * (padded_dim / kPanel<T>);
 }
 
 // out[class][row] = classes . columns, for packed classes and packed columns.

@@ -27,7 +27,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 const SoftmaxReadoutKernels& kernels() {
 #ifdef FCL_X86
   return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512,
-                       softmax_readout_avx512_bf16);
+                       softmax_readout_avx512_bf16, softmax_readout_amx_bf16);
 #else
   return softmax_readout_portable;
 #endif

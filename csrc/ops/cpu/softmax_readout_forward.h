@@ -243,7 +243,7 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
       const T class_bound =
           has_packed ? largest_norm_packed_before<T>(p, c, count) : pack_classes<S>(p, w, c, count);
       Prefetch ahead =
-          prefetch_block<S>(p, c + count, w.block, end, count, rows, kPanel<T>, w.dim / kPanel<T>);
+          prefetch_block<S>(p, c + count, w.block, end, logit_steps<T>(rows, count, w.dim));
       product_logits(classes, w.dim, w.columns, rows, count, w.logits, &ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       if constexpr (kIsFloat<S>) {

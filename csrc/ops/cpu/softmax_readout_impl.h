@@ -15,12 +15,12 @@ namespace {
 // Type-erased entries of the table.
 size_t scratch_bytes(const ReadoutProblem& p, bool for_classes) {
   Arena arena{nullptr};
-#ifdef __AVX512BF16__
-  if (p.dtype == Dtype::kBfloat16) Bf16Workspace(p, arena);
-#endif
   dispatch_dtype(p.dtype, [&](auto tag) {
     Workspace<AccumulateOf<typename decltype(tag)::type>>(p, arena, for_classes);
   });
+#ifdef __AVX512BF16__
+  if (p.dtype == Dtype::kBfloat16) arena.used += scratch_bytes_bf16(p);
+#endif
   return arena.used;
 }
 size_t packed_block_elements(int64_t dim) {

@@ -89,5 +89,6 @@ extern const SoftmaxReadoutKernels softmax_readout_portable;
 extern const SoftmaxReadoutKernels softmax_readout_avx2;
 extern const SoftmaxReadoutKernels softmax_readout_avx512;
 extern const SoftmaxReadoutKernels softmax_readout_avx512_bf16;
+extern const SoftmaxReadoutKernels softmax_readout_amx_bf16;
 
 }  // namespace fcl::ops::cpu
