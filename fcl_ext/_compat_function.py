@@ -16,6 +16,7 @@ from fcl_ext import ops
 from fcl_ext._derivatives import differentiable_once
 from fcl_ext._frozen import packed_prototypes
 from fcl_ext._logits import room_for_logits
+from fcl_ext._loss_checks import can_look
 
 # Prototypes, and logits, up to so many numbers get their gradient in the forward call: on two
 # hundred classes a second call and what it takes to get there cost as much as the gradient. A
@@ -112,10 +113,10 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | Non
     grad_embeddings: Tensor | None = None
     if need_embeddings:
         per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
-        grad_embeddings = (grad * per_row).to(ctx.dtype)
+        grad_embeddings = _times(grad, per_row).to(ctx.dtype)
     grad_prototypes: Tensor | None = None
     if len(rest) == 1:
-        grad_prototypes = (rest[0] * grad_loss).to(ctx.dtype)
+        grad_prototypes = _times(rest[0], grad_loss).to(ctx.dtype)
     elif need_prototypes:
         rows, labels, state, logits = rest
         scale, label_smoothing, normalize, ignore_index = ctx.options
@@ -132,3 +133,10 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | Non
             logits,
         ).to(prototypes.dtype)
     return grad_embeddings, grad_prototypes
+
+
+def _times(grad: Tensor, factor: Tensor) -> Tensor:
+    """The product; of ``loss.backward()`` itself, whose factor is 1, without work."""
+    if can_look(factor) and factor.dim() == 0 and factor.item() == 1:
+        return grad
+    return grad * factor

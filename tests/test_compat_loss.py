@@ -377,3 +377,17 @@ def test_smoothing_follows_prototypes_written_through_data():
     w.data.mul_(0.0).add_(torch.randn(50, 16) - 1)
     after = fcl_ext.compat_loss(x, w, y, label_smoothing=0.3)
     assert torch.equal(after, fcl_ext.compat_loss(x, w.clone(), y, label_smoothing=0.3))
+
+
+@pytest.mark.parametrize("classes", [9, 3000])  # gradients of the forward call, and later ones
+def test_gradients_add_up_over_backward_calls(classes):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(rows, 96, generator=generator) for rows in (5, classes)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    loss = fcl_ext.compat_loss(*leaves, torch.arange(5), scale=3.0)
+    expected = [2 * grad for grad in torch.autograd.grad(loss, leaves, retain_graph=True)]
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for leaf, grad in zip(leaves, expected, strict=True):
+        assert torch.equal(leaf.grad, grad)

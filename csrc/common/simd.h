@@ -53,11 +53,20 @@ template <typename T>
 inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};  // x - 0 keeps signed zeros and NaN
 }
+// v with its lanes moved by `half`, around the end.
+template <typename T, int... kLane>
+inline Vec<T> rotate(Vec<T> v, int half, std::integer_sequence<int, kLane...>) {
+  using Index = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;
+  return __builtin_shuffle(v, Index{((kLane + half) % kLanes<T>)...});
+}
+// By halves: one lane after the other would wait for its own last addition.
 template <typename T>
 inline T reduce_add(Vec<T> v) {
-  T sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    v += rotate<T>(v, half, std::make_integer_sequence<int, kLanes<T>>{});
+  }
+  return v[0];
 }
 
 // Whether any lane of a comparison's result is true.

@@ -166,36 +166,26 @@ inline void pack_rows(const S* source, int64_t rows, int64_t dim, int64_t panel_
   }
 }
 
-// Part of a row, [begin, begin + kLanes), times a factor; zeros past its end.
-template <typename T, typename S>
-inline Vec<T> load_scaled(const S* row, int64_t begin, int64_t dim, double factor) {
-  alignas(kVectorBytes) T part[kLanes<T>];
-  if (begin + kLanes<T> <= dim) {
-    for (int j = 0; j < kLanes<T>; ++j) {
-      part[j] = static_cast<T>(load_as<double>(row + begin + j) * factor);
-    }
-  } else {
-    for (int j = 0; j < kLanes<T>; ++j) {
-      part[j] = begin + j < dim ? static_cast<T>(load_as<double>(row + begin + j) * factor) : T(0);
-    }
-  }
-  return load(part);
-}
-
 // Rows [0, rows) -> transposed panels [rows/kPanel][padded_dim][kPanel] times a factor, padded with
-// zeros: the B operand whose columns are rows of the source. The factor is a double, because its
-// own rounding would be an error that all products share.
+// zeros: the B operand whose columns are rows of the source. The factor is a double, here two
+// numbers of type T, because its own rounding would be an error that all products share.
 template <typename T, typename S>
 inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t padded_dim,
                          double factor, T* packed) {
   constexpr int L = kLanes<T>;
+  const T high = static_cast<T>(factor);
+  const T low = static_cast<T>(factor - static_cast<double>(high));
   for (int64_t begin = 0; begin < round_up(rows, kPanel<T>); begin += L) {
     T* to = packed + begin / kPanel<T> * kPanel<T> * padded_dim + begin % kPanel<T>;
     for (int64_t d = 0; d < padded_dim; d += L) {
       Vec<T> square[L];
       for (int64_t i = 0; i < L; ++i) {
-        const bool real = begin + i < rows;
-        square[i] = real ? load_scaled<T>(source + (begin + i) * dim, d, dim, factor) : Vec<T>{};
+        if (begin + i >= rows) {
+          square[i] = Vec<T>{};
+          continue;
+        }
+        const Vec<T> part = load_part<T>(source + (begin + i) * dim, d, dim);
+        square[i] = part * high + part * low;
       }
       transpose<T>(square);
       for (int64_t j = 0; j < L; ++j) store(to + (d + j) * kPanel<T>, square[j]);

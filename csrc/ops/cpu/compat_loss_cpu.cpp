@@ -53,16 +53,24 @@ double load_double(const S* p) {
   return load_as<double>(p);
 }
 
-// Eight sums at a time: one alone would wait for its own last addition.
+template <typename S>
+constexpr Dtype dtype_of() {
+  if constexpr (std::is_same_v<S, float>) return Dtype::kFloat32;
+  if constexpr (std::is_same_v<S, double>) return Dtype::kFloat64;
+  if constexpr (std::is_same_v<S, BFloat16>) return Dtype::kBfloat16;
+  return Dtype::kFloat16;
+}
+
 template <typename A, typename B>
 double dot(const A* a, const B* b, int64_t dim) {
-  double sums[8] = {};
-  int64_t d = 0;
-  for (; d + 8 <= dim; d += 8) {
-    for (int64_t j = 0; j < 8; ++j) sums[j] += load_double(a + d + j) * load_double(b + d + j);
-  }
-  for (; d < dim; ++d) sums[0] += load_double(a + d) * load_double(b + d);
-  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+  return readout_kernels().row_dot({dtype_of<A>(), a}, {dtype_of<B>(), b}, dim);
+}
+
+// to = a x + b y
+template <typename X, typename Y, typename T>
+void sum(double a, const X* x, double b, const Y* y, int64_t dim, T* to) {
+  readout_kernels().row_sum(a, {dtype_of<X>(), x}, b, {dtype_of<Y>(), y}, dim,
+                            std::is_same_v<T, double>, to);
 }
 
 template <typename S>
@@ -71,8 +79,6 @@ double inverse_norm(const S* row, int64_t dim) {
 }
 
 // Rounds to the storage type S (nearest even).
-inline void store_rounded(double value, float* to) { *to = static_cast<float>(value); }
-inline void store_rounded(double value, double* to) { *to = value; }
 inline void store_rounded(double value, BFloat16* to) {
   const uint32_t bits = float_to_bits(static_cast<float>(value));
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
@@ -91,6 +97,16 @@ inline void store_rounded(double value, Float16* to) {
   const uint32_t bits =
       steps < 1024 ? steps : (static_cast<uint32_t>(exponent + 15) << 10) + (steps - 1024);
   to->bits = static_cast<uint16_t>(bits | (std::signbit(value) ? 0x8000u : 0u));
+}
+
+// to = factor x, rounded to the storage type.
+template <typename S>
+void scale_row(double factor, const S* x, int64_t dim, S* to) {
+  if constexpr (std::is_same_v<S, typename Accumulate<S>::type>) {
+    sum(factor, x, 0, x, dim, to);
+  } else {
+    for (int64_t d = 0; d < dim; ++d) store_rounded(factor * load_double(x + d), to + d);
+  }
 }
 
 // The class to leave out per row: its label, or none if the row is ignored.
@@ -114,10 +130,11 @@ ReadoutProblem readout_problem(const CompatProblem& p, const void* embeddings,
           p.packed,      p.squared_norms};
 }
 
-// One row after the readout: loss, gradient in place of the mean, state. Returns the loss.
+// One row after the readout: loss, gradient in place of the mean, state. Returns the loss. `norm`
+// is 1 / |x| where rows are normalised.
 template <typename S, typename T>
 double finish_row(const CompatProblem& p, int64_t i, int64_t label, double row_weight,
-                  const S* unit_rows, double logsumexp, T* grad, T* state) {
+                  const S* unit_rows, double norm, double logsumexp, T* grad, T* state) {
   const int64_t n = p.shape.num_rows;
   const int64_t dim = p.shape.dim;
   const CompatLossOptions& o = p.options;
@@ -147,24 +164,14 @@ double finish_row(const CompatProblem& p, int64_t i, int64_t label, double row_w
   }
   if (grad == nullptr) return row.loss;
   T* g = grad + i * dim;
-  const double of_target = row.target * target_norm;
-  for (int64_t d = 0; d < dim; ++d) {
-    const double value =
-        row.other * static_cast<double>(g[d]) + of_target * load_double(target + d);
-    g[d] = static_cast<T>(o.scale * row_weight * value);
-  }
+  const double factor = o.scale * row_weight;
+  sum(factor * row.other, g, factor * row.target * target_norm, target, dim, g);
   if (p.mean_prototype != nullptr) {
-    const double factor = o.scale * row_weight * o.label_smoothing;
-    for (int64_t d = 0; d < dim; ++d) g[d] -= static_cast<T>(factor * p.mean_prototype[d]);
+    sum(1, g, -factor * o.label_smoothing, p.mean_prototype, dim, g);
   }
   if (o.normalize) {
     // Through the norm of the row as given.
-    const double norm = inverse_norm(static_cast<const S*>(p.embeddings) + i * dim, dim);
-    const double along = dot(g, unit, dim);
-    for (int64_t d = 0; d < dim; ++d) {
-      const double across = static_cast<double>(g[d]) - along * load_double(unit + d);
-      g[d] = static_cast<T>(norm * across);
-    }
+    sum(norm, g, -norm * dot(g, unit, dim), unit, dim, g);
   }
   return row.loss;
 }
@@ -176,15 +183,14 @@ void run_forward(const CompatProblem& p, const CompatOutputs& out) {
   const int64_t dim = p.shape.dim;
   const S* rows = static_cast<const S*>(p.embeddings);
   const std::vector<int64_t> exclude = excluded_classes(p);
+  std::vector<double> norms(p.options.normalize ? n : 0);  // 1 / |x|
   if (p.options.normalize) {
     S* unit = static_cast<S*>(out.unit);
     parallel_over(n, row_grain(dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const S* x = static_cast<const S*>(p.embeddings) + i * dim;
-        const double norm = inverse_norm(x, dim);
-        for (int64_t d = 0; d < dim; ++d) {
-          store_rounded(load_double(x + d) * norm, unit + i * dim + d);
-        }
+        norms[i] = inverse_norm(x, dim);
+        scale_row(norms[i], x, dim, unit + i * dim);
       }
     });
     rows = unit;
@@ -199,7 +205,8 @@ void run_forward(const CompatProblem& p, const CompatOutputs& out) {
   std::vector<double> losses(n);
   parallel_over(n, row_grain(dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      losses[i] = finish_row<S, T>(p, i, exclude[i], row_weight, rows, logsumexp[i], grad,
+      const double norm = p.options.normalize ? norms[i] : 1;
+      losses[i] = finish_row<S, T>(p, i, exclude[i], row_weight, rows, norm, logsumexp[i], grad,
                                    static_cast<T*>(out.state));
     }
   });
@@ -276,22 +283,20 @@ void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss,
   const int64_t dim = p.shape.dim;
   const S* rows = static_cast<const S*>(p.embeddings);
   const S* prototypes = static_cast<const S*>(p.prototypes);
-  auto add = [&](int64_t label, const std::vector<double>& value) {
+  // `factor` times a row of embeddings or of a sum of them.
+  auto add = [&](int64_t label, double factor, const auto* value) {
     const S* prototype = prototypes + label * dim;
     T* grad = grad_prototypes + label * dim;
     const double norm = p.options.normalize ? inverse_norm(prototype, dim) : 1;
-    const double along = p.options.normalize ? norm * norm * dot(value.data(), prototype, dim) : 0;
-    for (int64_t d = 0; d < dim; ++d) {
-      grad[d] += static_cast<T>(norm * (value[d] - along * load_double(prototype + d)));
-    }
+    sum(1, grad, factor * norm, value, dim, grad);
+    if (!p.options.normalize) return;
+    const double along = factor * norm * norm * norm * dot(value, prototype, dim);
+    sum(1, grad, -along, prototype, dim, grad);
   };
-  std::vector<double> value(dim);
   for (int64_t i = 0; i < n; ++i) {
     if (p.labels[i] == p.options.ignore_index) continue;
     const double g = p.options.scale * static_cast<double>(grad_loss[per_row ? i : 0]);
-    const double target = g * static_cast<double>(state[kStateTarget * n + i]);
-    for (int64_t d = 0; d < dim; ++d) value[d] = target * load_double(rows + i * dim + d);
-    add(p.labels[i], value);
+    add(p.labels[i], g * static_cast<double>(state[kStateTarget * n + i]), rows + i * dim);
   }
   if (p.options.label_smoothing == 0) return;
   std::vector<double> smooth(dim);
@@ -304,7 +309,7 @@ void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss,
     for (int64_t d = 0; d < dim; ++d) smooth[d] -= even * load_double(rows + i * dim + d);
   }
   parallel_over(p.shape.num_classes, row_grain(dim), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) add(c, smooth);
+    for (int64_t c = begin; c < end; ++c) add(c, 1, smooth.data());
   });
 }
 

@@ -124,8 +124,13 @@ void add_sum(const T* sum, T* total, int64_t elements) {
 // Gradient g to a unit row u = inverse_norm * w -> gradient to w: inverse_norm (g - u (u . g)).
 template <typename T, typename S>
 void through_normalization(const S* row, T inverse_norm, int64_t dim, T* grad) {
-  T along = 0;
-  for (int64_t d = 0; d < dim; ++d) along += load_as<T>(row + d) * grad[d];
+  constexpr int64_t L = kLanes<T>;
+  // Four sums: one alone would wait for its own last addition.
+  Vec<T> sums[4] = {};
+  for (int64_t d = 0; d < dim; d += L) {
+    sums[d / L % 4] += load_part<T>(row, d, dim) * load_part<T>(grad, d, dim);
+  }
+  const T along = reduce_add<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   const T factor = along * inverse_norm * inverse_norm;
   for (int64_t d = 0; d < dim; ++d) {
     grad[d] = inverse_norm * (grad[d] - factor * load_as<T>(row + d));
@@ -152,10 +157,11 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
   alignas(64) T coefficient[kRows];
   for (int64_t c = begin; c < end; c += w.block) {
     const int64_t count = c + w.block < end ? w.block : end - c;
-    // With stored logits, only the norms are still of use.
-    if (stored_logits<S, T>(p, 0, c) == nullptr || p.normalize || through_mean) {
+    if (stored_logits<S, T>(p, 0, c) == nullptr || through_mean) {
       pack_classes<S>(p, w, c, count);
       if (w.separate_values && through_mean) pack_values<S>(p, w, c, count);
+    } else if (p.normalize) {
+      inverse_norms<S>(p, w, c, count);
     }
     if (flushes) {
       clear(w.total_classes, count * w.dim);

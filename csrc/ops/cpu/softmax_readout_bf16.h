@@ -162,7 +162,7 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
   const float row_bound =
       pack_columns_bf16(static_cast<const BFloat16*>(p.embeddings) + row * p.dim, rows, p.dim, w) *
       static_cast<float>(p.scale * kLog2E);
-  start_totals(p, rows, base_total, sum_out, mean);
+  start_totals(p, rows, begin < end, base_total, sum_out, mean);
   RunningSums<float> running;
   RoundingSums rounding;
   for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
@@ -187,7 +187,8 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
       products.mean(rows, count, c != flush);
     }
     if (mean != nullptr) rounding.correct(rows, w.dim, w.sum_rows);
-    merge_running(running, w.sum_rows, rows, p.value_dim, w.dim, base_total, sum_out, mean);
+    merge_running(running, w.sum_rows, flush == begin, rows, p.value_dim, w.dim, base_total,
+                  sum_out, mean);
   }
 }
 

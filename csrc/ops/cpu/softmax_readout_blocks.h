@@ -174,6 +174,22 @@ T pack_classes(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, in
   return largest_packed_norm(p, largest);
 }
 
+// What pack_classes says of norms, without packing.
+template <typename S, typename T>
+void inverse_norms(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) {
+    const S* row = static_cast<const S*>(p.prototypes) + (begin + c) * p.dim;
+    Vec<T> sums[2] = {};
+    for (int64_t d = 0; d < p.dim; d += kPanel<T>) {
+      const Vec<T> v0 = load_part<T>(row, d, p.dim);
+      const Vec<T> v1 = load_part<T>(row, d + kLanes<T>, p.dim);
+      sums[0] += v0 * v0;
+      sums[1] += v1 * v1;
+    }
+    w.norms[c] = inverse_norm(reduce_add<T>(sums[0] + sums[1]));
+  }
+}
+
 // Packs the values of a block of classes, where they are not the prototypes.
 template <typename S, typename T>
 void pack_values(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "common/cpu_isa.h"
 #include "common/host.h"
@@ -23,15 +24,6 @@ constexpr int64_t kFewestClasses = 48;
 constexpr int64_t kFewestGradientClasses = 56;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-const SoftmaxReadoutKernels& kernels() {
-#ifdef FCL_X86
-  return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512,
-                       softmax_readout_avx512_bf16, softmax_readout_amx_bf16);
-#else
-  return softmax_readout_portable;
-#endif
-}
 
 // Of the two products every pass makes at least.
 double flops(const ReadoutProblem& p) {
@@ -59,6 +51,8 @@ void combine(const ReadoutProblem& p, const Split& split, const T* base_of, cons
              const T* partial, double* logsumexp, T* mean) {
   const int64_t n = p.num_rows;
   const int64_t dim = p.value_dim;
+  const Dtype dtype = std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32;
+  const SoftmaxReadoutKernels& kernels = readout_kernels();
   parallel_over(n, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T top = -std::numeric_limits<T>::infinity();
@@ -73,9 +67,9 @@ void combine(const ReadoutProblem& p, const Split& split, const T* base_of, cons
       T* to = mean + i * dim;
       for (int64_t s = 0; s < split.class_splits; ++s) {
         const double weight = std::exp2(static_cast<double>(base_of[s * n + i]) - base) / total;
-        const T factor = total == 0 ? T(0) : static_cast<T>(weight);
-        const T* from = partial + (s * n + i) * dim;
-        for (int64_t d = 0; d < dim; ++d) to[d] = (s == 0 ? T(0) : to[d]) + from[d] * factor;
+        const double factor = total == 0 ? 0 : weight;
+        kernels.row_sum(factor, {dtype, partial + (s * n + i) * dim}, s == 0 ? 0 : 1, {dtype, to},
+                        dim, dtype == Dtype::kFloat64, to);
       }
     }
   });
@@ -83,10 +77,19 @@ void combine(const ReadoutProblem& p, const Split& split, const T* base_of, cons
 
 }  // namespace
 
+const SoftmaxReadoutKernels& readout_kernels() {
+#ifdef FCL_X86
+  return select_by_isa(softmax_readout_portable, softmax_readout_avx2, softmax_readout_avx512,
+                       softmax_readout_avx512_bf16, softmax_readout_amx_bf16);
+#else
+  return softmax_readout_portable;
+#endif
+}
+
 template <typename T>
 void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
   const Split split(p);
-  const SoftmaxReadoutKernels& k = kernels();
+  const SoftmaxReadoutKernels& k = readout_kernels();
   const int64_t n = p.num_rows;
   const int64_t partial_rows = split.class_splits * n;
   const Scratch base(partial_rows * sizeof(T));
@@ -113,7 +116,7 @@ void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
 template <typename T>
 void readout_backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, T* grad) {
   const Split split(p);
-  const SoftmaxReadoutKernels& k = kernels();
+  const SoftmaxReadoutKernels& k = readout_kernels();
   const int64_t n = p.num_rows;
   const int64_t elements = n * p.dim;
   const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
@@ -139,7 +142,7 @@ void readout_backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, T*
 template <typename T>
 void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b, T* grad_prototypes,
                               T* grad_values) {
-  const SoftmaxReadoutKernels& k = kernels();
+  const SoftmaxReadoutKernels& k = readout_kernels();
   const int64_t blocks = ceil_div(p.num_rows, kReadoutRows);
   const size_t dim_bytes = blocks * k.packed_block_elements(p.dim) * sizeof(T);
   const size_t value_bytes =
@@ -167,7 +170,7 @@ void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
 void pack_prototypes(const ReadoutProblem& p, void* packed, void* squared_norms) {
   parallel_over(p.num_classes, std::max<int64_t>(1, 65536 / p.dim),
                 [&](int64_t begin, int64_t end) {
-                  kernels().pack_prototypes(p, begin, end, packed, squared_norms);
+                  readout_kernels().pack_prototypes(p, begin, end, packed, squared_norms);
                 });
 }
 

@@ -21,6 +21,9 @@ template <typename T>
 void readout_backward_classes(const ReadoutProblem& p, const ReadoutBackward& b, T* grad_prototypes,
                               T* grad_values);
 
+// The kernels of this processor.
+const SoftmaxReadoutKernels& readout_kernels();
+
 // ReadoutProblem::packed and squared_norms of a problem, of which prototypes are read alone.
 void pack_prototypes(const ReadoutProblem& p, void* packed, void* squared_norms);
 

@@ -188,9 +188,10 @@ void shrink_rows(const RunningSums<T>& running, int64_t rows, int64_t padded_dim
   }
 }
 
-// Merges the sums since the last flush into the totals, under the larger of the two bases.
+// Merges the sums since the last flush into the totals, under the larger of the two bases. The
+// first time, `mean` holds nothing yet.
 template <typename T>
-void merge_running(const RunningSums<T>& running, const T* sum_rows, int64_t rows,
+void merge_running(const RunningSums<T>& running, const T* sum_rows, bool is_first, int64_t rows,
                    int64_t value_dim, int64_t padded_dim, T* base_total, double* sum_total,
                    T* mean) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -205,18 +206,23 @@ void merge_running(const RunningSums<T>& running, const T* sum_rows, int64_t row
     if (mean == nullptr) continue;
     T* to = mean + i * value_dim;
     const T* from = sum_rows + i * padded_dim;
-    for (int64_t d = 0; d < value_dim; ++d) to[d] = to[d] * keep + from[d] * add;
+    if (is_first) {
+      for (int64_t d = 0; d < value_dim; ++d) to[d] = from[d] * add;
+    } else {
+      for (int64_t d = 0; d < value_dim; ++d) to[d] = to[d] * keep + from[d] * add;
+    }
   }
 }
 
+// Of no classes.
 template <typename T>
-void start_totals(const ReadoutProblem& p, int64_t rows, T* base_total, double* sum_total,
-                  T* mean) {
+void start_totals(const ReadoutProblem& p, int64_t rows, bool has_classes, T* base_total,
+                  double* sum_total, T* mean) {
   for (int64_t i = 0; i < rows; ++i) {
     base_total[i] = minus_infinity<T>();
     sum_total[i] = 0;
   }
-  if (mean != nullptr) clear(mean, rows * p.value_dim);
+  if (mean != nullptr && !has_classes) clear(mean, rows * p.value_dim);
 }
 
 template <typename S>
@@ -230,7 +236,7 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
   pack_columns<T>(static_cast<const S*>(p.embeddings) + row * p.dim, rows, p.dim, w.dim,
                   p.scale * kLog2E, w.columns);
   const T row_bound = largest_column_norm(w.columns, rows, w.dim);
-  start_totals(p, rows, base_total, sum_out, mean);
+  start_totals(p, rows, begin < end, base_total, sum_out, mean);
   const bool has_packed = p.packed != nullptr;
   RunningSums<T> running;
   for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
@@ -267,7 +273,8 @@ void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t b
       product_rows(w.logits, w.separate_values ? PackedClasses<T>{w.values, w.block} : classes,
                    w.value_dim, rows, count, w.sum_rows, c != flush);
     }
-    merge_running(running, w.sum_rows, rows, p.value_dim, w.value_dim, base_total, sum_out, mean);
+    merge_running(running, w.sum_rows, flush == begin, rows, p.value_dim, w.value_dim, base_total,
+                  sum_out, mean);
   }
 }
 

@@ -2,6 +2,7 @@
 // The table of softmax_readout's CPU kernels, compiled once per ISA by softmax_readout_<isa>.cpp.
 #pragma once
 
+#include "ops/cpu/row_math.h"
 #include "ops/cpu/softmax_readout_backward.h"
 #include "ops/cpu/softmax_readout_forward.h"
 #include "ops/cpu/softmax_readout_kernels.h"
@@ -81,8 +82,8 @@ void backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
 }  // namespace
 
 const SoftmaxReadoutKernels FCL_READOUT_KERNELS = {
-    scratch_bytes, packed_block_elements, classes_per_task, pack_prototypes,
-    forward,       backward_rows,         pack_block,       backward_classes,
+    row_dot, row_sum,       scratch_bytes, packed_block_elements, classes_per_task, pack_prototypes,
+    forward, backward_rows, pack_block,    backward_classes,
 };
 
 }  // namespace fcl::ops::cpu

@@ -55,7 +55,18 @@ struct ReadoutPackedRows {
   void* grad_rows;
 };
 
+// A row of numbers.
+struct Row {
+  Dtype dtype;
+  const void* data;
+};
+
 struct SoftmaxReadoutKernels {
+  // Of single rows, for what surrounds the readout: x.y summed in double, and to = a x + b y (float
+  // or double), which may be one of them. With b = 0, y is not read.
+  double (*row_dot)(Row x, Row y, int64_t dim);
+  void (*row_sum)(double a, Row x, double b, Row y, int64_t dim, bool to_double, void* to);
+
   // Scratch bytes for a call of forward or backward_rows, or else of backward_classes.
   size_t (*scratch_bytes)(const ReadoutProblem&, bool for_classes);
   // Elements of one block in ReadoutPackedRows' members.
