@@ -137,6 +137,13 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | Non
 
 def _times(grad: Tensor, factor: Tensor) -> Tensor:
     """The product; of ``loss.backward()`` itself, whose factor is 1, without work."""
-    if can_look(factor) and factor.dim() == 0 and factor.item() == 1:
-        return grad
-    return grad * factor
+    return grad if _is_one(factor) else grad * factor
+
+
+def _is_one(factor: Tensor) -> bool:
+    if factor.dim() > 0 or not can_look(factor):
+        return False
+    try:
+        return factor.item() == 1
+    except RuntimeError:  # several at once (is_grads_batched)
+        return False

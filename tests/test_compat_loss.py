@@ -391,3 +391,11 @@ def test_gradients_add_up_over_backward_calls(classes):
     loss.backward()
     for leaf, grad in zip(leaves, expected, strict=True):
         assert torch.equal(leaf.grad, grad)
+
+
+def test_several_gradients_at_once():
+    x, w = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8)
+    loss = fcl_ext.compat_loss(x, w, torch.arange(4), scale=3.0)
+    (single,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (both,) = torch.autograd.grad(loss, x, torch.tensor([1.0, -2.0]), is_grads_batched=True)
+    assert torch.equal(both, torch.stack([single, -2 * single]))
