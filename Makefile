@@ -48,7 +48,7 @@ bench: install
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[cpu,test,bench]"
 	env -u OMP_WAIT_POLICY $(BIN)/pytest bench --benchmark-only --benchmark-disable-gc --benchmark-json=build/bench.json
 	$(BIN)/python bench/report.py build/bench.json --write bench/results/latest.json \
-	  --against bench/results/cpu.json
+	  --against $(wildcard bench/results/cpu*.json)
 
 # The same for some of them, in minutes: fails where a ratio to a peer fell behind the committed one.
 BENCH_CHECK ?= bench/bench_softmax_readout.py -k small
@@ -56,7 +56,7 @@ bench-check: install
 	mkdir -p build
 	env -u OMP_WAIT_POLICY $(BIN)/pytest $(BENCH_CHECK) --benchmark-only --benchmark-disable-gc \
 	  --benchmark-json=build/bench-check.json
-	$(BIN)/python bench/report.py build/bench-check.json --against bench/results/cpu.json
+	$(BIN)/python bench/report.py build/bench-check.json --against $(wildcard bench/results/cpu*.json)
 
 # Time and memory against the number of classes, to 10 million: needs 16 GB of memory.
 bench-classes: install

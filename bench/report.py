@@ -3,8 +3,9 @@
 
 ``python bench/report.py latest.json --write results/cpu.json`` prints the table and keeps what
 matters of the run (of several files, parts of one run on one machine, all of it);
-``--against results/cpu.json`` fails where a ratio to a peer has become worse. Ratios only: times of
-two days on a shared machine say nothing about a change.
+``--against results/cpu*.json`` fails where a ratio to a peer has become worse than in those of the
+files that are of the same processor: what peers make of another one says nothing about a change.
+Ratios only, as times of two days on a shared machine say nothing either.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ TOLERANCE = 0.8
 
 # What a row keeps of a benchmark's extra_info, where it has it.
 _KEPT = ("ratio", "peak_fraction", "gather_fraction", "steps_to_pay_back", "extra_memory_mb")
+# What results must have in common to be compared.
+_PROCESSOR = ("cpu", "fcl_isa", "threads")
 # What parts of one run must have in common.
 _MACHINE = ("torch", "threads", "fcl_isa", "python")
 
@@ -86,7 +89,7 @@ def print_table(summary: dict[str, Any]) -> None:
 
 def compared(summary: dict[str, Any], committed: dict[str, Any]) -> int:
     """How many ratios `regressions` compares."""
-    if summary["fcl_isa"] != committed["fcl_isa"]:
+    if not _are_of_one_processor(summary, committed):
         return 0
     both = [
         {(row["group"], row["peer"]) for row in side["benchmarks"] if "ratio" in row}
@@ -96,8 +99,8 @@ def compared(summary: dict[str, Any], committed: dict[str, Any]) -> int:
 
 
 def regressions(summary: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """What became worse; only benchmarks that both have, on the same instruction set."""
-    if summary["fcl_isa"] != committed["fcl_isa"]:
+    """What became worse; only benchmarks that both have, on the same processor."""
+    if not _are_of_one_processor(summary, committed):
         return []
     before = {(row["group"], row["peer"]): row for row in committed["benchmarks"]}
     found = []
@@ -111,24 +114,28 @@ def regressions(summary: dict[str, Any], committed: dict[str, Any]) -> list[str]
     return found
 
 
+def _are_of_one_processor(summary: dict[str, Any], committed: dict[str, Any]) -> bool:
+    return all(summary[key] == committed[key] for key in _PROCESSOR)
+
+
 def main() -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("raw", type=Path, nargs="+", help="what --benchmark-json wrote")
     parser.add_argument("--write", type=Path, help="where to keep the summary")
-    parser.add_argument("--against", type=Path, help="committed summary to compare with")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], help="committed summaries")
     arguments = parser.parse_args()
     parts = [json.loads(raw.read_text(encoding="utf-8")) for raw in arguments.raw]
     summary = summarise(joined(parts))
     print_table(summary)
     worse = []
-    if arguments.against is not None and arguments.against.exists():
-        committed = json.loads(arguments.against.read_text(encoding="utf-8"))
-        worse = regressions(summary, committed)
+    for path in arguments.against:
+        committed = json.loads(path.read_text(encoding="utf-8"))
         # So that a check that had nothing to compare does not pass for one that found nothing.
-        print(f"ratios compared with {arguments.against}: {compared(summary, committed)}")
-        for line in worse:
-            print(f"regression: {line}", file=sys.stderr)
+        print(f"ratios compared with {path}: {compared(summary, committed)}")
+        worse += regressions(summary, committed)
+    for line in worse:
+        print(f"regression: {line}", file=sys.stderr)
     if arguments.write is not None:
         arguments.write.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 1 if worse else 0

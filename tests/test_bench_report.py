@@ -49,10 +49,10 @@ def test_a_ratio_that_fell_is_a_regression(report):
     assert report.regressions(same, before) == []
     (line,) = report.regressions(worse, before)
     assert "naive took 2.00 times our time, 4.00 in the committed results of 2026-01-02" in line
-    # Another instruction set is another machine.
-    assert report.regressions({**worse, "fcl_isa": "avx512"}, before) == []
     assert report.compared(worse, before) == 1
-    assert report.compared({**worse, "fcl_isa": "avx512"}, before) == 0
+    for other in {"fcl_isa": "avx512"}, {"cpu": "another cpu"}, {"threads": 4}:
+        assert report.regressions({**worse, **other}, before) == []
+        assert report.compared({**worse, **other}, before) == 0
 
 
 def test_command_line(report, tmp_path, monkeypatch, capsys):
@@ -62,10 +62,13 @@ def test_command_line(report, tmp_path, monkeypatch, capsys):
     assert report.main() == 0
     assert "loss 1x2x3" in capsys.readouterr().out
     raw.write_text(json.dumps(_raw(1.0)))
-    monkeypatch.setattr(sys, "argv", ["report.py", str(raw), "--against", str(kept)])
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(kept.read_text()) | {"cpu": "another cpu"}))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(raw), "--against", str(other), str(kept)])
     assert report.main() == 1
     output = capsys.readouterr()
-    assert "regression: loss 1x2x3" in output.err
+    assert output.err.count("regression: loss 1x2x3") == 1
+    assert f"ratios compared with {other}: 0" in output.out
     assert f"ratios compared with {kept}: 1" in output.out
 
 

@@ -57,9 +57,10 @@ def test_index_lists_all_methods(pages):
     assert all(f"[{name}]({name}.md)" in text for name in METHODS)
 
 
-def test_performance_has_every_measurement(pages):
+@pytest.mark.parametrize("name", ["cpu.json", "cpu_xeon.json"])
+def test_performance_has_every_measurement(name, pages):
     text = (pages / "performance.md").read_text(encoding="utf-8")
-    results = json.loads((docs_pages.RESULTS / "cpu.json").read_text(encoding="utf-8"))
+    results = json.loads((docs_pages.RESULTS / name).read_text(encoding="utf-8"))
     for row in results["benchmarks"]:
         line = f"| {row['group']} | {row['peer']} | {1e3 * row['seconds']:.3g} |"
         assert line in text

@@ -121,7 +121,11 @@ def performance_page(results: Path) -> str:
         "Made of `bench/results/*.json` when these pages are built. A ratio is the time of a peer "
         "over ours, measured beside each other (`make bench` repeats it). What the floors are and "
         "why: [readout](../readout.md), [kNN](../knn.md).",
-        _cpu(json.loads((results / "cpu.json").read_text(encoding="utf-8"))),
+        "## Against peers, on the CPU",
+        *(
+            _cpu(json.loads((results / name).read_text(encoding="utf-8")))
+            for name in ("cpu.json", "cpu_xeon.json")
+        ),
         _accuracy(json.loads((results / "accuracy.json").read_text(encoding="utf-8"))),
         _out_of_core(json.loads((results / "out_of_core.json").read_text(encoding="utf-8"))),
         _endurance(json.loads((results / "endurance.json").read_text(encoding="utf-8"))),
@@ -136,9 +140,9 @@ def performance_page(results: Path) -> str:
 
 def _cpu(summary: dict[str, Any]) -> str:
     lines = [
-        "## Against peers, on the CPU",
+        f"### {summary['cpu']}",
         "",
-        f"{summary['cpu']}, {summary['threads']} threads, {summary['fcl_isa']}, torch "
+        f"{summary['threads']} threads, {summary['fcl_isa']}, torch "
         f"{summary['torch']}, {summary['date']}.",
         "",
         "| what, shape | peer | ms | times ours | of peak | extra MB |",
