@@ -136,7 +136,11 @@ def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | Non
 
 
 def _times(grad: Tensor, factor: Tensor) -> Tensor:
-    """The product; of ``loss.backward()`` itself, whose factor is 1, without work."""
+    """The product; of ``loss.backward()`` itself, whose factor is 1, without work.
+
+    What the graph keeps is then what it hands out: whoever writes into it and goes back again, with
+    ``retain_graph``, is told so by torch.
+    """
     return grad if _is_one(factor) else grad * factor
 
 

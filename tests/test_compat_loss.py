@@ -393,6 +393,21 @@ def test_gradients_add_up_over_backward_calls(classes):
         assert torch.equal(leaf.grad, grad)
 
 
+def test_gradients_that_are_written_into_do_not_change_later_ones():
+    x, w = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    loss = fcl_ext.compat_loss(x, w, torch.arange(4), scale=3.0)
+    expected = [grad.clone() for grad in torch.autograd.grad(loss, (x, w), retain_graph=True)]
+    loss.backward(retain_graph=True)
+    for leaf in (x, w):
+        leaf.grad.zero_()
+    loss.backward(retain_graph=True)
+    assert torch.equal(x.grad, expected[0])
+    assert torch.equal(w.grad, expected[1])
+    torch.autograd.grad(loss, x, retain_graph=True)[0].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+
+
 def test_several_gradients_at_once():
     x, w = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8)
     loss = fcl_ext.compat_loss(x, w, torch.arange(4), scale=3.0)
