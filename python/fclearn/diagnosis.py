@@ -66,7 +66,7 @@ OPTIONAL_PACKAGES = (
 
 #: Variables that fcl-ext reads, and what each does.
 ENVIRONMENT: Mapping[str, str] = {
-    "FCL_CPU_ISA": "instruction set of the CPU kernels: portable, avx2, avx512, avx512_bf16 or amx_bf16",
+    "FCL_CPU_ISA": "CPU kernels: portable, avx2, avx512, avx512_bf16 or amx_bf16",
     "FCL_CACHE_BYTES": "size of the last-level cache, where the system tells it wrongly",
     "FCL_CUDA_PATH": "set of CUDA kernels: simt, mma, sm90, gather or union",
     "FCL_CUDA_CACHE_BYTES": "size of the GPU's L2 cache, for walks in panels of columns",
