@@ -13,6 +13,7 @@ from experiment_samples import METHODS_RUN, copy
 from fclearn.experiments.records import load_records, per_query, record_path, save_record
 from fclearn.experiments.summary import over_seeds, student_t, summarise
 from fclearn.experiments.table import BEGIN, END, TABLE, write_summary
+from fclearn.methods.base import Need
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,23 @@ def test_single_seed_has_its_interval_over_queries(comparison, tmp_path):
     value = report["matrix"]["old/old"]["map"]
     cell = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     assert cell in (target / TABLE).read_text(encoding="utf-8")
+
+
+def test_table_says_all_that_a_method_was_given(comparison, tmp_path):
+    target = copy(comparison[0], tmp_path / "given")
+    for record in load_records(target):
+        if record["config"]["method"] == "bct":
+            record["given"] = [need.name.lower() for need in Need]
+            save_record(record_path(target, "bct", record["config"]["train"]["seed"]), record)
+    write_summary(target)
+    (row,) = (
+        line
+        for line in (target / TABLE).read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `bct` | old")
+    )
+    given = row.split(" | ")[1].split(", ")
+    assert len(given) == len(Need) - 1  # all have labels
+    assert "old model to ask" in given
 
 
 def test_table_refuses(comparison, tmp_path):

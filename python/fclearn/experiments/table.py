@@ -25,6 +25,8 @@ BEGIN, END = "<!-- bench-methods: begin -->", "<!-- bench-methods: end -->"
 _HEADINGS = ("n/o mAP", "n/o CMC@1", "n/n mAP", "n/n CMC@1", "update gain", "tax", "flips")
 _GIVEN = {
     "feature_cache": "old features",
+    "old_model": "old model to ask",
+    "old_scores": "old scores",
     "old_classifier": "old classifier",
     "independent_features": "independent model's features",
 }
@@ -157,7 +159,7 @@ def _baseline(summary: Summary, key: str) -> str:
 
 
 def _method(method: MethodSummary) -> str:
-    given = ", ".join(_GIVEN[need] for need in method.given if need in _GIVEN) or "nothing"
+    given = ", ".join(_GIVEN[need] for need in method.given if need != "labels") or "nothing"
     cells = [_cell(method.estimates[quantity]) for quantity in QUANTITIES]
     return table_row([f"`{method.name}`", given, *cells, ", ".join(map(str, method.seeds))])
 
