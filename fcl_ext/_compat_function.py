@@ -139,7 +139,7 @@ def _times(grad: Tensor, factor: Tensor) -> Tensor:
     """The product; of ``loss.backward()`` itself, whose factor is 1, without work.
 
     What the graph keeps is then what it hands out: whoever writes into it and goes back again, with
-    ``retain_graph``, is told so by torch.
+    ``retain_graph``, is told so by torch; not if torch could not see it (``.data``).
     """
     return grad if _is_one(factor) else grad * factor
 

@@ -111,8 +111,12 @@ def test_labels_far_apart():
     assert torch.equal(found[0], crow)
     assert torch.equal(found[1].long(), far[classes.long()])
     assert torch.equal(found[2], weights)
+    apart = torch.stack([given, given], 1)[:, 0]  # in memory, too
+    assert torch.equal(graph.walk_labels(apart, 0.7)[1], found[1])
     with pytest.raises(ValueError, match=f"labels: expected numbers below .* got {2**31}"):
         graph.walk_labels(given + 1, 0.7)
+    with pytest.raises(ValueError, match="labels: expected numbers below 2\\^63"):
+        graph.walk_labels(given.numpy().astype("uint64"), 0.7)
 
 
 def test_does_not_depend_on_the_number_of_threads():

@@ -101,6 +101,24 @@ def test_loss_and_gradients_match_definition(shape, options, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("classes", [4, 3000])  # gradients of the forward call, and later ones
+def test_ignored_rows_may_lie_on_prototypes(classes, reduction, dtype, device):
+    """2^logit would overflow: nothing but its weight of 0 keeps such a row out of gradients."""
+    scale = 800.0 if dtype == torch.float64 else 100.0
+    w = torch.eye(classes, 4, dtype=dtype, device=device).add(0.01).requires_grad_()
+    x = torch.eye(4, dtype=dtype, device=device)
+    labels = torch.tensor([IGNORED, 0, 2, 3], device=device)
+    options = {"scale": scale, "ignore_index": IGNORED, "reduction": reduction}
+    fcl_ext.compat_loss(x, w, labels, **options).sum().backward()
+    exact = w.detach().double().requires_grad_()
+    reference.compat_loss(x.double(), exact, labels, **options).sum().backward()
+    budget = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
+    assert error(w.grad, exact.grad) <= budget
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_reductions(options, reduction, device):

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -296,10 +299,12 @@ def test_large_logits_and_non_finite_inputs(device):
     assert lse[1].isfinite()
     x[0, 0] = torch.inf
     for classes in (w, w[:2, :1]):  # with inf * 0 = NaN among the logits, and without
-        some = x[:, : classes.shape[1]]
-        lse, _ = fcl_ext.softmax_readout(some, classes, scale=1.0)
-        expected = torch.logsumexp(some @ classes.T, 1)
-        torch.testing.assert_close(lse, expected, equal_nan=True)
+        # The second part of the factor that rows are multiplied by is 0, and of either sign.
+        for dtype, scale in itertools.product(DTYPES, (1 / math.log2(math.e), 1.0, 10.0, 30.0)):
+            some = x[:, : classes.shape[1]].to(dtype)
+            lse, _ = fcl_ext.softmax_readout(some, classes.to(dtype), scale=scale)
+            expected = torch.logsumexp(scale * some.double() @ classes.T.double(), 1)
+            torch.testing.assert_close(lse.double(), expected, equal_nan=True, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -423,7 +428,7 @@ def test_every_isa_agrees():
 
 # Tails of every kind of block, sums with and without a running maximum; a NaN stays in its row.
 _BFLOAT16_ISA_SCRIPT = """
-import torch, fcl_ext
+import math, torch, fcl_ext, fcl_ext.ops
 from fcl_ext import _C
 torch.manual_seed(0)
 numbers = []
@@ -436,6 +441,16 @@ for rows, dim, classes in (1, 5, 1), (33, 33, 31), (17, 100, 33), (130, 64, 1001
         # Weights are rounded by up to 2^-9, and their rows cancel in part.
         assert (mean - exact_mean).norm() <= 2**-8 * exact_mean.norm()
         numbers += [float(lse.sum()), float(mean.norm())]
+    # Normalised prototypes' own norms go into the weights, which 2^logit alone does not overflow.
+    for scale, norm in (80.0, 1e-4), (-80.0, 1e4), (80.0, 1.0), (-80.0, 1.0), (-69.0, 1.0):
+        few = (norm * torch.nn.functional.normalize(torch.randn(9, dim))).bfloat16()
+        near = (math.copysign(1, scale) * few[:rows]).float()
+        near = torch.nn.functional.normalize(near).bfloat16()
+        options = None, None, abs(scale), True, True
+        lse, mean = fcl_ext.ops.softmax_readout(near, few, *options)
+        exact_lse, exact_mean = fcl_ext.ops.softmax_readout(near.double(), few.double(), *options)
+        assert (lse - exact_lse).abs().max() <= 1e-4
+        assert (mean - exact_mean).norm() <= 2**-8 * exact_mean.norm()
     x[0, 0] = torch.nan
     lse, mean = fcl_ext.softmax_readout(x, w, scale=0.02)
     assert lse[0].isnan() and lse[1:].isfinite().all() and mean[1:].isfinite().all()

@@ -35,15 +35,13 @@ bool may_use_amx() {
 }
 #endif
 
-}  // namespace
-
-CpuIsa best_cpu_isa() {
+// Without tiles.
+CpuIsa best_vector_isa() {
 #ifdef FCL_X86
   // Each list is what the compiler was told it may use in that ISA's files.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    if (!__builtin_cpu_supports("avx512bf16")) return CpuIsa::kAvx512;
-    return may_use_amx() ? CpuIsa::kAmxBf16 : CpuIsa::kAvx512Bf16;
+    return __builtin_cpu_supports("avx512bf16") ? CpuIsa::kAvx512Bf16 : CpuIsa::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
@@ -53,15 +51,26 @@ CpuIsa best_cpu_isa() {
   return CpuIsa::kPortable;
 }
 
+}  // namespace
+
+CpuIsa best_cpu_isa() {
+  const CpuIsa vectors = best_vector_isa();
+#ifdef FCL_X86
+  if (vectors == CpuIsa::kAvx512Bf16 && may_use_amx()) return CpuIsa::kAmxBf16;
+#endif
+  return vectors;
+}
+
 namespace {
 
 CpuIsa decide() {
-  const CpuIsa best = best_cpu_isa();
   const char* forced = std::getenv("FCL_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') return best;
+  if (forced == nullptr || *forced == '\0') return best_cpu_isa();
   for (CpuIsa isa :
        {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmxBf16}) {
     if (std::strcmp(forced, cpu_isa_name(isa)) != 0) continue;
+    // Permission to use tiles is for the process: not asked where it is told to do without.
+    const CpuIsa best = isa == CpuIsa::kAmxBf16 ? best_cpu_isa() : best_vector_isa();
     if (isa <= best) return isa;
     throw std::runtime_error(std::string("FCL_CPU_ISA=") + forced + ": this CPU has only " +
                              cpu_isa_name(best));

@@ -55,9 +55,9 @@ inline Vec<T> broadcast(T value) {
 }
 // v with its lanes moved by `half`, around the end.
 template <typename T, int... kLane>
-inline Vec<T> rotate(Vec<T> v, int half, std::integer_sequence<int, kLane...>) {
+inline Vec<T> rotate(Vec<T> v, int lanes, std::integer_sequence<int, kLane...>) {
   using Index = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;
-  return __builtin_shuffle(v, Index{((kLane + half) % kLanes<T>)...});
+  return __builtin_shuffle(v, Index{((kLane + lanes) % kLanes<T>)...});
 }
 // By halves: one lane after the other would wait for its own last addition.
 template <typename T>

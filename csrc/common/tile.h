@@ -168,7 +168,8 @@ inline void pack_rows(const S* source, int64_t rows, int64_t dim, int64_t panel_
 
 // Rows [0, rows) -> transposed panels [rows/kPanel][padded_dim][kPanel] times a factor, padded with
 // zeros: the B operand whose columns are rows of the source. The factor is a double, here two
-// numbers of type T, because its own rounding would be an error that all products share.
+// numbers of type T, because its own rounding would be an error that all products share. An
+// infinite product stays one: the second number would make a NaN of it.
 template <typename T, typename S>
 inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t padded_dim,
                          double factor, T* packed) {
@@ -185,7 +186,8 @@ inline void pack_columns(const S* source, int64_t rows, int64_t dim, int64_t pad
           continue;
         }
         const Vec<T> part = load_part<T>(source + (begin + i) * dim, d, dim);
-        square[i] = part * high + part * low;
+        const Vec<T> product = part * high;
+        square[i] = product + (product - product == Vec<T>{} ? part * low : Vec<T>{});
       }
       transpose<T>(square);
       for (int64_t j = 0; j < L; ++j) store(to + (d + j) * kPanel<T>, square[j]);

@@ -54,6 +54,8 @@ inline void amx_product(AmxOperand a, AmxOperand b, int64_t steps, float* c, int
   const int64_t pair = static_cast<int64_t>(sizeof(Bf16Pair));
   const int64_t c_bytes = c_stride * static_cast<int64_t>(sizeof(float));
   float* low = c + kAmxRows * c_stride;
+  // The compiler does not know what memory tiles are loaded from: what was stored there must be.
+  asm volatile("" ::: "memory");
   if (accumulate) {
     _tile_loadd(0, c, c_bytes);
     _tile_loadd(1, c + kAmxRows, c_bytes);

@@ -316,7 +316,7 @@ def _present(classes: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"labels: expected numbers below 2^31, as the result's are int32, got {int(names[-1])}"
         )
-    return names, torch.where(classes >= 0, torch.searchsorted(names, classes), -1)
+    return names, torch.where(classes >= 0, torch.searchsorted(names, classes.contiguous()), -1)
 
 
 def _contraction_steps(damping: float, tol: float) -> int:

@@ -108,11 +108,14 @@ def labels_of(labels: Tensor | np.ndarray, num_rows: int) -> Tensor:
 
     Raises:
         TypeError: Labels that are not integers.
-        ValueError: Another number of them.
+        ValueError: Another number of them, or one beyond int64.
     """
     tensor = torch.as_tensor(np.asarray(labels)) if not isinstance(labels, Tensor) else labels
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"labels: expected integers, got {tensor.dtype}")
     if tuple(tensor.shape) != (num_rows,):
         raise ValueError(f"labels: expected shape [{num_rows}], got {list(tensor.shape)}")
-    return tensor.cpu().long()
+    classes = tensor.cpu().long()
+    if tensor.dtype == torch.uint64 and bool((classes < 0).any()):
+        raise ValueError("labels: expected numbers below 2^63")
+    return classes

@@ -68,7 +68,7 @@ double dot(const A* a, const B* b, int64_t dim) {
 
 // to = a x + b y
 template <typename X, typename Y, typename T>
-void sum(double a, const X* x, double b, const Y* y, int64_t dim, T* to) {
+void weighted_sum(double a, const X* x, double b, const Y* y, int64_t dim, T* to) {
   readout_kernels().row_sum(a, {dtype_of<X>(), x}, b, {dtype_of<Y>(), y}, dim,
                             std::is_same_v<T, double>, to);
 }
@@ -103,7 +103,7 @@ inline void store_rounded(double value, Float16* to) {
 template <typename S>
 void scale_row(double factor, const S* x, int64_t dim, S* to) {
   if constexpr (std::is_same_v<S, typename Accumulate<S>::type>) {
-    sum(factor, x, 0, x, dim, to);
+    weighted_sum(factor, x, 0, x, dim, to);
   } else {
     for (int64_t d = 0; d < dim; ++d) store_rounded(factor * load_double(x + d), to + d);
   }
@@ -142,6 +142,9 @@ double finish_row(const CompatProblem& p, int64_t i, int64_t label, double row_w
     if (grad != nullptr) std::fill_n(grad + i * dim, dim, T(0));
     if (state != nullptr) {
       for (int64_t k = 0; k < kStateRows; ++k) state[k * n + i] = 0;
+      // With its own logsumexp its probabilities, which the gradient to prototypes multiplies by
+      // 0, are numbers.
+      state[kStateLogsumexp * n + i] = static_cast<T>(logsumexp);
     }
     return 0;
   }
@@ -165,13 +168,13 @@ double finish_row(const CompatProblem& p, int64_t i, int64_t label, double row_w
   if (grad == nullptr) return row.loss;
   T* g = grad + i * dim;
   const double factor = o.scale * row_weight;
-  sum(factor * row.other, g, factor * row.target * target_norm, target, dim, g);
+  weighted_sum(factor * row.other, g, factor * row.target * target_norm, target, dim, g);
   if (p.mean_prototype != nullptr) {
-    sum(1, g, -factor * o.label_smoothing, p.mean_prototype, dim, g);
+    weighted_sum(1, g, -factor * o.label_smoothing, p.mean_prototype, dim, g);
   }
   if (o.normalize) {
     // Through the norm of the row as given.
-    sum(norm, g, -norm * dot(g, unit, dim), unit, dim, g);
+    weighted_sum(norm, g, -norm * dot(g, unit, dim), unit, dim, g);
   }
   return row.loss;
 }
@@ -288,10 +291,10 @@ void add_target_rows(const CompatProblem& p, const T* state, const T* grad_loss,
     const S* prototype = prototypes + label * dim;
     T* grad = grad_prototypes + label * dim;
     const double norm = p.options.normalize ? inverse_norm(prototype, dim) : 1;
-    sum(1, grad, factor * norm, value, dim, grad);
+    weighted_sum(1, grad, factor * norm, value, dim, grad);
     if (!p.options.normalize) return;
-    const double along = factor * norm * norm * norm * dot(value, prototype, dim);
-    sum(1, grad, -along, prototype, dim, grad);
+    const double radial = factor * norm * norm * norm * dot(value, prototype, dim);
+    weighted_sum(1, grad, -radial, prototype, dim, grad);
   };
   for (int64_t i = 0; i < n; ++i) {
     if (p.labels[i] == p.options.ignore_index) continue;

@@ -16,7 +16,11 @@ class Bf16Products {
   static constexpr int64_t kGroup = kAmxBlock;
 
   Bf16Products(const Bf16Workspace& workspace, Arena& arena)
-      : w(workspace), turned(arena.take<Bf16Pair>(kRows * w.block / 2)) {}
+      : w(workspace), turned(take_scratch(workspace, arena)) {}
+
+  static Bf16Pair* take_scratch(const Bf16Workspace& workspace, Arena& arena) {
+    return arena.take<Bf16Pair>(kRows * workspace.block / 2);
+  }
 
   // Calls of Prefetch::step that logits() makes.
   int64_t steps(int64_t rows, int64_t count) const {

@@ -174,7 +174,7 @@ T pack_classes(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, in
   return largest_packed_norm(p, largest);
 }
 
-// What pack_classes says of norms, without packing.
+// What pack_classes says of norms, bit for bit, without packing.
 template <typename S, typename T>
 void inverse_norms(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count) {
   for (int64_t c = 0; c < count; ++c) {

@@ -214,7 +214,7 @@ void merge_running(const RunningSums<T>& running, const T* sum_rows, bool is_fir
   }
 }
 
-// Of no classes.
+// Totals of no classes; the mean is written by the first flush, where there is one.
 template <typename T>
 void start_totals(const ReadoutProblem& p, int64_t rows, bool has_classes, T* base_total,
                   double* sum_total, T* mean) {

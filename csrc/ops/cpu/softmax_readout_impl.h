@@ -20,7 +20,11 @@ size_t scratch_bytes(const ReadoutProblem& p, bool for_classes) {
     Workspace<AccumulateOf<typename decltype(tag)::type>>(p, arena, for_classes);
   });
 #ifdef __AVX512BF16__
-  if (p.dtype == Dtype::kBfloat16) arena.used += scratch_bytes_bf16(p);
+  // A call takes one or the other.
+  if (p.dtype == Dtype::kBfloat16 && !for_classes) {
+    const size_t of_pairs = scratch_bytes_bf16(p);
+    if (of_pairs > arena.used) return of_pairs;
+  }
 #endif
   return arena.used;
 }

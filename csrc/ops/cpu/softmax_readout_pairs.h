@@ -14,6 +14,8 @@ class Bf16Products {
 
   Bf16Products(const Bf16Workspace& workspace, Arena&) : w(workspace) {}
 
+  static void take_scratch(const Bf16Workspace&, Arena&) {}
+
   // Calls of Prefetch::step that logits() makes.
   int64_t steps(int64_t rows, int64_t count) const {
     return ceil_div(rows, kPairPanel) * ceil_div(count, kTileRows) * (w.dim / kPairPanel);

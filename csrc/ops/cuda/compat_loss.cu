@@ -83,6 +83,10 @@ __global__ void __launch_bounds__(kFinishThreads, kFinishResident)
       for (int64_t d = lane; grad != nullptr && d < p.dim; d += kWarp) grad[d] = 0;
       if (lane != 0) continue;
       for (int k = 0; state != nullptr && k < kStateRows; ++k) state[k * p.num_rows] = 0;
+      // With its own logsumexp its probabilities, which the gradient to prototypes multiplies by
+      // 0, are numbers.
+      if (state != nullptr)
+        state[kStateLogsumexp * p.num_rows] = static_cast<const T*>(scratch.logsumexp)[i];
       scratch.losses[i] = 0;
       if (loss != nullptr) *loss = 0;
       continue;
