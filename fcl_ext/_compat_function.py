@@ -52,6 +52,7 @@ class CompatLoss(torch.autograd.Function):
             prototypes if need_prototypes else None,
         )
         ctx.dtype = embeddings.dtype
+        ctx.options = (scale, label_smoothing, normalize, ignore_index)
         # In any case: it forgets what was kept of prototypes that are in training now.
         packed, squared_norms = packed_prototypes(prototypes, normalize)
         both = need_embeddings and need_prototypes and reduction != "none"
@@ -71,7 +72,7 @@ class CompatLoss(torch.autograd.Function):
                     ignore_index,
                     reduction,
                 )
-                ctx.save_for_backward(*inputs, grad, grad_prototypes)
+                ctx.save_for_backward(*inputs, grad, None, grad_prototypes)
                 return loss
         logits = room_for_logits(embeddings, prototypes) if need_prototypes else None
         loss, grad, unit, state = ops.compat_loss(
@@ -94,10 +95,9 @@ class CompatLoss(torch.autograd.Function):
         )
         if need_prototypes:
             rows = unit if normalize else embeddings
-            ctx.save_for_backward(*inputs, grad, rows, labels, state, logits)
+            ctx.save_for_backward(*inputs, grad, labels, rows, state, logits)
         else:
-            ctx.save_for_backward(*inputs, grad)
-        ctx.options = (scale, label_smoothing, normalize, ignore_index)
+            ctx.save_for_backward(*inputs, grad, labels if reduction == "none" else None)
         return loss
 
     @staticmethod
@@ -109,17 +109,20 @@ class CompatLoss(torch.autograd.Function):
 def _gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """To embeddings and prototypes."""
     need_embeddings, need_prototypes = ctx.needs_input_grad[:2]
-    _, prototypes, grad, *rest = ctx.saved_tensors
+    _, prototypes, grad, labels, *rest = ctx.saved_tensors
+    scale, label_smoothing, normalize, ignore_index = ctx.options
     grad_embeddings: Tensor | None = None
     if need_embeddings:
-        per_row = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
-        grad_embeddings = _times(grad, per_row).to(ctx.dtype)
+        factor = grad_loss
+        if grad_loss.dim() > 0:
+            # An ignored row has no say, whatever the gradient of its loss: NaN times 0 is one.
+            factor = grad_loss.masked_fill(labels == ignore_index, 0)[:, None]
+        grad_embeddings = _times(grad, factor).to(ctx.dtype)
     grad_prototypes: Tensor | None = None
     if len(rest) == 1:
         grad_prototypes = _times(rest[0], grad_loss).to(ctx.dtype)
     elif need_prototypes:
-        rows, labels, state, logits = rest
-        scale, label_smoothing, normalize, ignore_index = ctx.options
+        rows, state, logits = rest
         grad_prototypes = ops.compat_loss_backward(
             rows,
             prototypes,
@@ -148,6 +151,6 @@ def _is_one(factor: Tensor) -> bool:
     if factor.dim() > 0 or not can_look(factor):
         return False
     try:
-        return factor.item() == 1
-    except RuntimeError:  # several at once (is_grads_batched)
+        return bool(factor.item() == 1)
+    except RuntimeError:  # several at once (is_grads_batched), or a number that is traced
         return False

@@ -8,6 +8,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fcl_ext
 import reference
@@ -116,6 +117,34 @@ def test_ignored_rows_may_lie_on_prototypes(classes, reduction, dtype, device):
     reference.compat_loss(x.double(), exact, labels, **options).sum().backward()
     budget = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
     assert error(w.grad, exact.grad) <= budget
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("trainable", [False, True])
+def test_gradients_of_ignored_losses_do_not_matter(trainable, device):
+    x, w, labels = _inputs((40, 9, 30), torch.float32, device)
+    leaves = [x.requires_grad_(), w.requires_grad_(trainable)]
+    given = torch.linspace(1, 2, 40, device=device)
+    some = torch.where(labels == IGNORED, torch.nan, given)
+    gradients = []
+    for of_losses in (given, some):
+        losses = fcl_ext.compat_loss(x, w, labels, scale=3.0, reduction="none")
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        gradients.append(torch.autograd.grad(losses, wanted, of_losses))
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("mode", ["fake", "symbolic"])
+def test_gradients_can_be_traced(mode):
+    def step(x, w):
+        loss = fcl_ext.compat_loss(x, w, torch.arange(4), scale=3.0)
+        return torch.autograd.grad(loss * 2, (x, w))
+
+    inputs = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    traced = make_fx(step, tracing_mode=mode)(*inputs)
+    for found, expected in zip(traced(*inputs), step(*inputs), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -298,7 +298,8 @@ def test_large_logits_and_non_finite_inputs(device):
     assert mean[0].isnan().all()
     assert lse[1].isfinite()
     x[0, 0] = torch.inf
-    for classes in (w, w[:2, :1]):  # with inf * 0 = NaN among the logits, and without
+    many = torch.linspace(-1, 1, 100, device=device)[:, None]
+    for classes in (w, w[:2, :1], many):  # with inf * 0 = NaN among the logits, and without
         # The second part of the factor that rows are multiplied by is 0, and of either sign.
         for dtype, scale in itertools.product(DTYPES, (1 / math.log2(math.e), 1.0, 10.0, 30.0)):
             some = x[:, : classes.shape[1]].to(dtype)
@@ -368,6 +369,7 @@ BAD_CALLS = [
     (lambda x, w: (x, w, w[:2], None, 1.0, True), r"expected values of shape \[C, Dv\]"),
     (lambda x, w: (x, w, None, None, 0.0, True), "expected scale > 0"),
     (lambda x, w: (x, w, None, None, float("nan"), True), "expected scale > 0"),
+    (lambda x, w: (x, w, None, None, 1e39, True), "expected scale <= 1e38"),
     (
         lambda x, w: (x, w, None, torch.zeros(2, dtype=torch.int64), 1.0, True),
         r"expected exclude of shape \[N\] = \[3\], got \[2\]",
@@ -451,6 +453,14 @@ for rows, dim, classes in (1, 5, 1), (33, 33, 31), (17, 100, 33), (130, 64, 1001
         exact_lse, exact_mean = fcl_ext.ops.softmax_readout(near.double(), few.double(), *options)
         assert (lse - exact_lse).abs().max() <= 1e-4
         assert (mean - exact_mean).norm() <= 2**-8 * exact_mean.norm()
+    # Classes of which some are far longer than others, all far from the rows.
+    near = torch.nn.functional.normalize(torch.randn(1, dim) + 0.01 * torch.randn(896, dim))
+    long = torch.where(torch.arange(896) < 448, 1.0, 1e18)[:, None]
+    options = None, None, 62.0, True, True
+    pair = (-near[:rows]).bfloat16(), (near * long).bfloat16()
+    mean = fcl_ext.ops.softmax_readout(*pair, *options)[1]
+    exact_mean = fcl_ext.ops.softmax_readout(*(t.double() for t in pair), *options)[1]
+    assert (mean - exact_mean).norm() <= 2**-8 * exact_mean.norm()
     x[0, 0] = torch.nan
     lse, mean = fcl_ext.softmax_readout(x, w, scale=0.02)
     assert lse[0].isnan() and lse[1:].isfinite().all() and mean[1:].isfinite().all()

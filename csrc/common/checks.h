@@ -121,9 +121,11 @@ inline ScalarType accumulate_type(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_positive_finite(const char* op, const char* name, double value) {
-  FCL_REQUIRE(std::isfinite(value) && value > 0, "fcl::", op, ": expected ", name,
-              " > 0 and finite, got ", value);
+// Of logits: its product with log2(e) must be a float.
+inline void check_scale(const char* op, double scale) {
+  FCL_REQUIRE(std::isfinite(scale) && scale > 0, "fcl::", op,
+              ": expected scale > 0 and finite, got ", scale);
+  FCL_REQUIRE(scale <= 1e38, "fcl::", op, ": expected scale <= 1e38, got ", scale);
 }
 
 }  // namespace fcl

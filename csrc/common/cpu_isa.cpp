@@ -51,18 +51,6 @@ CpuIsa best_vector_isa() {
   return CpuIsa::kPortable;
 }
 
-}  // namespace
-
-CpuIsa best_cpu_isa() {
-  const CpuIsa vectors = best_vector_isa();
-#ifdef FCL_X86
-  if (vectors == CpuIsa::kAvx512Bf16 && may_use_amx()) return CpuIsa::kAmxBf16;
-#endif
-  return vectors;
-}
-
-namespace {
-
 CpuIsa decide() {
   const char* forced = std::getenv("FCL_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return best_cpu_isa();
@@ -72,8 +60,8 @@ CpuIsa decide() {
     // Permission to use tiles is for the process: not asked where it is told to do without.
     const CpuIsa best = isa == CpuIsa::kAmxBf16 ? best_cpu_isa() : best_vector_isa();
     if (isa <= best) return isa;
-    throw std::runtime_error(std::string("FCL_CPU_ISA=") + forced + ": this CPU has only " +
-                             cpu_isa_name(best));
+    throw std::runtime_error(std::string("FCL_CPU_ISA=") + forced +
+                             ": this CPU and system allow only " + cpu_isa_name(best));
   }
   throw std::runtime_error(
       std::string("FCL_CPU_ISA: expected portable, avx2, avx512, avx512_bf16 or amx_bf16, got ") +
@@ -81,6 +69,14 @@ CpuIsa decide() {
 }
 
 }  // namespace
+
+CpuIsa best_cpu_isa() {
+  const CpuIsa vectors = best_vector_isa();
+#ifdef FCL_X86
+  if (vectors == CpuIsa::kAvx512Bf16 && may_use_amx()) return CpuIsa::kAmxBf16;
+#endif
+  return vectors;
+}
 
 CpuIsa cpu_isa() {
   static const CpuIsa isa = decide();

@@ -53,7 +53,7 @@ template <typename T>
 inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};  // x - 0 keeps signed zeros and NaN
 }
-// v with its lanes moved by `half`, around the end.
+// v with its lanes moved around the end.
 template <typename T, int... kLane>
 inline Vec<T> rotate(Vec<T> v, int lanes, std::integer_sequence<int, kLane...>) {
   using Index = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;

@@ -49,7 +49,7 @@ inline CompatLossShape check_compat_loss(const char* op, const Tensor& embedding
   check_dtype(op, "labels", labels, ScalarType::Long);
   check_shape(op, "labels", labels, "[N]", {n});
   check_same_device(op, "labels", labels, embeddings);
-  check_positive_finite(op, "scale", options.scale);
+  check_scale(op, options.scale);
   FCL_REQUIRE(options.margin >= 0 && options.margin < 3.141592653589793, "fcl::", op,
               ": expected margin in [0, pi), got ", options.margin);
   FCL_REQUIRE(options.label_smoothing >= 0 && options.label_smoothing <= 1, "fcl::", op,

@@ -66,7 +66,7 @@ inline ReadoutShape check_softmax_readout(const char* op, const Tensor& embeddin
     check_shape(op, "exclude_col", *exclude_col, "[E]", {-1});
     check_same_device(op, "exclude_col", *exclude_col, embeddings);
   }
-  check_positive_finite(op, "scale", scale);
+  check_scale(op, scale);
   return {dtype, n, d, c, value_dim};
 }
 

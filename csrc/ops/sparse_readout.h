@@ -33,7 +33,7 @@ inline SparseReadoutShape check_sparse_bank(const char* op, const Tensor& embedd
   check_dtype(op, "rows", rows, embeddings.scalar_type());
   check_shape(op, "rows", rows, "[R, D]", {-1, embeddings.size(1)});
   check_same_device(op, "rows", rows, embeddings);
-  check_positive_finite(op, "scale", scale);
+  check_scale(op, scale);
   return {dtype, embeddings.size(0), embeddings.size(1), rows.size(0), 0, 0};
 }
 

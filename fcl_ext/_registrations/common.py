@@ -91,12 +91,13 @@ def check_classes(op: str, prototypes: Tensor) -> None:
         )
 
 
-def check_positive_finite(op: str, name: str, value: float) -> None:
-    """Refuse zero, negative numbers, infinities and NaN."""
+def check_scale(op: str, scale: float) -> None:
+    """Refuse what is not above 0, or so large that logits would not be floats."""
     torch._check(
-        0 < value < math.inf,
-        lambda: f"fcl::{op}: expected {name} > 0 and finite, got {number(value)}",
+        0 < scale < math.inf,
+        lambda: f"fcl::{op}: expected scale > 0 and finite, got {number(scale)}",
     )
+    torch._check(scale <= 1e38, lambda: f"fcl::{op}: expected scale <= 1e38, got {number(scale)}")
 
 
 def check_damping(op: str, damping: float) -> None:

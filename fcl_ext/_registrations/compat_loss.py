@@ -17,8 +17,8 @@ from fcl_ext._registrations.common import (
     check_classes,
     check_dtype,
     check_floating,
-    check_positive_finite,
     check_same_device,
+    check_scale,
     check_shape,
     number,
     refuse_double_backward,
@@ -41,7 +41,7 @@ def _check_problem(
     check_dtype(op, "labels", labels, torch.int64)
     check_shape(op, "labels", labels, "[N]", (embeddings.shape[0],))
     check_same_device(op, "labels", labels, embeddings)
-    check_positive_finite(op, "scale", scale)
+    check_scale(op, scale)
 
 
 def _check_margin(

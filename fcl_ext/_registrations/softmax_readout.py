@@ -14,8 +14,8 @@ from fcl_ext._registrations.common import (
     check_classes,
     check_dtype,
     check_floating,
-    check_positive_finite,
     check_same_device,
+    check_scale,
     check_shape,
     refuse_double_backward,
     register_autograd,
@@ -68,7 +68,7 @@ def _check(
         check_dtype(op, "exclude_col", exclude_col, torch.int64)
         check_shape(op, "exclude_col", exclude_col, "[E]", (None,))
         check_same_device(op, "exclude_col", exclude_col, embeddings)
-    check_positive_finite(op, "scale", scale)
+    check_scale(op, scale)
     torch._check(
         exclude_crow is None or embeddings.device.type != "cuda",
         lambda: f"fcl::{op}: sets of classes are left out on the CPU only",

@@ -13,8 +13,8 @@ from fcl_ext._registrations.common import (
     accumulate_dtype,
     check_dtype,
     check_floating,
-    check_positive_finite,
     check_same_device,
+    check_scale,
     check_shape,
     refuse_double_backward,
     register_autograd,
@@ -28,7 +28,7 @@ def _check_bank(op: str, embeddings: Tensor, rows: Tensor, scale: float) -> None
     check_dtype(op, "rows", rows, embeddings.dtype)
     check_shape(op, "rows", rows, "[R, D]", (None, embeddings.shape[1]))
     check_same_device(op, "rows", rows, embeddings)
-    check_positive_finite(op, "scale", scale)
+    check_scale(op, scale)
 
 
 def _check_vector(

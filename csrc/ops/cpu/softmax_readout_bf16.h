@@ -56,18 +56,11 @@ inline float pack_columns_bf16(const BFloat16* embeddings, int64_t rows, int64_t
   return __builtin_sqrtf(largest);
 }
 
-// What a block of classes can do to logits and weights.
-struct ClassBounds {
-  float norm = 0;             // the largest a logit sees
-  float least = 1, most = 1;  // of w.norms, by which weights are multiplied before they are rounded
-};
-
-// Packs a block of classes and sets their factors.
-inline ClassBounds pack_classes_bf16(const ReadoutProblem& p, const Bf16Workspace& w, int64_t begin,
-                                     int64_t count) {
+// Packs a block of classes and sets their factors; returns the largest norm a logit sees.
+inline float pack_classes_bf16(const ReadoutProblem& p, const Bf16Workspace& w, int64_t begin,
+                               int64_t count) {
   const BFloat16* first = static_cast<const BFloat16*>(p.prototypes) + begin * p.dim;
   const float factor = static_cast<float>(p.scale * kLog2E);
-  ClassBounds bounds;
   float largest = 0;
   for (int64_t c = 0; c < count; c += 2) {
     const BFloat16* low_row = first + c * p.dim;
@@ -92,25 +85,17 @@ inline ClassBounds pack_classes_bf16(const ReadoutProblem& p, const Bf16Workspac
       w.norms[c + i] = p.normalize ? inverse_norm(squared[i]) : 1.0f;
       w.logit_factor[c + i] = factor * w.norms[c + i];
       largest = squared[i] > largest || squared[i] != squared[i] ? squared[i] : largest;
-      bounds.least = w.norms[c + i] < bounds.least ? w.norms[c + i] : bounds.least;
-      bounds.most = w.norms[c + i] > bounds.most ? w.norms[c + i] : bounds.most;
     }
   }
-  bounds.norm = !p.normalize         ? __builtin_sqrtf(largest)
-                : largest != largest ? largest
-                                     : 1.0001f;  // a little above 1: rounding
-  return bounds;
+  if (p.normalize) return largest != largest ? largest : 1.0001f;  // a little above 1: rounding
+  return __builtin_sqrtf(largest);
 }
 
-// Whether weights 2^z |w_c|^-1 with |z| at most that of is_bounded stay in a range where neither
-// they nor their products with values overflow or lose digits: the processor's products of pairs
-// take numbers below 2^-126 for 0.
-inline bool weights_fit(float row_bound, const ClassBounds& classes) {
-  const double largest =
-      exp2_scalar<double>(static_cast<double>(row_bound) * static_cast<double>(classes.norm));
-  return largest * static_cast<double>(classes.most) < 0x1p100 &&
-         static_cast<double>(classes.least) / largest > 0x1p-100;
-}
+// Whether m = 0 keeps weights 2^z |w_c|^-1 and their products with values in range, for |z| <=
+// row_bound * class_bound: |w_c|^-1 lies in [2^-64, 2^40], or its square would not be a number, and
+// the processor's products of pairs take what is below 2^-126 for 0. All blocks of normalised
+// classes answer alike: beside a block with m = 0, another's maximum could not be lower.
+inline bool weights_fit(float row_bound, float class_bound) { return row_bound * class_bound < 60; }
 
 // What rounding does to the sum of each row's weights since the last flush. Dividing it out of the
 // mean takes away most of the error: all of it where one class has all the weight.
@@ -192,13 +177,13 @@ inline void forward_bf16(const ReadoutProblem& p, int64_t row, int64_t rows, int
     rounding.reset();
     for (int64_t c = flush; c < flush_end; c += w.block) {
       const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
-      const ClassBounds classes = pack_classes_bf16(p, w, c, count);
+      const float class_bound = pack_classes_bf16(p, w, c, count);
       Prefetch ahead =
           prefetch_block<BFloat16>(p, c + count, w.block, end, products.steps(rows, count));
       products.logits(rows, count, ahead);
       mask_excluded(p, row, rows, c, count, w.logits);
       const bool bounded =
-          is_bounded(p, row_bound, classes.norm) && weights_fit(row_bound, classes);
+          is_bounded(p, row_bound, class_bound) && weights_fit(row_bound, class_bound);
       const bool shrinks =
           exponentiate<true, float>(w.logits, rows, count, bounded, w.logit_factor, running);
       if (mean == nullptr) continue;

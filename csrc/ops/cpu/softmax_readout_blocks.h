@@ -65,7 +65,7 @@ struct Workspace {
   T* grad_columns;             // [kRows/kPanel][value_dim][kPanel], grad_mean
   T* prototypes;               // [dim/kPanel][block][kPanel]
   T* values;                   // [value_dim/kPanel][block][kPanel]; prototypes unless separate
-  T* norms;                    // [block], 1 / |w_c| where prototypes are normalised, else 1
+  T* norms;                    // [block], 1 / |w_c| where prototypes are normalised
   T* logits;                   // [block][kRows]
   T* value_logits;             // [block][kRows], V . grad_mean
   T* sum_rows;                 // [kRows][max(dim, value_dim)]
@@ -117,24 +117,32 @@ void scale_packed_row(T* row, int64_t padded_dim, int64_t panel_rows, T factor) 
   }
 }
 
-// pack_rows of one row; returns its squared norm, summed while the row is in registers.
-template <typename T, typename S>
-T pack_row_and_square(const S* row, int64_t dim, int64_t panel_rows, T* packed) {
+// Squared norm of a row; each part of it, [begin, begin + kPanel), is also given to `visit`.
+template <typename T, typename S, typename Visit>
+T squared_norm_of(const S* row, int64_t dim, Visit&& visit) {
   Vec<T> sum0{};
   Vec<T> sum1{};
   for (int64_t begin = 0; begin < dim; begin += kPanel<T>) {
     const Vec<T> v0 = load_part<T>(row, begin, dim);
     const Vec<T> v1 = load_part<T>(row, begin + kLanes<T>, dim);
-    store(packed + begin * panel_rows, v0);
-    store(packed + begin * panel_rows + kLanes<T>, v1);
+    visit(begin, v0, v1);
     sum0 += v0 * v0;
     sum1 += v1 * v1;
   }
   return reduce_add<T>(sum0 + sum1);
 }
 
-// Packs class c of the problem, at unit length if the problem says so; returns its squared norm as
-// given, and in `inverse` 1 / |w_c| or 1.
+// pack_rows of one row; returns its squared norm, summed while the row is in registers.
+template <typename T, typename S>
+T pack_row_and_square(const S* row, int64_t dim, int64_t panel_rows, T* packed) {
+  return squared_norm_of<T>(row, dim, [&](int64_t begin, Vec<T> v0, Vec<T> v1) {
+    store(packed + begin * panel_rows, v0);
+    store(packed + begin * panel_rows + kLanes<T>, v1);
+  });
+}
+
+// Packs class c of the problem, at unit length if the problem says so, with 1 / |w_c| in `inverse`
+// then; returns its squared norm as given.
 template <typename S, typename T>
 T pack_class(const ReadoutProblem& p, int64_t c, int64_t padded_dim, int64_t panel_rows, T* packed,
              T* inverse) {
@@ -179,14 +187,7 @@ template <typename S, typename T>
 void inverse_norms(const ReadoutProblem& p, const Workspace<T>& w, int64_t begin, int64_t count) {
   for (int64_t c = 0; c < count; ++c) {
     const S* row = static_cast<const S*>(p.prototypes) + (begin + c) * p.dim;
-    Vec<T> sums[2] = {};
-    for (int64_t d = 0; d < p.dim; d += kPanel<T>) {
-      const Vec<T> v0 = load_part<T>(row, d, p.dim);
-      const Vec<T> v1 = load_part<T>(row, d + kLanes<T>, p.dim);
-      sums[0] += v0 * v0;
-      sums[1] += v1 * v1;
-    }
-    w.norms[c] = inverse_norm(reduce_add<T>(sums[0] + sums[1]));
+    w.norms[c] = inverse_norm(squared_norm_of<T>(row, p.dim, [](int64_t, Vec<T>, Vec<T>) {}));
   }
 }
 

@@ -165,7 +165,8 @@ bool exponentiate(T* logits, int64_t rows, int64_t count, bool bounded, const T*
       }
       const Vec<T> corrected = part - carry;
       const Vec<T> total = sum + corrected;
-      carry = (total - sum) - corrected;
+      // Of an infinite sum nothing is carried: it would be a NaN.
+      carry = total - total == Vec<T>{} ? (total - sum) - corrected : Vec<T>{};
       sum = total;
     }
     const Vec<T> shrink = exp2(old_base - base);
