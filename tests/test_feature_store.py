@@ -129,7 +129,7 @@ def test_unwritable_folder_is_one_clear_error(tmp_path):
 @pytest.mark.parametrize(
     ("features", "manifest", "error", "match"),
     [
-        (sample_rows(), {"label": [0] * 5}, ValueError, "expected a column 'id', found label"),
+        (sample_rows(), {"label": [0] * 5}, ValueError, "expected a column 'id', found 'label'"),
         (sample_rows(), {}, ValueError, "expected a column 'id', found none"),
         (sample_rows(), {"id": ["a"]}, ValueError, "expected 5 rows.* found 1 in column 'id'"),
         (

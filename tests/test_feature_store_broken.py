@@ -76,7 +76,7 @@ def _header(text):
         ("fingerprint.json", lambda path: path.write_text("[" * 100_000), "recursion|Expecting"),
         ("manifest.csv", Path.unlink, "either manifest.csv or manifest.parquet, found neither"),
         ("manifest.csv", lambda path: path.write_text(""), "expected a column 'id', found none"),
-        ("manifest.csv", lambda path: path.write_text("name\nx\n"), "column 'id', found name"),
+        ("manifest.csv", lambda path: path.write_text("name\nx\n"), "column 'id', found 'name'"),
         ("manifest.csv", lambda path: path.write_text("id,id\nx,y\n"), "distinct columns"),
         ("manifest.csv", lambda path: path.write_text("id\nx,y\n"), "1 cells in line 2, found 2"),
         ("manifest.csv", lambda path: path.write_text('id\n"x'), "unexpected end of data"),

@@ -21,7 +21,7 @@ def test_fingerprint_survives_json():
 def test_fingerprint_names_missing_and_unknown_keys():
     values = {**FINGERPRINT.to_dict(), "size": 3}
     del values["metric"]
-    with pytest.raises(ValueError, match="missing metric; unknown size"):
+    with pytest.raises(ValueError, match="missing metric; unknown 'size'"):
         Fingerprint.from_dict(values)
     with pytest.raises(TypeError, match="expected a mapping, got list"):
         Fingerprint.from_dict([])

@@ -136,6 +136,27 @@ def test_a_model_card_of_a_size_no_memory_holds(tmp_path):
             load_model(path.parent)
 
 
+def test_headers_and_pickles_of_a_size_no_memory_holds(tmp_path):
+    # A .npy header of four gigabytes, and a pickle in torch's older format that asks for as much.
+    damaged = {
+        "npy": b"\x93NUMPY\x03\x00\x76\x00\xcf\xff\xd4\x21",
+        "checkpoint": b"X\\\x0aC\xcd\xdc\xf1c\xe8\xd0",
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).mkdir()
+        path = TARGETS[name].make(tmp_path / name)
+        path.write_bytes(content)
+        with little_memory():
+            assert answer(TARGETS[name], path) is None
+
+
+def test_names_in_messages_stay_on_their_line(tmp_path):
+    with pytest.raises(ValueError, match=r"found 'i\\n'"):
+        FeatureStore.write(tmp_path, np.eye(1), {"i\n": ["a"]}, Fingerprint("m", 1))
+    with pytest.raises(ValueError, match=r"unknown 'di\\nm'"):
+        Fingerprint.from_dict({**Fingerprint("m", 1).to_dict(), "di\nm": 1})
+
+
 @pytest.mark.parametrize("tag", ["!!bool q", "!!int ''", "!!timestamp q", "2020-99-99", "!!x y"])
 def test_yaml_tags_on_values_of_another_kind(tag, tmp_path):
     path = tmp_path / "config.yaml"

@@ -16,6 +16,8 @@ from fclearn._losses_key import LossesKey, changed_losses
 from fclearn.datasets import LabelledSet
 from fclearn.wording import some
 
+_ZIP = b"PK\x03\x04"
+
 
 class Checkpoint(TypedDict):
     """All that a training needs to go on as if it had never stopped.
@@ -82,6 +84,11 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         ValueError: A file that is not a whole checkpoint, or holds anything but plain data.
     """
     try:
+        with path.open("rb") as file:
+            # What does not begin so, torch reads as its older format, in which a damaged length
+            # takes as much memory as it says.
+            if file.read(len(_ZIP)) != _ZIP:
+                raise ValueError("not a zip file")
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a hostile file can fail in many ways inside torch
         raise ValueError(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from fclearn.wording import some
+
 #: How rows are compared; larger is nearer. Every reader and writer of features uses these names.
 METRICS = ("cosine", "ip", "l2")
 
@@ -82,7 +84,7 @@ class Fingerprint:
         unknown = sorted(str(key) for key in values if key not in names)
         if missing or unknown:
             wrong = [f"missing {', '.join(missing)}"] if missing else []
-            wrong += [f"unknown {', '.join(unknown)}"] if unknown else []
+            wrong += [f"unknown {some(unknown)}"] if unknown else []
             raise ValueError(f"fingerprint: expected {', '.join(names)}; {'; '.join(wrong)}")
         return cls(**values)
 

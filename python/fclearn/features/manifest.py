@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fclearn._files import reason
 from fclearn.features.cells import check_cells, class_names, label_lists, text_labels
+from fclearn.wording import some
 
 Column = list[Any] | NDArray[Any]
 Manifest = dict[str, Column]
@@ -45,7 +46,7 @@ def check_manifest(
             groups that are not integers; with a format, cells that it cannot hold.
     """
     if "id" not in columns:
-        raise ValueError(f"{name}: expected a column 'id', found {', '.join(columns) or 'none'}")
+        raise ValueError(f"{name}: expected a column 'id', found {some(list(columns)) or 'none'}")
     manifest: Manifest = {}
     for key, values in columns.items():
         if not isinstance(key, str) or not key:

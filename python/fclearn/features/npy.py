@@ -31,6 +31,7 @@ def open_npy(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[Any, np.dt
             f"{path}: expected a .npy file, found {'a folder' if path.is_dir() else 'nothing'}"
         )
     try:
+        _check_header_size(path)
         # Never unpickles: object arrays cannot be mapped.
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header can fail in many ways inside numpy
@@ -45,6 +46,15 @@ def open_npy(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[Any, np.dt
         raise ValueError(f"{path}: expected floating numbers, found {array.dtype}")
     # Opened for reading first, because mapping a truncated file for writing would extend it.
     return array if mode == "r" else np.lib.format.open_memmap(path, mode=mode)
+
+
+def _check_header_size(path: Path) -> None:
+    """Refuse a header longer than its file: numpy would take memory for it before it read it."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        size = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"its header says that it is {size} bytes long")
 
 
 def create_npy(
