@@ -309,8 +309,14 @@ def test_bad_arguments_are_named(call, message):
 
 
 NO_TENSORS = [
-    (lambda x, w, y: fcl_ext.compat_loss(x.numpy(), w, y), "embeddings .* got a numpy array; torch"),
-    (lambda x, w, y: fcl_ext.compat_loss(x, w.numpy(), y), "prototypes to be a tensor, got a numpy"),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x.numpy(), w, y),
+        "embeddings .* got a numpy array; torch",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w.numpy(), y),
+        "prototypes to be a tensor, got a numpy",
+    ),
     (
         lambda x, w, y: fcl_ext.compat_loss(x, w.numpy(), y, label_smoothing=0.1),
         "prototypes to be a tensor, got a numpy",

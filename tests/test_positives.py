@@ -91,7 +91,9 @@ def test_labels_that_are_large_ids_are_refused():
     """By the sets, which have a place for every class; `walk_labels` alone takes them."""
     features, labels = _data()
     graph = KnnGraph.build(features, 6).normalize(temperature=0.1)
-    with pytest.raises(ValueError, match=r"labels: expected numbers below 16777216 .* got 20000004"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected numbers below 16777216 .* got 20000004"
+    ):
         walk_positives(graph, labels + 20_000_000)
 
 
