@@ -147,8 +147,8 @@ class PseudoClassifierLoss(LossModule):
             ``(N, D_old)``; replace the prototype of the label.
 
     Raises:
-        ValueError: Other shapes or dtypes, a NaN or an infinity, soft targets of another dim than the
-            prototypes, or with label smoothing.
+        ValueError: Other shapes or dtypes, a NaN or an infinity, soft targets of another dim
+            than the prototypes, or with label smoothing.
 
     References:
         Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020.
