@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._explain import need_tensors
 
 
 def check_weights(name: str, weights: Tensor, letters: str, size: int) -> None:
-    if weights.shape != (size,):
+    try:
+        shape = weights.shape
+    except AttributeError:
+        need_tensors("compat_loss", **{name: weights})
+        raise
+    if shape != (size,):
         raise ValueError(
-            f"compat_loss: expected {name} of shape {letters} = [{size}], got {list(weights.shape)}"
+            f"compat_loss: expected {name} of shape {letters} = [{size}], got {list(shape)}"
         )
 
 

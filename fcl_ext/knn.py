@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fcl_ext import ops
+from fcl_ext._explain import need_integer, need_tensors, need_text
 
 
 def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tensor, Tensor]:
@@ -23,6 +24,7 @@ def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tens
         lower index. The result does not depend on the number of threads.
 
     Raises:
+        TypeError: Features that are no tensor, or k that is no integer.
         RuntimeError: A wrong shape or dtype, k outside ``[1, N - 1]``, an unknown metric, a NaN or
             infinite feature (CPU; the message names the row).
 
@@ -43,7 +45,11 @@ def knn_graph(features: Tensor, k: int, *, metric: str = "cosine") -> tuple[Tens
         >>> indices.tolist(), similarities.tolist()
         ([[1], [0], [0]], [[1.0], [1.0], [0.0]])
     """
-    return ops.knn_graph(features.detach(), k, metric)
+    try:
+        return ops.knn_graph(features.detach(), k, metric)
+    except (AttributeError, RuntimeError):
+        _explain("knn_graph", k, metric, features=features)
+        raise
 
 
 def knn_graph_segments(
@@ -65,6 +71,7 @@ def knn_graph_segments(
         `knn_graph`. A row of a segment with n rows has ``min(k, n - 1)`` neighbours, then -1 and 0.
 
     Raises:
+        TypeError: As `knn_graph`; offsets that are no tensor.
         RuntimeError: As `knn_graph`; offsets that are not as above.
 
     Note:
@@ -77,7 +84,11 @@ def knn_graph_segments(
         >>> knn_graph_segments(features, torch.tensor([0, 3, 4]), 2)[0].tolist()
         [[1, 2], [0, 2], [1, 0], [-1, -1]]
     """
-    return ops.knn_graph_segments(features.detach(), offsets, k, metric)
+    try:
+        return ops.knn_graph_segments(features.detach(), offsets, k, metric)
+    except (AttributeError, RuntimeError):
+        _explain("knn_graph_segments", k, metric, features=features, offsets=offsets)
+        raise
 
 
 def knn_search(
@@ -98,6 +109,7 @@ def knn_search(
         searched in the same call.
 
     Raises:
+        TypeError: Query or gallery that are no tensors, or k that is no integer.
         RuntimeError: A wrong shape or dtype, k outside ``[1, G]``, an unknown metric, a NaN or
             infinite value (the message names the argument, on the CPU also the row).
 
@@ -118,4 +130,15 @@ def knn_search(
         >>> indices.tolist(), similarities.tolist()
         ([[0, 2]], [[1.0, 1.0]])
     """
-    return ops.knn_search(query.detach(), gallery.detach(), k, metric)
+    try:
+        return ops.knn_search(query.detach(), gallery.detach(), k, metric)
+    except (AttributeError, RuntimeError):
+        _explain("knn_search", k, metric, query=query, gallery=gallery)
+        raise
+
+
+def _explain(function: str, k: object, metric: object, **tensors: object) -> None:
+    """Refuse arguments of other types in a line of their own (see `fcl_ext._explain`)."""
+    need_tensors(function, **tensors)
+    need_integer(function, "k", k)
+    need_text(function, "metric", metric)

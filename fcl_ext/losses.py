@@ -16,6 +16,7 @@ from torch import Tensor
 from fcl_ext import ops
 from fcl_ext._compat_function import CompatLoss
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._explain import need_tensors
 from fcl_ext._frozen import mean_prototype, packed_prototypes
 from fcl_ext._loss_checks import can_look, check_labels, check_options, check_weights
 from fcl_ext._readout_functions import PositiveRows, supcon_losses, target_losses
@@ -73,6 +74,7 @@ def compat_loss(
         Scalar, or shape ``(N,)`` for ``"none"``; float32, or float64 for float64 inputs.
 
     Raises:
+        TypeError: Another thing than a tensor in the place of one.
         ValueError: Labels and targets both or neither given, an option out of range, or a scale,
             margin or label_smoothing that requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit, or a label out of range, which is
@@ -106,7 +108,7 @@ def compat_loss(
                 "compat_loss: margin, label_smoothing and class_weights need labels, got targets"
             )
         losses = _target_losses(
-            "compat_loss: expected targets", embeddings, prototypes, targets, scale, normalize
+            "compat_loss", "targets", embeddings, prototypes, targets, scale, normalize
         )
         return _reduce(losses, sample_weights, reduction)
     assert labels is not None
@@ -166,6 +168,7 @@ def teacher_readout(
         A :class:`Teacher` for :func:`compat_kl`, without gradient.
 
     Raises:
+        TypeError: Teacher embeddings or prototypes that are no tensors.
         ValueError: A scale with a tangent of forward-mode derivatives.
         RuntimeError: Shapes, dtypes or devices that do not fit, or a scale out of range.
 
@@ -176,13 +179,19 @@ def teacher_readout(
         (torch.Size([2, 2]), torch.Size([2]))
     """
     refuse_gradient("scale", scale)
-    teacher_embeddings, prototypes = _for_autocast(teacher_embeddings, prototypes)
-    if normalize:
-        teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
-    packed = packed_prototypes(prototypes, normalize)
-    logsumexp, mean = ops.softmax_readout(
-        teacher_embeddings, prototypes, None, None, scale, True, normalize, *packed
-    )
+    try:
+        teacher_embeddings, prototypes = _for_autocast(teacher_embeddings, prototypes)
+        if normalize:
+            teacher_embeddings = F.normalize(teacher_embeddings, dim=1)
+        packed = packed_prototypes(prototypes, normalize)
+        logsumexp, mean = ops.softmax_readout(
+            teacher_embeddings, prototypes, None, None, scale, True, normalize, *packed
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        need_tensors(
+            "teacher_readout", teacher_embeddings=teacher_embeddings, prototypes=prototypes
+        )
+        raise
     # sum_c p_c log p_c = sum_c p_c (s x.w_c - lse) = s x.mean - lse
     return Teacher(mean, scale * _row_dot(teacher_embeddings, mean) - logsumexp)
 
@@ -220,6 +229,7 @@ def compat_kl(
         Scalar, or shape ``(N,)`` for ``"none"``.
 
     Raises:
+        TypeError: Another thing than a tensor in the place of one.
         ValueError: Both or neither teacher given, an option out of range, or a constant that
             requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit.
@@ -248,7 +258,7 @@ def compat_kl(
     refuse_gradient("prototypes", prototypes, "detach")
     mean, negative_entropy = teacher
     losses = _target_losses(
-        "compat_kl: expected a teacher", embeddings, prototypes, mean, scale, normalize
+        "compat_kl", "a teacher", embeddings, prototypes, mean, scale, normalize
     )
     return _reduce(losses + negative_entropy, None, reduction)
 
@@ -278,7 +288,8 @@ def compat_supcon(
         labels: Shape ``(N,)``, int64; each must have at least one positive.
         features: All old features, shape ``(R, D)``, same dtype and device. Gradients flow to them
             if they require it.
-        feature_labels: Their labels, shape ``(R,)``, int64 >= 0.
+        feature_labels: Their labels, shape ``(R,)``, int64 >= 0, not far above R (see
+            `PositiveSets.from_labels`).
         positives: Instead of feature_labels: ready :class:`PositiveSets`, to sort once per data
             set rather than once per step, or to weight the rows.
         scale: Inverse temperature, > 0.
@@ -289,6 +300,7 @@ def compat_supcon(
         Scalar, or shape ``(N,)`` for ``"none"``.
 
     Raises:
+        TypeError: Another thing than a tensor in the place of one.
         ValueError: A label without positives (CPU tensors; on CUDA its loss is inf), both or
             neither of feature_labels and positives, an option out of range, or weights that require
             a gradient.
@@ -316,6 +328,34 @@ def compat_supcon(
         raise ValueError(
             "compat_supcon: expected either feature_labels or positives, got both or neither"
         )
+    try:
+        losses = _supcon_losses(
+            embeddings, labels, features, feature_labels, positives, scale, normalize
+        )
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        need_tensors("compat_supcon", embeddings=embeddings, labels=labels, features=features)
+        if feature_labels is not None:
+            need_tensors("compat_supcon", feature_labels=feature_labels)
+        # The operator that refuses it knows features as rows.
+        if features.dtype != embeddings.dtype:
+            raise RuntimeError(
+                f"compat_supcon: expected features of dtype {embeddings.dtype}, as the "
+                f"embeddings, got {features.dtype}"
+            ) from None
+        raise
+    return _reduce(losses, None, reduction)
+
+
+def _supcon_losses(
+    embeddings: Tensor,
+    labels: Tensor,
+    features: Tensor,
+    feature_labels: Tensor | None,
+    positives: PositiveSets | tuple[Tensor, Tensor, Tensor | None] | None,
+    scale: float,
+    normalize: bool,
+) -> Tensor:
+    """`compat_supcon` of each row."""
     if feature_labels is not None:
         if feature_labels.shape != features.shape[:1]:
             raise ValueError(
@@ -345,7 +385,7 @@ def compat_supcon(
     losses = supcon_losses(embeddings, features, sets, scale, normalize)
     if log_weights is None:
         losses = losses + torch.log(counts.to(losses.dtype))
-    return _reduce(losses, None, reduction)
+    return losses
 
 
 def _label_losses(
@@ -360,25 +400,30 @@ def _label_losses(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    embeddings, prototypes = _for_autocast(embeddings, prototypes)
-    loss: Tensor = CompatLoss.apply(  # type: ignore[no-untyped-call]
-        embeddings,
-        prototypes,
-        labels,
-        mean_prototype(prototypes, normalize) if label_smoothing else None,
-        scale,
-        margin,
-        arcface,
-        label_smoothing,
-        normalize,
-        ignore_index,
-        reduction,
-        torch.is_grad_enabled(),
-    )
+    try:
+        embeddings, prototypes = _for_autocast(embeddings, prototypes)
+        loss: Tensor = CompatLoss.apply(  # type: ignore[no-untyped-call]
+            embeddings,
+            prototypes,
+            labels,
+            mean_prototype(prototypes, normalize) if label_smoothing else None,
+            scale,
+            margin,
+            arcface,
+            label_smoothing,
+            normalize,
+            ignore_index,
+            reduction,
+            torch.is_grad_enabled(),
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        need_tensors("compat_loss", embeddings=embeddings, prototypes=prototypes, labels=labels)
+        raise
     return loss
 
 
 def _target_losses(
+    function: str,
     what: str,
     embeddings: Tensor,
     prototypes: Tensor,
@@ -387,14 +432,21 @@ def _target_losses(
     normalize: bool,
 ) -> Tensor:
     """``lse - s x.t`` per row."""
-    if targets.shape != embeddings.shape:
-        raise ValueError(
-            f"{what} of shape [N, D] = {list(embeddings.shape)}, got {list(targets.shape)}"
+    try:
+        if targets.shape != embeddings.shape:
+            raise ValueError(
+                f"{function}: expected {what} of shape [N, D] = {list(embeddings.shape)}, "
+                f"got {list(targets.shape)}"
+            )
+        embeddings, prototypes = _for_autocast(embeddings, prototypes)
+        if normalize:
+            embeddings = F.normalize(embeddings, dim=1)
+        return target_losses(embeddings, prototypes, targets, scale, normalize)
+    except (AttributeError, RuntimeError, TypeError):
+        need_tensors(
+            function, **{"embeddings": embeddings, "prototypes": prototypes, what: targets}
         )
-    embeddings, prototypes = _for_autocast(embeddings, prototypes)
-    if normalize:
-        embeddings = F.normalize(embeddings, dim=1)
-    return target_losses(embeddings, prototypes, targets, scale, normalize)
+        raise
 
 
 def _for_autocast(embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -290,6 +290,17 @@ def _changed(position, value):
             torch.tensor([0, 3, 3]),
             r"labels: class 1 has no rows \(2 such classes\); number the classes 0 \.\. C - 1",
         ),
+        (torch.ones(2, 2), ["a", "b"], r"labels: expected integers of shape \(2,\), got list"),
+        (torch.ones(2, 2), np.array(["a", "b"]), r"labels: expected integers .*, got <U1 of \[2\]"),
+        (torch.ones(2, 2), torch.tensor([False, True]), r"expected integers .*, got torch\.bool"),
+        (torch.ones(2, 2), torch.tensor([0j, 1]), r"expected integers .*, got torch\.complex64"),
+        (
+            torch.ones(2, 2),
+            np.array([0, 2**63], dtype=np.uint64),
+            r"labels: expected numbers below 2\^63",
+        ),
+        (torch.ones(3, 2), torch.tensor([0, 2, 2]), r"labels: class 1 has no rows \(1 such"),
+        (torch.ones(2, 2), torch.tensor([0, 2**62]), "labels: class 1 has no rows"),
         (*_changed((7, 2), torch.nan), "features: row 7 has a NaN or an infinity"),
         (*_changed((9, 0), -torch.inf), "features: row 9 has a NaN or an infinity"),
         (

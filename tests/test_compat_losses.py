@@ -308,6 +308,63 @@ def test_bad_arguments_are_named(call, message):
         call(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2]))
 
 
+NO_TENSORS = [
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x.numpy(), w, y),
+        "embeddings .* got a numpy array; torch",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w.numpy(), y),
+        "prototypes to be a tensor, got a numpy",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w.numpy(), y, label_smoothing=0.1),
+        "prototypes to be a tensor, got a numpy",
+    ),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y.numpy()), "labels to be a tensor, got a numpy"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y.tolist()), "labels to be a tensor, got list"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, "abc"), "labels to be a tensor, got str"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, targets=[0.0]), "targets to be a tensor, got list"),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, targets=x.numpy()),
+        "targets to be a tensor, got a numpy",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y, class_weights=[1.0] * 5),
+        "class_weights to be a tensor, got list",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_kl(x, w, teacher_embeddings=x.numpy(), scale=1.0),
+        "teacher_embeddings to be a tensor, got a numpy",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_kl(x.tolist(), w, teacher_embeddings=x, scale=1.0),
+        "compat_kl: expected embeddings to be a tensor, got list",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_supcon(x, y, w, ["a"] * 5),
+        "feature_labels to be a tensor, got list",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_supcon(x, y.numpy(), w, torch.arange(5)),
+        "labels to be a tensor, got a numpy",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_supcon(x, y, w.numpy(), torch.arange(5)),
+        "features to be a tensor, got a numpy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), NO_TENSORS)
+def test_what_is_no_tensor_is_named_in_one_line(call, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        call(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2]))
+    assert "\n" not in str(caught.value)
+    # torch's own text, of many lines, is not shown beside it.
+    assert caught.value.__suppress_context__
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_weights_are_those_of_torch_cross_entropy(reduction, device):

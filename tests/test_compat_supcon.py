@@ -149,3 +149,40 @@ def test_compat_supcon_names_what_is_wrong_with_its_sets(change, message):
 def test_labels_of_features_are_checked(labels, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         fcl_ext.PositiveSets.from_labels(labels)
+
+
+def test_features_of_another_dtype_are_named():
+    """Not as rows, which no argument is called."""
+    y = torch.arange(3)
+    message = r"features of dtype torch\.float32, as the embeddings, got torch\.float64"
+    with pytest.raises(RuntimeError, match=message):
+        fcl_ext.compat_supcon(torch.eye(3), y, torch.eye(3).double(), y)
+
+
+@pytest.mark.parametrize("largest", [2**24, 50_000_000, 3_000_000_000, 2**62])
+def test_labels_that_are_large_ids_are_refused_before_they_take_memory(largest):
+    message = (
+        f"feature_labels: expected numbers below 16777216 for 3 rows, as memory grows with the "
+        f"largest, got {largest}; number the classes, as by "
+        "numpy.unique(labels, return_inverse=True)"
+    )
+    labels = torch.tensor([0, largest, 1])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fcl_ext.PositiveSets.from_labels(labels)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fcl_ext.compat_supcon(torch.eye(3), torch.zeros(3).long(), torch.eye(3), labels)
+
+
+def test_labels_may_have_gaps():
+    labels = torch.tensor([0, 200_000, 0])
+    sets = fcl_ext.PositiveSets.from_labels(labels)
+    assert len(sets.crow_indices) == 200_002
+    assert sets.col_indices[sets.crow_indices[200_000] :].tolist() == [1]
+    # Of many rows, up to sixteen times their number.
+    rows = 2**20 + 1
+    labels = torch.zeros(rows, dtype=torch.int64)
+    labels[5] = 16 * rows - 1
+    assert len(fcl_ext.PositiveSets.from_labels(labels).crow_indices) == 16 * rows + 1
+    labels[5] += 1
+    with pytest.raises(ValueError, match=f"expected numbers below {16 * rows} for {rows} rows"):
+        fcl_ext.PositiveSets.from_labels(labels)

@@ -243,6 +243,28 @@ def test_overflowing_norms_are_named(metric):
     OP(features.double(), 3, metric)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: fcl_ext.knn_graph(x.numpy(), 2), "knn_graph: expected features to be a tensor"),
+        (lambda x: fcl_ext.knn_graph(x, 3.0), r"expected k to be an integer, got 3\.0"),
+        (lambda x: fcl_ext.knn_graph(x, 2, metric=None), "expected metric to be a str, got None"),
+        (
+            lambda x: fcl_ext.knn_graph_segments(x, [0, 5], 2),
+            "knn_graph_segments: expected offsets to be a tensor, got list",
+        ),
+        (
+            lambda x: fcl_ext.knn_search(x, x.numpy(), 2),
+            "knn_search: expected gallery to be a tensor, got a numpy array",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_named_in_one_line(call, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        call(torch.randn(5, 3))
+    assert "\n" not in str(caught.value)
+
+
 _ISA_SCRIPT = """
 import torch, fcl_ext
 torch.manual_seed(0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from store_samples import unit
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fcl_ext
 import reference
@@ -292,6 +293,79 @@ def test_cosine_classifier_is_trainable_and_says_what_it_is():
     # Each row about of unit length, so that no class starts with an advantage.
     wide = CosineClassifierLoss(50, 400).prototypes.norm(dim=1)
     assert 0.8 < wide.min() < wide.max() < 1.2
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_row_that_is_not_finite_is_named(name):
+    for tensor in ("prototypes", "features", "soft_targets"):
+        batch = Batch()
+        getattr(batch, tensor)[3, 1] = torch.nan
+        getattr(batch, tensor)[5, 0] = torch.inf
+        held = tensor in TERMS_HOLD[name]
+        if held:
+            with pytest.raises(ValueError, match=f"{tensor}: row 3 has a NaN or an infinity"):
+                TERMS[name][0](batch)
+        else:
+            TERMS[name][0](batch)
+
+
+TERMS_HOLD = {
+    "pseudo": {"prototypes"},
+    "pseudo, smoothed": {"prototypes"},
+    "pseudo, soft targets": {"prototypes", "soft_targets"},
+    "instance": {"features"},
+    "instance, weighted": {"features"},
+    "l2": {"features"},
+    "distill": {"prototypes", "features"},
+}
+
+
+@pytest.mark.parametrize("name", ["pseudo", "pseudo, soft targets", "instance", "l2", "distill"])
+def test_memory_maps_are_what_their_tensors_are(name, tmp_path):
+    plain, mapped = Batch(torch.float32), Batch(torch.float32)
+    for tensor in ("prototypes", "features", "soft_targets", "feature_labels"):
+        np.save(tmp_path / f"{tensor}.npy", getattr(mapped, tensor).numpy())
+        setattr(mapped, tensor, np.load(tmp_path / f"{tensor}.npy", mmap_mode="r"))
+    arguments = (plain.embeddings, plain.labels, plain.rows)
+    values = [TERMS[name][0](batch)(*arguments) for batch in (plain, mapped)]
+    assert torch.equal(*values)
+
+
+def test_without_values_nothing_is_looked_at():
+    with FakeTensorMode():
+        assert L2CompatLoss(torch.randn(4, 3)).features.shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", ["l2", "distill", "pseudo, soft targets"])
+def test_rows_out_of_range_are_refused(name):
+    batch = Batch()
+    module = TERMS[name][0](batch)
+    for row in (-3, IMAGES):
+        rows = batch.rows.clone()
+        rows[4] = row
+        message = rf"rows: expected numbers of training rows in \[0, 30\), got {row}"
+        with pytest.raises(ValueError, match=message):
+            module(batch.embeddings, batch.labels, rows)
+    with pytest.raises(ValueError, match=r"rows: .* got None"):
+        module(batch.embeddings, batch.labels, None)
+    with pytest.raises(ValueError, match=r"rows: expected integers, got torch\.float32"):
+        module(batch.embeddings, batch.labels, batch.rows.float())
+
+
+def test_rows_are_looked_up_within_one_graph():
+    batch = Batch(torch.float32)
+    module = L2CompatLoss(batch.features)
+    arguments = (batch.embeddings, batch.labels, batch.rows)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), module(*arguments))
+
+
+def test_labels_of_features_that_are_no_classes_are_refused():
+    features = Batch().features
+    with pytest.raises(ValueError, match=r"labels: expected integers of shape \(30,\), got list"):
+        InstanceCompatLoss(features, ["a"] * IMAGES)
+    with pytest.raises(ValueError, match="expected numbers below 16777216 for 30 rows"):
+        InstanceCompatLoss(features, torch.arange(IMAGES) + 3_000_000_000)
 
 
 def test_wrong_labels_are_refused_by_every_term_that_reads_them():

@@ -85,3 +85,19 @@ def test_method_takes_weighted_positives():
         (grad,) = torch.autograd.grad(values[-1], embeddings)
         assert torch.isfinite(grad).all()
     assert values[0] != values[1]
+
+
+def test_labels_that_are_large_ids_are_refused():
+    """By the sets, which have a place for every class; `walk_labels` alone takes them."""
+    features, labels = _data()
+    graph = KnnGraph.build(features, 6).normalize(temperature=0.1)
+    with pytest.raises(
+        ValueError, match=r"labels: expected numbers below 16777216 .* got 20000004"
+    ):
+        walk_positives(graph, labels + 20_000_000)
+
+
+def test_without_labelled_rows_there_are_no_sets():
+    graph = KnnGraph.from_knn(torch.tensor([[1], [0], [1]]), torch.ones(3, 1)).normalize()
+    sets = walk_positives(graph, torch.tensor([-3, -2, -3]))
+    assert sets.crow_indices.tolist() == [0]

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fclearn._loss_terms import LossTerm
 
 
 def check_rows(rows: Tensor, embeddings: Tensor) -> None:
-    """Refuse another number of rows than of embeddings, which torch might broadcast.
+    """Refuse no rows, or another number than of embeddings, which torch might broadcast.
 
     Args:
         rows: Numbers of the images of a batch, shape ``(B,)``, int64.
         embeddings: Theirs, shape ``(B, D)``.
 
     Raises:
-        ValueError: Another number.
+        ValueError: None, or another number.
     """
+    if rows is None:
+        raise ValueError("rows: expected the number of each image in the training set, got None")
     if rows.shape != embeddings.shape[:1]:
         raise ValueError(
             f"rows: expected shape [{len(embeddings)}], one per embedding, got {list(rows.shape)}"
@@ -35,7 +38,9 @@ def at_rows(table: Tensor, rows: Tensor, embeddings: Tensor) -> Tensor:
         embeddings: Those of the batch.
 
     Raises:
-        ValueError: As `check_rows`.
+        TypeError: Rows that are no tensor.
+        ValueError: As `check_rows`; on the CPU also numbers out of range. Negative ones do not
+            count from the end.
 
     Example:
         >>> import torch
@@ -43,7 +48,26 @@ def at_rows(table: Tensor, rows: Tensor, embeddings: Tensor) -> Tensor:
         tensor([[0., 0., 1.]])
     """
     check_rows(rows, embeddings)
-    return table[rows]
+    try:
+        # Not table[rows], which takes negative rows from the end.
+        return table.index_select(0, rows.to(table.device))
+    except (AttributeError, IndexError, RuntimeError):
+        _explain(rows, len(table))
+        raise
+
+
+def _explain(rows: Tensor, num_rows: int) -> None:
+    """Why a look-up failed: sought once it has, as looking at every step would cost each."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"rows: expected a tensor, got {type(rows).__name__}") from None
+    if rows.dtype not in {torch.int32, torch.int64}:
+        raise ValueError(f"rows: expected integers, got {rows.dtype}") from None
+    if rows.device.type == "cpu":
+        bad = rows[(rows < 0) | (rows >= num_rows)]
+        if len(bad):
+            raise ValueError(
+                f"rows: expected numbers of training rows in [0, {num_rows}), got {int(bad[0])}"
+            ) from None
 
 
 def check_terms(

@@ -6,17 +6,22 @@ the old features: their first dims carry the compatibility.
 
 Old features are no part of a module's state: as large as the training set, they would be written
 with every checkpoint, and whoever resumes has them. What was computed from them is.
+
+What a module holds frozen may be an array of NumPy, such as the memory map of a store: it is copied
+as float32, while tensors keep their dtype. A NaN or an infinity in it is refused when it is made.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fcl_ext
+from fclearn._frozen_rows import class_numbers, frozen_rows
 from fclearn._loss_terms import EpochHook, LossModule, LossTerm
 from fclearn._row_tables import at_rows
 
@@ -135,14 +140,15 @@ class PseudoClassifierLoss(LossModule):
     r"""Cross-entropy against a frozen pseudo classifier (the influence loss of BCT).
 
     Args:
-        prototypes: Shape ``(C, D_old)``; frozen here.
+        prototypes: Tensor or array, floating of shape ``(C, D_old)``; frozen here.
         scale: Inverse temperature.
         label_smoothing: In [0, 1].
-        soft_targets: Walk-refined target vectors, one per training image, shape ``(N, D_old)``;
-            replace the prototype of the label.
+        soft_targets: Walk-refined target vectors, one per training image, tensor or array of shape
+            ``(N, D_old)``; replace the prototype of the label.
 
     Raises:
-        ValueError: Soft targets of another dim than the prototypes, or with label smoothing.
+        ValueError: Other shapes or dtypes, a NaN or an infinity, soft targets of another dim
+            than the prototypes, or with label smoothing.
 
     References:
         Shen et al., *Towards Backward-Compatible Representation Learning*, CVPR 2020.
@@ -154,14 +160,16 @@ class PseudoClassifierLoss(LossModule):
 
     def __init__(
         self,
-        prototypes: Tensor,
+        prototypes: Tensor | np.ndarray,
         *,
         scale: float = 10.0,
         label_smoothing: float = 0.0,
-        soft_targets: Tensor | None = None,
+        soft_targets: Tensor | np.ndarray | None = None,
     ) -> None:
         super().__init__()
+        prototypes = frozen_rows("prototypes", prototypes)
         if soft_targets is not None:
+            soft_targets = frozen_rows("soft_targets", soft_targets)
             if label_smoothing:
                 raise ValueError(
                     "label_smoothing: soft targets are used as given, "
@@ -172,10 +180,8 @@ class PseudoClassifierLoss(LossModule):
                     f"soft_targets: expected {prototypes.shape[1]} dims as the prototypes, "
                     f"got {soft_targets.shape[1]}"
                 )
-        self.register_buffer("prototypes", F.normalize(prototypes.detach(), dim=1))
-        self.register_buffer(
-            "soft_targets", None if soft_targets is None else soft_targets.detach().clone()
-        )
+        self.register_buffer("prototypes", F.normalize(prototypes, dim=1))
+        self.register_buffer("soft_targets", None if soft_targets is None else soft_targets.clone())
         self.scale = scale
         self.label_smoothing = label_smoothing
 
@@ -219,13 +225,16 @@ class InstanceCompatLoss(LossModule):
     """Every old feature a frozen row, the rows of one's class the target set.
 
     Args:
-        features: Old features of the training images, shape ``(N, D_old)``.
-        labels: Their classes, shape ``(N,)``, int64.
+        features: Old features of the training images, tensor or array, floating of shape
+            ``(N, D_old)``; a tensor has the dtype of the embeddings.
+        labels: Their classes, integers of shape ``(N,)``, not far above N (see
+            `fcl_ext.PositiveSets.from_labels`).
         scale: Inverse temperature.
         positives: Instead of the class's own rows: weighted sets, as from a random walk.
 
     Raises:
-        ValueError: Another number of labels than of features.
+        ValueError: Features of another shape or dtype, a NaN or an infinity in them, or labels that
+            are not one integer per feature, negative or large ids.
     """
 
     features: Tensor
@@ -235,20 +244,21 @@ class InstanceCompatLoss(LossModule):
 
     def __init__(
         self,
-        features: Tensor,
-        labels: Tensor,
+        features: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray,
         *,
         scale: float = 10.0,
         positives: fcl_ext.PositiveSets | None = None,
     ) -> None:
         super().__init__()
+        features = frozen_rows("features", features)
         if len(labels) != len(features):
             raise ValueError(
                 f"labels: expected one per feature ({len(features)}), got {len(labels)}"
             )
         if positives is None:
-            positives = fcl_ext.PositiveSets.from_labels(labels)
-        self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
+            positives = fcl_ext.PositiveSets.from_labels(class_numbers(labels, len(features)))
+        self.register_buffer("features", F.normalize(features, dim=1), persistent=False)
         self.register_buffer("crow_indices", positives.crow_indices, persistent=False)
         self.register_buffer("col_indices", positives.col_indices, persistent=False)
         self.register_buffer("log_weights", positives.log_weights)
@@ -276,21 +286,26 @@ class L2CompatLoss(LossModule):
     """Squared distance between the unit embedding and the image's own old feature.
 
     Args:
-        features: Old features of the training images, shape ``(N, D_old)``.
+        features: Old features of the training images, tensor or array, floating of shape
+            ``(N, D_old)``.
+
+    Raises:
+        ValueError: Another shape or dtype, a NaN or an infinity.
     """
 
     by_row = ("features",)
     features: Tensor
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor | np.ndarray) -> None:
         super().__init__()
-        self.register_buffer("features", F.normalize(features.detach(), dim=1), persistent=False)
+        unit = F.normalize(frozen_rows("features", features), dim=1)
+        self.register_buffer("features", unit, persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002
         """Mean loss of the batch.
 
         Raises:
-            ValueError: Another number of rows than of embeddings.
+            ValueError: No rows, another number than of embeddings, or one out of range (CPU).
         """
         part = compatible_unit(embeddings, self.features.shape[1])
         return (part - at_rows(self.features, rows, embeddings)).square().sum(1).mean()
@@ -304,11 +319,14 @@ class DistillCompatLoss(LossModule):
     """KL(old || new) between the softmaxes of old feature and embedding over the same prototypes.
 
     Args:
-        prototypes: Shape ``(C, D_old)``; frozen here.
-        features: Old features of the training images, shape ``(N, D_old)``: the teacher, read out
-            once.
+        prototypes: Tensor or array, floating of shape ``(C, D_old)``; frozen here.
+        features: Old features of the training images, tensor or array of shape ``(N, D_old)``: the
+            teacher, read out once.
         scale: Inverse temperature.
         teacher_scale: Of the teacher's softmax, where it is to be sharper; None: the same.
+
+    Raises:
+        ValueError: Other shapes or dtypes, a NaN or an infinity.
 
     References:
         Li and Hoiem, *Learning without Forgetting*, ECCV 2016.
@@ -321,16 +339,18 @@ class DistillCompatLoss(LossModule):
 
     def __init__(
         self,
-        prototypes: Tensor,
-        features: Tensor,
+        prototypes: Tensor | np.ndarray,
+        features: Tensor | np.ndarray,
         *,
         scale: float = 10.0,
         teacher_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("prototypes", F.normalize(prototypes.detach(), dim=1))
+        unit = F.normalize(frozen_rows("prototypes", prototypes), dim=1)
+        self.register_buffer("prototypes", unit)
         teacher_scale = scale if teacher_scale is None else teacher_scale
-        teacher = fcl_ext.teacher_readout(features.detach(), self.prototypes, scale=teacher_scale)
+        old = frozen_rows("features", features)
+        teacher = fcl_ext.teacher_readout(old, self.prototypes, scale=teacher_scale)
         self.register_buffer("teacher_mean", teacher.mean)
         self.register_buffer("teacher_negative_entropy", teacher.negative_entropy)
         self.scale, self.teacher_scale = scale, teacher_scale
@@ -339,7 +359,7 @@ class DistillCompatLoss(LossModule):
         """Mean loss of the batch.
 
         Raises:
-            ValueError: Another number of rows than of embeddings.
+            ValueError: No rows, another number than of embeddings, or one out of range (CPU).
         """
         part = compatible_unit(embeddings, self.prototypes.shape[1])
         mean = at_rows(self.teacher_mean, rows, embeddings)

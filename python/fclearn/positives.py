@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import fcl_ext
+from fcl_ext.positive_sets import num_labels_of
 from fclearn.graph import KnnGraph
 
 __all__ = ["walk_positives"]
@@ -24,7 +25,8 @@ def walk_positives(
 
     Args:
         graph: Normalised kNN graph of the N old features, all classes in one.
-        labels: Class of each, shape ``(N,)``, int64; negative for none.
+        labels: Class of each, shape ``(N,)``, int64 below ``max(2^24, 16 N)``, as memory grows
+            with the largest; negative for none.
         damping: Probability of walking on, in (0, 1).
         epsilon: Mass that a row of H may lack; small entries are left out for it.
 
@@ -32,7 +34,7 @@ def walk_positives(
         Sets for labels 0 .. the largest, for `fcl_ext.compat_supcon` or `InstanceCompatLoss`.
 
     Raises:
-        ValueError: As `KnnGraph.walk_labels`.
+        ValueError: As `KnnGraph.walk_labels`, or a larger label.
 
     Example:
         >>> import torch
@@ -46,8 +48,8 @@ def walk_positives(
         >>> [round(float(w), 2) for w in weights / weights.max()]
         [1.0, 1.0, 0.5]
     """
+    num_classes = num_labels_of("labels", labels)
     crow, classes, values = graph.walk_labels(labels, damping, epsilon=epsilon)
-    num_classes = int(labels.max()) + 1 if len(labels) else 0
     crow, rows, order = fcl_ext.csr_transpose(crow, classes, num_classes)
     weights = values[order].double()
     set_of_edge = torch.arange(num_classes).repeat_interleave(crow.diff())

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fclearn._frozen_rows import check_finite
 from fclearn.graph import KnnGraph
 from fclearn.losses import CosineClassifierLoss, LossTerm
 
@@ -187,9 +188,7 @@ def _check_rows(name: str, rows: Tensor, num_labels: int | None = None) -> None:
         )
     if num_labels is not None and len(rows) != num_labels:
         raise ValueError(f"{name}: expected one row per label ({num_labels}), got {len(rows)}")
-    bad = (~rows.isfinite().all(1)).nonzero()
-    if len(bad):
-        raise ValueError(f"{name}: row {int(bad[0])} has a NaN or an infinity")
+    check_finite(name, rows)
     zero = (~rows.any(1)).nonzero()
     if len(zero):
         # As a row of an instance-level classifier it would attract every image a little.
