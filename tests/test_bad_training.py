@@ -157,6 +157,20 @@ def test_features_of_other_images_are_named(work, refused, tmp_path):
         assert part in line
 
 
+@pytest.mark.parametrize(("number", "what"), [(np.nan, "a NaN or infinity"), (0, "norm zero")])
+def test_bad_old_features_are_named_as_their_store_knows_them(
+    number, what, work, refused, tmp_path
+):
+    old = FeatureStore.open(work / "old-s")
+    # The images have another order.
+    store = rewritten(old, tmp_path / "bad", kept=np.arange(len(old))[::-1])
+    np.load(store.path / "features.npy", mmap_mode="r+")[3] = number
+    line = refused(f"old_features={store.path}")
+    assert what in line
+    assert "row 3" in line
+    assert repr(store.ids[3]) in line
+
+
 def test_features_of_another_old_model_do_not_go_on(work, refused, tmp_path):
     store = tmp_path / "store"
     old, other = (FeatureStore.open(work / f"{name}-s") for name in ("old", "other"))

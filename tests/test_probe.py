@@ -264,6 +264,26 @@ def test_no_room_in_the_old_space_is_said():
     assert "two-stage-rerank reaches" in advice.text
 
 
+def test_what_mAP_alone_does_not_say():
+    old, new, labels = _models(1.5, 0.3)
+    result = probe(old=old, new=new, labels=labels, adapters=["procrustes"], num_bootstrap=50)
+    ways = {way.name: way for way in result.ways if way.direction != OLD_TO_NEW}
+    mapped = ways["procrustes"]
+    lost = replace(
+        mapped,
+        gain={**mapped.gain, "cmc@1": -0.12},
+        gain_intervals={**mapped.gain_intervals, "cmc@1": (-0.17, -0.07)},
+    )
+    sides = [ways["old/old"], ways["new/new"], ways["oracle/old"]]
+    advice = judge([*sides, lost], 144, 200, 16, 4)
+    assert "their first hit gets worse, CMC@1 -12.0 points" in advice.text
+    assert "used as it is" not in advice.text
+    assert "Only 4 classes were held out: others may change" in advice.text
+    sure = judge([*sides, mapped], 144, 200, 16, 100)
+    assert "used as it is" in sure.text
+    assert "held out" not in sure.text
+
+
 def test_a_rotation_of_the_old_model_needs_no_more_than_a_map():
     old, _, labels = _models(1.0, 1.0)
     turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5)))[0]

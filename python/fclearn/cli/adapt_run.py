@@ -20,6 +20,7 @@ from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.features.classes import NoClassError, class_numbers, has_class, row_classes
 from fclearn.probe import ADAPTERS, NEW_TO_OLD, OLD, OLD_TO_NEW, ProbeResult, probe
+from fclearn.probe.verdict import few_classes
 from fclearn.wording import nearest
 
 _DIRECTIONS = ("new-to-old", "old-to-new")
@@ -210,6 +211,8 @@ def _checked(measured: ProbeResult, direction: str, kind: str) -> dict[str, obje
         f"{100 * before.metrics['map']:.1f} % by the old model alone "
         f"(difference {100 * mapped.gain['map']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
     )
+    if doubt := few_classes(num_test):
+        say(doubt)
     return {"old/old": vars(before), "mapped": vars(mapped)}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fclearn._lines import read_lines
 from fclearn.cache_check import check_cache
-from fclearn.cli.alignment import check_labels, rows_of_ids
+from fclearn.cli.alignment import check_directions, check_labels, rows_of_ids
 from fclearn.cli.console import say
 from fclearn.cli.images import load_images
 from fclearn.config import TrainRunConfig
@@ -115,6 +115,12 @@ def _features(path: str | None, data: ImageDataset) -> Tensor | None:
     _check_classes(store, data)
     rows = rows_of_ids(store, data.ids, "the images")
     check_labels(store, rows, data.labels, data.class_names, "the images")
+    check_directions(store.features[rows], store.ids, store.path, rows)
+    if store.fingerprint.metric != "cosine":
+        say(
+            f"{path}: its similarity is {store.fingerprint.metric!r}, but losses compare "
+            "directions: new queries will match its rows by cosine"
+        )
     return as_tensor(store, rows)
 
 

@@ -140,7 +140,7 @@ def probe(
         measure.add_halves(budget, calibrate(pairs, real), shortlist, seed)
     ways = measure.ways(num_bootstrap, confidence, seed)
     dim = max(rows.shape[1] for rows in pairs.sides.values())
-    advice = judge(ways, measure.num_queries, len(pairs.own), dim)
+    advice = judge(ways, measure.num_queries, len(pairs.own), dim, split.num_test_classes)
     counts = split.counts
     has_clusters = split.fit_labels is None and any(
         make(seed).needs_labels and name not in left_out for name, make in makers.items()

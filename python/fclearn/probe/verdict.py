@@ -14,6 +14,7 @@ _TOLERANCE = 0.01
 #: Gains below a tenth of a point are none: ranks that rounding has changed.
 _NOTHING = 0.001
 _FEW_QUERIES = 50
+_FEW_CLASSES = 20
 #: Least squares need some pairs for each unknown of a column.
 _PAIRS_PER_DIM = 2
 
@@ -28,7 +29,13 @@ class Advice:
     text: str
 
 
-def judge(ways: Sequence[Way], num_queries: int, num_fit: int, dim: int) -> Advice:
+def judge(
+    ways: Sequence[Way],
+    num_queries: int,
+    num_fit: int,
+    dim: int,
+    num_classes: int | None = None,
+) -> Advice:
     """Decide on mAP.
 
     Args:
@@ -36,6 +43,7 @@ def judge(ways: Sequence[Way], num_queries: int, num_fit: int, dim: int) -> Advi
         num_queries: Queries behind them.
         num_fit: Pairs that adapters were fitted on.
         dim: The larger of the two dims between which they map.
+        num_classes: Held-out classes behind the queries; None: not known.
     """
     by_name = {way.name: way for way in ways if not way.direction}
     old, new, oracle = by_name[OLD], by_name[NEW], by_name.get(ORACLE)
@@ -48,6 +56,7 @@ def judge(ways: Sequence[Way], num_queries: int, num_fit: int, dim: int) -> Advi
             f"Only {num_queries} queries counted: read all intervals as rough."
             if num_queries < _FEW_QUERIES
             else "",
+            few_classes(num_classes),
             f"Only {num_fit:,} pairs for maps of {dim:,} dims: with more, adapters may do better."
             if queries and num_fit < _PAIRS_PER_DIM * dim
             else "",
@@ -94,6 +103,23 @@ def judge(ways: Sequence[Way], num_queries: int, num_fit: int, dim: int) -> Advi
     )
 
 
+def few_classes(num_classes: int | None) -> str:
+    """What intervals over queries do not say where the classes are few.
+
+    Example:
+        >>> few_classes(2)
+        'Only 2 classes were held out: others may change these numbers by more than the intervals.'
+        >>> few_classes(100)
+        ''
+    """
+    if num_classes is None or num_classes >= _FEW_CLASSES:
+        return ""
+    return (
+        f"Only {num_classes} classes were held out: others may change these numbers by more than "
+        "the intervals."
+    )
+
+
 def _replacement(best: Way | None, *, suffices: bool) -> str:
     """What a new model that brings nothing costs whoever must take it."""
     if best is None:
@@ -127,14 +153,15 @@ def _left(best: Way, oracle: Way | None) -> str:
 def _use(best: Way) -> str:
     text = (
         f"{best.name} brings new queries on the old gallery to {_percent(best.metrics['map'])}, "
-        "more than old queries reach: it can be used as it is."
+        "more than old queries reach: "
     )
     first = best.gain_intervals.get("cmc@1")
     if first is not None and first[1] < 0:
-        text += (
-            f" The first hit, however, gets worse: CMC@1 {100 * best.gain['cmc@1']:+.1f} points."
+        return text + (
+            f"but their first hit gets worse, CMC@1 {100 * best.gain['cmc@1']:+.1f} points. Use it "
+            "where the whole list counts, not where the first hit does."
         )
-    return text
+    return text + "it can be used as it is."
 
 
 def _halves(ways: Sequence[Way]) -> str:
