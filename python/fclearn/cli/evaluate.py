@@ -167,6 +167,11 @@ def evaluate(
     if report_folder is not None and query is not None:
         raise ValueError("--report: expected two models or a chain, one store alone has no report")
 
+    if report_folder is not None:
+        from fclearn.report.chains import CHAIN
+        from fclearn.report.runs import UPGRADE, check_report_folder
+
+        check_report_folder(report_folder, CHAIN if is_chain else UPGRADE)
     from fclearn.cli.eval_run import ServingIndex
     from fclearn.cli.eval_show import Show
 

@@ -117,6 +117,7 @@ def plan(
     from fclearn.cli.plan_inputs import PlanOptions
     from fclearn.cli.plan_run import make_plan
     from fclearn.cli.plan_show import gate_names, numbers_of, tables
+    from fclearn.report.runs import PLAN, check_report_folder
 
     known = gate_names(has_grades=qrels is not None)
     gates = [Gate.parse(text, known) for text in gate or []]
@@ -147,6 +148,7 @@ def plan(
         command=command_of(context),
     )
     options.check()
+    check_report_folder(out, PLAN)
     result = make_plan(options)
     for table in tables(result, budget):
         draw(table)

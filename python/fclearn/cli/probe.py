@@ -112,6 +112,11 @@ def probe(
         seed=seed,
     )
     stores.check()
+    if report_folder is not None:
+        from fclearn.report.probes import PROBE
+        from fclearn.report.runs import check_report_folder
+
+        check_report_folder(report_folder, PROBE)
     names = read_names(adapters)
     metrics = METRICS if qrels is None else JUDGED_METRICS
     known = {
