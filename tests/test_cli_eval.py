@@ -193,7 +193,7 @@ def test_decisions_by_a_threshold(fcl, stores, tmp_path):
     query = write(tmp_path / "q", np.asarray(gallery.features), "v1", label=labels)
     code, result, error = fcl(
         "eval", "--query", query, "--gallery", stores["v1"], "--exclude-self", "--verify",
-        "0.1,1e-4", "--identify", "0.2", "--json", "--gate", "tar@0.1>0", "--gate", "tpir@0.2>2",
+        "0.1,1e-4", "--identify", "0.2", "--json", "--gate", "tar@0.1>0", "--gate", "tpir@0.2>1",
         "--num-bootstrap", 50, "--seed", 3,
     )  # fmt: skip
     assert code == 1
@@ -308,9 +308,18 @@ def test_worst_classes_of_an_upgrade(fcl, stores):
     assert changes == sorted(changes)
     assert len(changes) == 3
     assert "worst by label, of new/old less old/old" in error
-    code, _, error = fcl(*pair, "--worst", 3, "--slice-by", "month")
+
+
+@pytest.mark.parametrize("stores_of", [["--query"], ["--old-query", "--new-query"]])
+def test_a_slice_that_cannot_be_is_refused_before_anything_is_evaluated(fcl, stores, stores_of):
+    command = ["eval", *(part for name in stores_of for part in (name, stores["v1"]))]
+    code, _, error = fcl(*command, "--worst", 3, "--slice-by", "month")
     assert code == 2
-    assert "expected a column 'month' in the manifest, found id, label" in error
+    said = "expected a column 'month' in the manifest, found id, label"
+    assert error == f"fcl: error: {stores['v1']}: {said}\n"
+    code, _, error = fcl(*command, "--slice-by", "label")
+    assert code == 2
+    assert error == "fcl: error: --slice-by: expected --worst, whose slices it makes\n"
 
 
 @pytest.mark.parametrize(
@@ -323,6 +332,10 @@ def test_worst_classes_of_an_upgrade(fcl, stores):
         (["--model", "v1", "--model", "v2", "--worst", "3"], "--worst: expected two stores or one"),
         (["--query", "v1", "--report", "r"], "--report: expected two models or a chain"),
         (["--model", "v1", "--model", "v2", "--gate", "AC>1"], "unknown name 'AC'"),
+        (["--model", "v1", "--model", "v2", "--gate", "average_compatibility>=90"],
+         "average_compatibility is always in [0, 1], got 90; gates are on fractions: 5 % is 0.05"),
+        (["--model", "v1", "--model", "v2", "--gate", "backward_compatibility>=-2"],
+         "backward_compatibility is always in [-1, 1], got -2"),
         (["--model", "v1", "--model", "v2", "--model-gallery", "v1", "--model-gallery", "v1"],
          "refusing to mix features: model 'v2' and 'v1'"),
         (["--query", "none"], "expected the folder of a feature store, found nothing"),

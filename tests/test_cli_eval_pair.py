@@ -146,6 +146,8 @@ def test_eval_with_groups(fcl, tmp_path):
         ("new/old.mapp>0", "unknown name 'new/old.mapp'; did you mean 'new/old.map'?"),
         ("new/old.map>nan", "unknown name 'nan'"),
         ("update_gain>0", "update_gain needs --independent-query"),
+        ("negative_flip_rate<=5", "always in [0, 1], got 5; gates are on fractions: 5 % is 0.05"),
+        ("new/old.map>=-0.1", "new/old.map is always in [0, 1], got -0.1"),
     ],
 )
 def test_refused_gates(work, fcl, gate, part):

@@ -68,7 +68,7 @@ def test_within_class_graph_by_names_and_by_the_metric_of_the_store(fcl, tmp_pat
     other = (np.arange(6)[:, None] + np.arange(6)) % 2 == 1
     squared[other | np.eye(6, dtype=bool)] = np.inf
     assert KnnGraph.load(graph).col_indices.tolist() == squared.argmin(axis=1).tolist()
-    assert fcl(*command, "--metric", "cosine")[1]["metric"] == "cosine"
+    assert fcl(*command, "--metric", "cosine", "--replace")[1]["metric"] == "cosine"
 
 
 def test_walk(work, fcl, tmp_path, monkeypatch):
@@ -118,7 +118,8 @@ def test_a_walk_refuses_the_graph_of_other_rows(work, fcl, tmp_path):
     same = FeatureStore.write(tmp_path / "same", turned, {"id": store.ids}, store.fingerprint)
     assert fcl("walk", graph, same.path, "--out", out)[0] == 0
     # A graph of a file, or from Python, does not say what its rows are.
-    assert fcl("graph", store.path / "features.npy", "--k", 3, "--out", graph)[0] == 0
+    plain = ["graph", store.path / "features.npy", "--k", 3, "--out", graph, "--replace"]
+    assert fcl(*plain)[0] == 0
     assert "ids" not in KnnGraph.load(graph).metadata
     assert fcl("walk", graph, tmp_path / "turned", "--out", tmp_path / "unsaid")[0] == 0
 
@@ -145,14 +146,15 @@ def test_refused_walks(work, fcl, tmp_path):
     assert fcl("graph", tmp_path / "plain.npy", "--k", 2, "--out", graph)[0] == 0
     other = fcl("walk", graph, store, "--out", tmp_path / "out")
     assert refused(other, "features: expected one row per node, 4")
-    assert refused(fcl("walk", graph, store, "--out", store), "--out: expected another folder")
+    assert refused(fcl("walk", graph, store, "--out", store), "--out: expected another name")
     damping = fcl("walk", graph, store, "--out", tmp_path / "out", "--damping", 1)
     assert refused(damping, "features: expected one row per node, 4")
 
 
 def test_refused_graphs(work, fcl, tmp_path):
     graph = ["graph", work / "old-store", "--out", tmp_path / "g"]
-    assert refused(fcl(*graph, "--k", 999), "k: expected fewer neighbours than rows")
+    said = f"as no row is its own neighbour, got k=999 for {len(FeatureStore.open(graph[1]))} rows"
+    assert refused(fcl(*graph, "--k", 999), f"k: expected fewer neighbours than rows, {said}")
     assert refused(fcl(*graph, "--k", 3, "--mode", "rows"), "mode: expected 'row', 'symmetric'")
     assert refused(fcl(*graph, "--k", 3, "--temperature", 0), "temperature: expected a positive")
     np.save(tmp_path / "plain.npy", np.eye(4, dtype=np.float32))

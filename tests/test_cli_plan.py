@@ -242,6 +242,10 @@ def test_gates(plan):
     assert failed.code == 1
     assert "gate FAILED: area_gain>=0.9" in failed.err
     assert refused(plan("--gate", "area>0"), "unknown name 'area'", "area_gain")
+    assert refused(plan("--gate", "area_gain>1.5"), "area_gain is always in [-1, 1], got 1.5")
+    assert refused(plan("--gate", "map>=30"), "map is always in [0, 1], got 30")
+    # Shares of a gain have no bounds: an order may do harm, or more than all rows at once.
+    assert plan("--gate", "gain_share>-3").code == 0
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_copies_within_classes_signed_zeros_and_zero_rows():
     assert _edges(graph) == {(1, 0): 1.0}
     graph = KnnGraph.build(features, 1, duplicates="link")
     assert _edges(graph) == {(0, 3): 0.0, (1, 0): 1.0, (2, 0): 1.0, (3, 0): 0.0, (4, 3): 0.0}
-    with pytest.raises(ValueError, match=r"nor a copy .*, got k=2 for 2 rows"):
+    with pytest.raises(ValueError, match=r"distinct rows, as no copy .*, got k=2 for 2 of 5 rows"):
         KnnGraph.build(features, 2, duplicates="link")
     with pytest.raises(ValueError, match="duplicates: expected 'keep' or 'link', got 'drop'"):
         KnnGraph.build(features, 2, duplicates="drop")

@@ -400,6 +400,8 @@ def test_command(stores, capsys):
         assert sum(heading in line for line in table) == 1
     assert sum("ridge" in line for line in table) == 2
     assert main([*command, "--gate", "update_gain>=2"]) == 1
+    assert main([*command, "--gate", "ridge.map>=40"]) == 2
+    assert "gates are on fractions: 5 % is 0.05" in capsys.readouterr().err
     assert main([*command, "--gate", "ridg.map>0"]) == 2
     assert "did you mean 'ridge.map'" in capsys.readouterr().err
     assert main([*command, "--limit", "200"]) == 0

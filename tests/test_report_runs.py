@@ -340,6 +340,47 @@ def test_refused_commands(stores, capsys):
         assert error.count("\n") == 1
 
 
+def test_a_report_takes_the_place_of_none_of_another_kind(stores, capsys):
+    old, new, out = f"{stores}/old", f"{stores}/new", stores / "out"
+    few = ["--num-bootstrap", "20"]
+    commands = {
+        "upgrade": ["eval", "--old-query", old, "--new-query", new, *few, "--report", f"{out}"],
+        "chain": ["eval", "--model", old, "--model", new, *few, "--report", f"{out}"],
+        "probe": ["probe", "--old", old, "--new", new, *few, "--report", f"{out}"],
+        "plan": ["plan", "--old-features", old, "--new-features", new, *few, "--out", f"{out}"],
+    }
+    for kind in ("upgrade", "plan"):
+        shutil.rmtree(out, ignore_errors=True)
+        assert main(commands[kind]) == 0
+        assert main(commands[kind]) == 0  # its own is written again
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        for other in commands.keys() - {kind}:
+            capsys.readouterr()
+            assert main(commands[other]) == 2
+            error = capsys.readouterr().err
+            assert f"{out}: expected a folder without another report" in error
+            assert f"found one of kind {kind!r}, wanted {other!r}" in error
+            assert error.count("\n") == 1  # before there were any numbers to print
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main([*commands["upgrade"][:-1], f"{stores}/a"]) == 0
+    assert main(["report", f"{stores}/a", f"{out}", "--out", f"{stores}/all"]) == 0
+    assert main(["report", f"{stores}/a", f"{out}", "--out", f"{stores}/all"]) == 0
+    shutil.copytree(stores / "a", stores / "b")
+    capsys.readouterr()
+    assert main(["report", f"{stores}/a", f"{out}", "--out", f"{stores}/b"]) == 2
+    assert "found one of kind 'upgrade', wanted 'comparison'" in capsys.readouterr().err
+    # Nobody's page, and a file.
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "report.html").write_text("mine")
+    assert main(commands["upgrade"]) == 2
+    assert "found one of kind 'unknown'" in capsys.readouterr().err
+    shutil.rmtree(out)
+    out.write_text("mine")
+    assert main(commands["probe"]) == 2
+    assert "expected a folder for the report, found a file" in capsys.readouterr().err
+
+
 def test_a_plan_of_another_release_is_refused(tmp_path):
     (tmp_path / "curve.json").write_text(json.dumps({"curve": {}, "counts": {}, "budget": 1}))
     with pytest.raises(ValueError, match=r"curve\.json: not the numbers of a plan"):

@@ -90,6 +90,22 @@ def load_tensors(
     return header, tensors
 
 
+def has_kind(path: str | os.PathLike[str], kind: str) -> bool:
+    """Whether a file is one that `save_tensors` wrote of this kind; its tensors are not read.
+
+    Example:
+        >>> import torch
+        >>> save_tensors("x.safetensors", "fclearn.X", 1, {}, {"t": torch.ones(1)})
+        >>> has_kind("x.safetensors", "fclearn.X"), has_kind("x.safetensors", "fclearn.Y")
+        (True, False)
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return kind in (file.metadata() or {})
+    except Exception:  # a file of anything can fail in many ways, and is of no kind
+        return False
+
+
 @contextmanager
 def reading(path: str | os.PathLike[str], name: str) -> Iterator[None]:
     """Make whatever goes wrong with a file's content one clear line that names the file.

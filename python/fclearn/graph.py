@@ -114,6 +114,11 @@ class KnnGraph(GraphWalks):
         is_first = first == torch.arange(len(first))
         kept = None if classes is None else classes[is_first]
         distinct = rows[is_first.to(rows.device)]
+        if classes is None and k >= len(distinct):
+            raise ValueError(
+                "k: expected fewer neighbours than distinct rows, as no copy is a neighbour with "
+                f"duplicates='link', got k={k} for {len(distinct)} of {len(rows)} rows"
+            )
         graph = cls._search(distinct, k, kept, backend, metric, min_recall)
         arrays = (graph.crow_indices, graph.col_indices, graph.values)
         metadata = {**graph.metadata, "copies": len(first) - len(distinct)}
@@ -137,8 +142,8 @@ class KnnGraph(GraphWalks):
         metadata["backend"] = _neighbours.choose_backend(backend, num_rows)
         if k >= num_rows:
             raise ValueError(
-                f"k: expected fewer neighbours than rows (no row is its own neighbour, nor a copy "
-                f"with duplicates='link'), got k={k} for {num_rows} rows"
+                "k: expected fewer neighbours than rows, as no row is its own neighbour, got "
+                f"k={k} for {num_rows} rows"
             )
         indices, similarities, facts = _neighbours.search(
             rows, k, metric, metadata["backend"], min_recall

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.targets import ReplaceFlag, check_file_target, check_store_target
 
 
 def adapt(
@@ -56,6 +57,7 @@ def adapt(
         Path | None, typer.Option(metavar="STORE", help="With --apply: features to map.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    replace: ReplaceFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Fit an adapter on frozen features: for new models that cannot be trained, such as an API's.
@@ -66,6 +68,8 @@ def adapt(
     The default trains a small head (--head, --orthogonal) with the compatibility loss and needs the
     items' classes: of the old store (columns as for fcl eval), or clusters. The file knows its
     direction and which features it takes, and refuses others.
+
+    What is there is replaced with --replace alone: an adapter by an adapter, a store by a store.
 
     \b
     Examples:
@@ -80,10 +84,12 @@ def adapt(
     if apply is not None:
         if features is None or old is not None or new is not None:
             raise ValueError("--apply: expected --features, and neither --old nor --new")
+        check_store_target(out, replace=replace, inputs=[apply, features])
         result = apply_adapter(load_adapter(apply), features, out)
     else:
         if old is None or new is None or features is not None:
             raise ValueError("expected --old and --new to fit, or --apply and --features to map")
+        check_file_target(out, "adapter", replace=replace, inputs=[old, new])
         form = Form(adapter, head, orthogonal)
         result = fit_adapter(Fit(old, new, out, form, direction, clusters, seed, check))
     if json:

@@ -223,13 +223,10 @@ def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, obje
         For JSON.
 
     Raises:
-        ValueError: Features of another model; the store itself as target; an adapter to features
-            that the cosine cannot judge.
+        ValueError: Features of another model; an adapter to features that the cosine cannot judge.
         OSError: The store cannot be written.
     """
     source = FeatureStore.open(features)
-    if out.resolve() == features.resolve():
-        raise ValueError(f"--out: expected another folder than {features}, which stays as it is")
     dim = adapter.transform(source.features[:1], fingerprint=source.fingerprint).shape[1]
     where = adapter.target or Fingerprint("unknown", dim)
     # Mapped rows have unit length: they stand for such rows of the target, or for their directions.

@@ -10,6 +10,7 @@ import typer
 
 from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.targets import ReplaceFlag, check_store_target
 
 
 def embed(
@@ -30,6 +31,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    replace: ReplaceFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Embed images with a trained model into a feature store.
@@ -37,14 +39,14 @@ def embed(
     Images are brought to the size and channels the model was trained on. Under torchrun, each
     process embeds its share (on its own GPU). A store is a folder with
     features.npy, a manifest (id, label, class name) and the model's fingerprint. Stopped at any
-    instant, the same command resumes.
+    instant, the same command resumes. A store that is there is replaced with --replace alone.
 
     \b
     Examples:
       fcl embed runs/old icons --out runs/old-features
       fcl embed runs/new photos/test --out runs/new-test --dtype float16
     """
-    from dataclasses import replace
+    import dataclasses
 
     from fclearn.cli.devices import choose_device
     from fclearn.cli.images import load_images, parse_source
@@ -53,11 +55,12 @@ def embed(
 
     if dtype not in {"float32", "float16"}:
         raise ValueError(f"--dtype: expected float32 or float16, got {dtype!r}")
+    check_store_target(out, replace=replace, inputs=[model, Path(data)])
     encoder, card = load_model(model)
     source = parse_source(data, classes or [])
     files = source.kind in {"folder", "manifest"}
     short_side = card.short_side if files else None
-    source = replace(source, size=card.size, grey=card.grey, short_side=short_side)
+    source = dataclasses.replace(source, size=card.size, grey=card.grey, short_side=short_side)
     images = load_images(source)
     if images.channels != card.channels:
         raise ValueError(

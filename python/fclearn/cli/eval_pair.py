@@ -17,7 +17,7 @@ from fclearn.cli.eval_run import (
     numbers_to_come,
     open_side,
 )
-from fclearn.cli.eval_show import Show, say_few, say_skipped, worst_of
+from fclearn.cli.eval_show import Show, say_few, say_skipped, slice_column, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import render_table
 from fclearn.evaluation.compatibility import report_metrics
@@ -69,6 +69,7 @@ def run_pair(
     assert new_query is not None
     old = open_side("old", old_query, old_gallery)
     new = open_side("new", new_query, new_gallery)
+    column = slice_column(old.query, show)
     independent = None
     if independent_query is not None:
         independent = open_side("independent", independent_query, independent_gallery)
@@ -96,7 +97,7 @@ def run_pair(
     say(report.verdict.text)
     say_few(report.num_queries)
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
-    slices = worst_of(old.query, after, before, show)
+    slices = worst_of(old.query, after, before, column, show)
     if show.report is not None and own_rank() == 0:
         labels = truth.labels()
         paths = [str(path) for path in (old_query, old_gallery, new_query, new_gallery) if path]

@@ -52,10 +52,34 @@ class Show:
         return [Gate.parse(text, names) for text in self.gates]
 
 
+def slice_column(store: FeatureStore, show: Show) -> str | None:
+    """The column whose values are the slices; None: no slices are asked for.
+
+    To be asked before anything is evaluated, as a misspelt name costs the whole evaluation.
+
+    Args:
+        store: Of the queries.
+        show: Whether there are slices, and by which column.
+
+    Raises:
+        ValueError: A store without the column.
+    """
+    if not show.worst:
+        return None
+    column = show.slice_by or ("class_name" if "class_name" in store.manifest else "label")
+    if column not in store.manifest:
+        raise ValueError(
+            f"{store.path}: expected a column {column!r} in the manifest, found "
+            f"{', '.join(store.manifest)}"
+        )
+    return column
+
+
 def worst_of(
     store: FeatureStore,
     values: NDArray[np.float64],
     baseline: NDArray[np.float64] | None,
+    column: str | None,
     show: Show,
 ) -> dict[str, object]:
     """Say where queries fare worst, and return that for JSON; nothing unless asked for.
@@ -64,20 +88,11 @@ def worst_of(
         store: Of the queries.
         values: Metric of each query.
         baseline: Of the same queries before; then it is the loss that counts.
-        show: How many, and by which column.
-
-    Raises:
-        ValueError: A store without the column.
+        column: From `slice_column`.
+        show: How many.
     """
-    if not show.worst:
+    if column is None:
         return {}
-    default = "class_name" if "class_name" in store.manifest else "label"
-    column = show.slice_by or default
-    if column not in store.manifest:
-        raise ValueError(
-            f"{store.path}: expected a column {column!r} in the manifest, found "
-            f"{', '.join(store.manifest)}"
-        )
     found = worst_slices(
         values,
         np.asarray(store.manifest[column]),

@@ -12,7 +12,7 @@ from fclearn.cli.console import say
 from fclearn.cli.eval_decisions import decide, names_of, read_junk
 from fclearn.cli.eval_rules import Truth, ranking_of
 from fclearn.cli.eval_run import ServingIndex
-from fclearn.cli.eval_show import Show, say_few, say_skipped, worst_of
+from fclearn.cli.eval_show import Show, say_few, say_skipped, slice_column, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
 from fclearn.features import FeatureStore
@@ -67,6 +67,7 @@ def run_single(options: Single, show: Show) -> None:
         dict.fromkeys([*options.metrics, *names_of(options.verify, options.identify)], "")
     )
     store, rows = _open(options)
+    column = slice_column(store, show)
     ranking = ranking_of(
         store,
         rows,
@@ -89,7 +90,7 @@ def run_single(options: Single, show: Show) -> None:
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
     )
-    slices = worst_of(store, result.per_query[options.metrics[0]], None, show)
+    slices = worst_of(store, result.per_query[options.metrics[0]], None, column, show)
     intervals = {name: list(pair) for name, pair in bounds.items()}
     content = {**result.to_dict(), "intervals": intervals, **decisions, **slices}
     finish(content, gates, {**result, **rates}, json=show.json)

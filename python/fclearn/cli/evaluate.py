@@ -10,6 +10,7 @@ import typer
 
 from fclearn.cli.console import JsonFlag, command_of
 from fclearn.cli.eval_shared import shared_queries
+from fclearn.cli.gates import GATE_HELP
 from fclearn.cli.options import read_names, read_rates
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
@@ -85,7 +86,7 @@ def evaluate(
     ] = False,
     gate: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Exit with 1 unless it holds; may be given again."),
+        typer.Option(metavar="CONDITION", help=GATE_HELP),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -96,7 +97,8 @@ def evaluate(
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="Show this many of the worst classes.")] = 0,
     slice_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Of the manifest, in place of classes.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="With --worst: of the manifest, for classes."),
     ] = None,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
@@ -160,9 +162,16 @@ def evaluate(
         )
     if is_chain and (index or index_ids or index_parameter):
         raise ValueError("--index: expected two stores or one, a chain has many galleries")
+    if slice_by is not None and not worst:
+        raise ValueError("--slice-by: expected --worst, whose slices it makes")
     if report_folder is not None and query is not None:
         raise ValueError("--report: expected two models or a chain, one store alone has no report")
 
+    if report_folder is not None:
+        from fclearn.report.chains import CHAIN
+        from fclearn.report.runs import UPGRADE, check_report_folder
+
+        check_report_folder(report_folder, CHAIN if is_chain else UPGRADE)
     from fclearn.cli.eval_run import ServingIndex
     from fclearn.cli.eval_show import Show
 

@@ -20,6 +20,17 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+#: Where numbers lie that are no shares; all others lie in [0, 1]. Ratios of gains have no bounds,
+#: and differences of shares may be negative.
+_RANGES = {
+    **dict.fromkeys(("update_gain", "gain_share", "share_of_ideal"), (-math.inf, math.inf)),
+    **dict.fromkeys(
+        ("self_test_tax", "area_gain", "backward_compatibility", "forward_compatibility"),
+        (-1.0, 1.0),
+    ),
+}
+#: For the help of every verb with gates, beside its option.
+GATE_HELP = "Exit with 1 unless it holds; on fractions: 5 % is 0.05. May be given again."
 _GATE = re.compile(r"\s*([^<>=\s]+)\s*(>=|<=|>|<)\s*([^<>=\s]+)\s*")
 
 
@@ -48,8 +59,8 @@ class Gate:
             names: Names of numbers, each with the option it would need but lacks, or ``""``.
 
         Raises:
-            ValueError: Not a gate, an unknown name (the nearest is suggested), or one that cannot
-                have a value.
+            ValueError: Not a gate, an unknown name (the nearest is suggested), one that cannot
+                have a value, or a number that no value reaches, such as a percentage.
 
         Example:
             >>> gate = Gate.parse("new.map > old.map", {"old.map": "", "new.map": ""})
@@ -64,6 +75,7 @@ class Gate:
         left, comparison, right = match.groups()
         if _is_number(right):
             _check_name(text, left, names)
+            _check_threshold(text, left, float(right))
             return cls(text, left, comparison, float(right))
         for name in (left, right):
             _check_name(text, name, names)
@@ -140,3 +152,13 @@ def _check_name(text: str, name: str, names: Mapping[str, str]) -> None:
         raise ValueError(f"--gate {text!r}: unknown name {name!r}; {nearest(name, names)}")
     if names[name]:
         raise ValueError(f"--gate {text!r}: {name} needs {names[name]}")
+
+
+def _check_threshold(text: str, name: str, threshold: float) -> None:
+    """Refuse a threshold that says nothing, as every value is on one side of it."""
+    low, high = _RANGES.get(name, (0.0, 1.0))
+    if not low <= threshold <= high:
+        raise ValueError(
+            f"--gate {text!r}: {name} is always in [{low:g}, {high:g}], got {threshold:g}; gates "
+            "are on fractions: 5 % is 0.05"
+        )

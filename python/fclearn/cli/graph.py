@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.targets import ReplaceFlag, check_file_target
 
 
 def graph(
@@ -27,6 +28,7 @@ def graph(
         typer.Option(help="cosine, ip or l2; unless given, the store's own, cosine for a file."),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, exact, faiss or hnsw.")] = "auto",
+    replace: ReplaceFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Connect every row of a store to its nearest rows, as weights of a random walk.
@@ -40,6 +42,7 @@ def graph(
     to nothing.
 
     The graph of a store keeps a digest of its ids: fcl walk refuses other rows, or another order.
+    A graph that is there is replaced with --replace alone, and any other file never.
 
     \b
     Examples:
@@ -52,6 +55,7 @@ def graph(
     from fclearn.features.npy import open_npy
     from fclearn.graph import KnnGraph
 
+    check_file_target(out, "graph", replace=replace, inputs=[store])
     labels, facts = None, {}
     features: Features
     if within_class or store.is_dir():
@@ -78,7 +82,7 @@ def graph(
         built = KnnGraph.build(features, k, labels=labels, metric=metric, backend=backend)
     isolated = int(built.isolated.sum())
     built = built.normalize(temperature, mode)
-    built = replace(built, metadata=built.metadata | facts)
+    built = dataclasses.replace(built, metadata=built.metadata | facts)
     built.save(out)
     say(f"{built.num_nodes} nodes, {built.num_edges} edges, {isolated} isolated; in {out}")
     if json:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, command_of, draw, say
+from fclearn.cli.gates import GATE_HELP
 from fclearn.cli.options import read_names
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
@@ -76,7 +77,7 @@ def plan(
     num_random: Annotated[int, typer.Option(help="Random orders beside it.")] = 5,
     gate: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Exit with 1 unless it holds; may be given again."),
+        typer.Option(metavar="CONDITION", help=GATE_HELP),
     ] = None,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -116,6 +117,7 @@ def plan(
     from fclearn.cli.plan_inputs import PlanOptions
     from fclearn.cli.plan_run import make_plan
     from fclearn.cli.plan_show import gate_names, numbers_of, tables
+    from fclearn.report.runs import PLAN, check_report_folder
 
     known = gate_names(has_grades=qrels is not None)
     gates = [Gate.parse(text, known) for text in gate or []]
@@ -146,6 +148,7 @@ def plan(
         command=command_of(context),
     )
     options.check()
+    check_report_folder(out, PLAN)
     result = make_plan(options)
     for table in tables(result, budget):
         draw(table)

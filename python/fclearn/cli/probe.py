@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, command_of, say
+from fclearn.cli.gates import GATE_HELP
 from fclearn.cli.options import read_names
 
 
@@ -56,7 +57,7 @@ def probe(
     shortlist: Annotated[int, typer.Option(help="Rows that two-stage reranking looks at.")] = 100,
     gate: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Exit with 1 unless it holds; may be given again."),
+        typer.Option(metavar="CONDITION", help=GATE_HELP),
     ] = None,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -111,6 +112,11 @@ def probe(
         seed=seed,
     )
     stores.check()
+    if report_folder is not None:
+        from fclearn.report.probes import PROBE
+        from fclearn.report.runs import check_report_folder
+
+        check_report_folder(report_folder, PROBE)
     names = read_names(adapters)
     metrics = METRICS if qrels is None else JUDGED_METRICS
     known = {

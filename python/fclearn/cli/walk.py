@@ -12,6 +12,7 @@ import typer
 
 from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.targets import ReplaceFlag, check_store_target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,7 @@ def walk(
     ] = 0.2,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the walk.")] = 10,
     memory_gb: Annotated[float, typer.Option(help="For the graph and the columns at work.")] = 4.0,
+    replace: ReplaceFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Walk stored features over their graph: each moves towards its neighbours.
@@ -48,6 +50,7 @@ def walk(
 
     Works column by column, with a cap on memory. Under torchrun, each process walks its share of
     the columns, with that cap each. Stopped at any instant, the same command resumes.
+    A store that is there is replaced with --replace alone.
 
     \b
     Examples:
@@ -65,8 +68,7 @@ def walk(
     source = FeatureStore.open(store)
     if not graph.is_file():
         raise FileNotFoundError(f"{graph}: no such graph file")
-    if out.resolve() == store.resolve():
-        raise ValueError(f"--out: expected another folder than {store}, which stays as it is")
+    check_store_target(out, replace=replace, inputs=[store])
     of_rows = KnnGraph.load(graph)
     _check_rows(of_rows, graph, source)
     # A run that was stopped after the walk finds its rows again; one with other inputs does not.

@@ -21,8 +21,10 @@ from fclearn.report.probes import PROBE, probe_section, rebuild_probe
 from fclearn.report.writer import rebuild_report
 
 COMPARISON_FILE = "comparison.json"
-UPGRADE, PLAN = "upgrade", "plan"
+UPGRADE, PLAN, COMPARISON = "upgrade", "plan", "comparison"
 _KINDS = (UPGRADE, CHAIN, PROBE, PLAN)
+#: Files with numbers that only one kind has.
+_NUMBERS = {PLAN_FILE: PLAN, COMPARISON_FILE: COMPARISON}
 
 
 def rebuild(run_dir: str | os.PathLike[str]) -> dict[str, object]:
@@ -51,6 +53,35 @@ def rebuild(run_dir: str | os.PathLike[str]) -> dict[str, object]:
     return dict(run.data)
 
 
+def check_report_folder(output_dir: str | os.PathLike[str], kind: str) -> None:
+    """Refuse a folder with the page of another kind: every kind has its own in ``report.html``.
+
+    A page of the same kind is that of an earlier run of the same command, which is replaced.
+
+    Args:
+        output_dir: Where the report will go; need not be there.
+        kind: `UPGRADE`, ``CHAIN``, ``PROBE``, `PLAN` or `COMPARISON`.
+
+    Raises:
+        ValueError: A file, a report of another kind, or a page that is none of ours.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder for the report, found a file")
+    found = [kind for name, kind in _NUMBERS.items() if (folder / name).is_file()]
+    if (folder / "report.json").is_file():
+        found.append(_open(folder).kind)
+    # The page comes after its numbers, so that one without any was written by somebody else.
+    if not found and (folder / "report.html").exists():
+        found.append("unknown")
+    for other in found:
+        if other != kind:
+            raise ValueError(
+                f"{folder}: expected a folder without another report, as both would be its "
+                f"report.html, found one of kind {other!r}, wanted {kind!r}: give another folder"
+            )
+
+
 def write_comparison(
     run_dirs: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]
 ) -> dict[str, object]:
@@ -70,7 +101,8 @@ def write_comparison(
     Raises:
         FileNotFoundError: A folder without numbers.
         ValueError: Fewer than two folders, one twice, runs that measured something else (the two
-            and what differs are named), files that are not those of reports.
+            and what differs are named), files that are not those of reports; as
+            `check_report_folder`.
     """
     folders, target = [Path(one) for one in run_dirs], Path(output_dir)
     if len({folder.resolve() for folder in folders}) != len(folders) or len(folders) < 2:
@@ -79,6 +111,7 @@ def write_comparison(
         raise ValueError(
             f"{target}: expected a folder other than the runs', which stay as they are"
         )
+    check_report_folder(target, COMPARISON)
     runs = [_open(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     by_kind = {kind: [run for run in runs if run.kind == kind] for kind in _KINDS}
     try:

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a verb may write over: nothing, unless it is told to, and then its own kind alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+#: Files that these verbs write: their names in a sentence, and what their headers say.
+_KINDS = {"graph": ("a graph", "fclearn.KnnGraph"), "adapter": ("an adapter", "fclearn.Adapter")}
+
+ReplaceFlag = Annotated[
+    bool,
+    typer.Option(
+        "--replace", help="Replace what is there, if it is of the same kind; else it is refused."
+    ),
+]
+
+
+def check_store_target(out: Path, *, replace: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse to write a feature store where something is; to be asked before any work is done.
+
+    A store by a model that is gone cannot be made again. What an unfinished run keeps beside
+    ``out`` is not in the way: the same command resumes.
+
+    Args:
+        out: Folder of the store to be; an empty one counts as nothing.
+        replace: Whether a feature store may be there.
+        inputs: What the command reads.
+
+    Raises:
+        ValueError: An input; a feature store without ``replace``; with it, too, anything else.
+    """
+    from fclearn.features.folder import check_target, read_fingerprint
+
+    _check_no_input(out, inputs)
+    target = check_target(out)
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    try:
+        found = f"the feature store of model {read_fingerprint(target).model!r}"
+    except ValueError as error:
+        raise ValueError(
+            f"--out: {out}: expected nothing or a feature store to replace, found a folder with "
+            f"files of one that is not whole: {error}"
+        ) from error
+    _check_wanted(out, found, replace=replace)
+
+
+def check_file_target(out: Path, kind: str, *, replace: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse to write a safetensors file where something is; to be asked before any work is done.
+
+    Args:
+        out: File to be.
+        kind: ``"graph"`` or ``"adapter"``.
+        replace: Whether a file of this kind may be there.
+        inputs: What the command reads.
+
+    Raises:
+        ValueError: An input; a file of this kind without ``replace``; with it, too, a folder or
+            another file.
+    """
+    from fclearn._tensor_files import has_kind
+
+    _check_no_input(out, inputs)
+    if out.is_dir():
+        raise ValueError(f"--out: {out}: expected a name for the {kind} file, found a folder")
+    if not out.exists():
+        return
+    named, header = _KINDS[kind]
+    if not has_kind(out, header):
+        raise ValueError(
+            f"--out: {out}: expected nothing or {named} to replace, found another file"
+        )
+    _check_wanted(out, named, replace=replace)
+
+
+def _check_no_input(out: Path, inputs: Iterable[Path]) -> None:
+    for path in inputs:
+        if path.exists() and out.exists() and out.samefile(path):
+            raise ValueError(
+                f"--out: expected another name than {path}, which is read and stays as it is"
+            )
+
+
+def _check_wanted(out: Path, found: str, *, replace: bool) -> None:
+    if not replace:
+        raise ValueError(
+            f"--out: {out}: expected nothing there, found {found}: give another name, or --replace"
+        )
