@@ -11,7 +11,8 @@ import torch
 from store_samples import overwritten, unit
 
 from fclearn.adapters import load_adapter
-from fclearn.features import FeatureStore, Fingerprint
+from fclearn.cli import adapt_run
+from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 
 
 @pytest.fixture
@@ -276,3 +277,27 @@ def test_mapped_rows_say_how_they_are_compared(stores, fcl):
     code, _, error = fcl(*command[:-1], stores / "other")
     assert code == 2
     assert "adapter 'ridge', where it leads: expected features compared by the cosine" in error
+
+
+def test_half_a_store_by_another_adapter_is_not_gone_on_with(stores, fcl, monkeypatch):
+    fit = _fit(stores, "--adapter", "ridge", "--no-check")
+    assert fcl(*fit)[0] == 0
+    out = ["--features", stores / "new", "--out", stores / "mapped"]
+    command = ["adapt", "--apply", stores / "adapter.safetensors", *out]
+    whole = FeatureWriter.write
+
+    def stopped(writer, first, rows):
+        if first:
+            raise KeyboardInterrupt
+        whole(writer, first, rows)
+
+    monkeypatch.setattr(adapt_run, "_BLOCK_ROWS", 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "write", stopped)
+        assert fcl(*command)[0] == 130
+    overwritten(stores / "old", -np.array(FeatureStore.open(stores / "old").features))
+    assert fcl(*fit, "--replace")[0] == 0
+    code, _, error = fcl(*command)
+    assert code == 2
+    assert "refusing to continue a partial store" in error
+    assert "by the adapter of checksum" in error

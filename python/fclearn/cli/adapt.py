@@ -78,14 +78,13 @@ def adapt(
         --out rotation.safetensors
       fcl adapt --apply adapter.safetensors --features queries/new --out queries/mapped
     """
-    from fclearn.adapters import load_adapter
     from fclearn.cli.adapt_run import Fit, Form, apply_adapter, fit_adapter
 
     if apply is not None:
         if features is None or old is not None or new is not None:
             raise ValueError("--apply: expected --features, and neither --old nor --new")
         check_store_target(out, replace=replace, inputs=[apply, features])
-        result = apply_adapter(load_adapter(apply), features, out)
+        result = apply_adapter(apply, features, out)
     else:
         if old is None or new is None or features is not None:
             raise ValueError("expected --old and --new to fit, or --apply and --features to map")

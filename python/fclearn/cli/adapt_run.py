@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fclearn.adapters import Adapter, CompatHead
+from fclearn.adapters import Adapter, CompatHead, load_adapter
 from fclearn.cli.alignment import check_directions, rows_of_ids
 from fclearn.cli.console import say
 from fclearn.cli.cosine_rows import check_fingerprint, check_store
@@ -216,16 +217,18 @@ def _checked(measured: ProbeResult, direction: str, kind: str) -> dict[str, obje
     return {"old/old": vars(before), "mapped": vars(mapped)}
 
 
-def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, object]:
-    """Map a store, resumable, and say so.
+def apply_adapter(path: Path, features: Path, out: Path) -> dict[str, object]:
+    """Map a store by the adapter in a file, resumable, and say so.
 
     Returns:
         For JSON.
 
     Raises:
-        ValueError: Features of another model; an adapter to features that the cosine cannot judge.
+        ValueError: No adapter; features of another model; an adapter to features that the cosine
+            cannot judge; a partial store that another adapter began.
         OSError: The store cannot be written.
     """
+    adapter = load_adapter(path)
     source = FeatureStore.open(features)
     dim = adapter.transform(source.features[:1], fingerprint=source.fingerprint).shape[1]
     where = adapter.target or Fingerprint("unknown", dim)
@@ -234,7 +237,9 @@ def apply_adapter(adapter: Adapter, features: Path, out: Path) -> dict[str, obje
     fingerprint = replace(
         where, dim=dim, norm="l2", preprocessing=f"{source.fingerprint.model} by {adapter.name}"
     )
-    writer = FeatureWriter(out, len(source), dim, "float32", fingerprint, source=str(source.path))
+    # Half of a store by one adapter is not gone on with by another of the same name.
+    made_of = f"{source.path} by the adapter of checksum {zlib.crc32(path.read_bytes()):08x}"
+    writer = FeatureWriter(out, len(source), dim, "float32", fingerprint, source=made_of)
     for begin, end in writer.missing():
         for first in range(begin, end, _BLOCK_ROWS):
             rows = source.features[first : min(end, first + _BLOCK_ROWS)]
