@@ -76,9 +76,14 @@ def test_two_models_must_be_said(fcl, stores):
     code, _, error = fcl(*both)
     assert code == 2
     assert "refusing to mix features: model 'v2' and 'v1'" in error
-    code, result, _ = fcl(*both, "--across", "--exclude-self", "--json")
+    code, result, error = fcl(*both, "--across", "--exclude-self", "--json")
     assert code == 0
     assert result["num_queries"] == ROWS
+    said = f"{ROWS} of {ROWS} queries are in the gallery, by their ids, and may find themselves"
+    assert said not in error
+    code, _, error = fcl(*both, "--across", "--json")
+    assert code == 0
+    assert said in error
 
 
 def test_an_index_in_place_of_the_gallery(fcl, stores, tmp_path):

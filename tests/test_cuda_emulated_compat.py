@@ -113,7 +113,8 @@ def test_compat_loss_where_no_row_counts(options, reduction, rows, operators):
     loss, grad, unit, state = test_compat_loss._call(x, w, labels, options, reduction)
     assert loss.isnan() if reduction == "mean" else not loss.any()
     assert not grad.any()
-    assert not state.any()
+    assert not state[1:].any()  # of weights; the first row is their logsumexp
+    assert state[0].isfinite().all()
     *_, smoothing, normalize = options
     terms = (unit if normalize else x, w, labels, state, torch.full_like(loss, torch.inf))
     grads = operators.compat_loss_backward(

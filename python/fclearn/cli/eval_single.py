@@ -68,12 +68,10 @@ def run_single(options: Single, show: Show) -> None:
     )
     store, rows = _open(options)
     column = slice_column(store, show)
-    ranking = ranking_of(
-        store,
-        rows,
-        exclude_self=options.exclude_self or options.gallery is None,
-        use_groups=options.use_groups,
-    )
+    exclude_self = options.exclude_self or options.gallery is None
+    if not exclude_self:
+        _say_found_again(store, rows)
+    ranking = ranking_of(store, rows, exclude_self=exclude_self, use_groups=options.use_groups)
     result = _evaluate(options, store, rows, ranking)
     bounds = result.intervals(num_bootstrap=show.num_bootstrap, seed=show.seed)
     for name, value in result.items():
@@ -105,6 +103,15 @@ def _open(options: Single) -> tuple[FeatureStore, FeatureStore]:
             rows.fingerprint, "--query and --gallery (of two models? then say --across)"
         )
     return queries, rows
+
+
+def _say_found_again(queries: FeatureStore, rows: FeatureStore) -> None:
+    found = len(set(queries.ids) & set(rows.ids))
+    if found:
+        say(
+            f"{found} of {len(queries)} queries are in the gallery, by their ids, and may find "
+            "themselves: --exclude-self leaves that row out"
+        )
 
 
 def _evaluate(
