@@ -54,3 +54,21 @@ def test_refused_embeddings(work, fcl, tmp_path):
     assert refused(fcl("embed", work / "old", "icons", *dtype, *out), "--dtype: expected float32")
     unknown = ["--class", "no such icon"]
     assert refused(fcl("embed", work / "old", "icons", *unknown, *out), "no class 'no such icon'")
+
+
+def test_embedding_again_does_nothing(work, photos, fcl, tmp_path, monkeypatch):
+    command = ["embed", work / "old", photos, "--out", tmp_path / "store", "--json"]
+    code, facts, _ = fcl(*command)
+    assert code == 0
+    embedded = []
+    monkeypatch.setattr(
+        "fclearn.embedding.embed_batches", lambda *_args, **_options: embedded.append(1)
+    )
+    code, again, error = fcl(*command)
+    assert (code, again, embedded) == (0, facts, [])
+    assert "has these rows by this model already; --replace embeds them again" in error
+    # Another dtype, or another model's store, is not this.
+    for other in ([*command, "--dtype", "float16"], ["embed", work / "new", *command[2:]]):
+        code, _, error = fcl(*other)
+        assert code == 2
+        assert "--replace" in error

@@ -245,3 +245,24 @@ def test_copies_within_classes_signed_zeros_and_zero_rows():
         KnnGraph.build(features, 2, duplicates="link")
     with pytest.raises(ValueError, match="duplicates: expected 'keep' or 'link', got 'drop'"):
         KnnGraph.build(features, 2, duplicates="drop")
+
+
+@pytest.mark.parametrize(
+    ("within", "backend"), [(False, "exact"), (False, "faiss"), (True, "exact")]
+)
+def test_distances_far_from_the_origin(within, backend):
+    generator = torch.Generator().manual_seed(0)
+    # Numbers that stay the same where 1,000 is added in float32.
+    rows = torch.randint(-64, 64, (300, 10), generator=generator) / 64
+    labels = torch.arange(300) % 3 if within else None
+    near, far = (
+        KnnGraph.build(at, 5, labels=labels, metric="l2", backend=backend)
+        for at in (rows, rows + 1000)
+    )
+    distances = torch.cdist(rows.double(), rows.double()).square()
+    if within:
+        distances[labels[:, None] != labels] = torch.inf
+    distances.fill_diagonal_(torch.inf)
+    expected = -distances.sort(1).values[:, :5]
+    for graph in (near, far):
+        torch.testing.assert_close(graph.values.view(300, 5).double(), expected, atol=1e-5, rtol=0)

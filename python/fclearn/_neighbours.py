@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from fclearn.features import FeatureSource, as_features
 
 #: ``"auto"`` searches exactly up to this many rows: about half a minute on two cores at 128 dims.
 EXACT_ROWS = 200_000
+# Rows that are summed at a time for their mean.
+_CENTRE_ROWS = 65_536
 #: Ways to search, beside ``"auto"``.
 BACKENDS = ("exact", "faiss", "hnsw")
 
@@ -39,6 +42,29 @@ def rows_of(features: FeatureSource, name: str = "features") -> Tensor:
     if features.ndim != 2:
         raise ValueError(f"{name}: expected shape [N, D], got {list(features.shape)}")
     return features
+
+
+def centre_of(num_rows: int, rows_at: Callable[[slice], Tensor]) -> Tensor:
+    """The mean of the rows ``(D,)``, in their dtype: summed in float64, a block at a time.
+
+    Distances do not change where it is subtracted, but they are computed from products, which lose
+    the digits that all rows share.
+
+    Args:
+        num_rows: N, at least 1.
+        rows_at: Some of the rows.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> centre_of(2, rows.__getitem__)
+        tensor([2., 5.])
+    """
+    blocks = (rows_at(slice(at, at + _CENTRE_ROWS)) for at in range(0, num_rows, _CENTRE_ROWS))
+    first = next(blocks)
+    total = first.double().sum(0)
+    for block in blocks:
+        total += block.double().sum(0)
+    return (total / num_rows).to(first.dtype)
 
 
 def choose_backend(backend: str, num_rows: int) -> str:

@@ -217,7 +217,7 @@ class PseudoClassifier:
 
 def _check(features: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
     # Copies: read-only arrays, such as memory maps, cannot be shared with torch.
-    rows = features if isinstance(features, Tensor) else torch.tensor(features)
+    rows = features.detach() if isinstance(features, Tensor) else torch.tensor(features)
     if rows.ndim != 2 or not rows.is_floating_point():
         raise ValueError(
             f"features: expected floating of shape (N, D), got {rows.dtype} of {list(rows.shape)}"

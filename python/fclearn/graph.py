@@ -83,7 +83,8 @@ class KnnGraph(GraphWalks):
             backend: ``"exact"``, ``"faiss"`` (flat when small, else an inverted file), ``"hnsw"``
                 (faiss; its result may differ from run to run), or ``"auto"``: exact up to 200,000
                 rows, then faiss if it is installed. Within-class graphs are always exact.
-            metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (negative squared distance).
+            metric: ``"cosine"``, ``"ip"`` or ``"l2"`` (negative squared distance; of features of 32
+                and 64 bits less their mean, as those far from the origin would lose their digits).
             min_recall: In (0, 1]. An approximate search probes more until this share of the true
                 neighbours of a sample of 200 rows is found; ``metadata`` has the recall and effort.
             duplicates: ``"keep"``: rows that are exactly equal are neighbours like others, and may
@@ -108,6 +109,8 @@ class KnnGraph(GraphWalks):
             raise ValueError(f"duplicates: expected 'keep' or 'link', got {duplicates!r}")
         classes = None if labels is None else _neighbours.labels_of(labels, rows.shape[0])
         _check_finite(rows, classes)
+        if metric == "l2" and len(rows) and rows.dtype in {torch.float32, torch.float64}:
+            rows = rows - _neighbours.centre_of(len(rows), rows.__getitem__)
         if duplicates == "keep":
             return cls._search(rows, k, classes, backend, metric, min_recall)
         first = _copies.first_equals(rows, classes)

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
 from fclearn.cli.targets import ReplaceFlag, check_store_target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fclearn.features import FeatureStore, Fingerprint
 
 
 def embed(
@@ -39,7 +44,8 @@ def embed(
     Images are brought to the size and channels the model was trained on. Under torchrun, each
     process embeds its share (on its own GPU). A store is a folder with
     features.npy, a manifest (id, label, class name) and the model's fingerprint. Stopped at any
-    instant, the same command resumes. A store that is there is replaced with --replace alone.
+    instant, the same command resumes; once it has ended, it does nothing. Another store that is
+    there is replaced with --replace alone.
 
     \b
     Examples:
@@ -51,11 +57,11 @@ def embed(
     from fclearn.cli.devices import choose_device
     from fclearn.cli.images import load_images, parse_source
     from fclearn.embedding import embed as embed_images
+    from fclearn.features import FeatureStore
     from fclearn.model_folder import load_model
 
     if dtype not in {"float32", "float16"}:
         raise ValueError(f"--dtype: expected float32 or float16, got {dtype!r}")
-    check_store_target(out, replace=replace, inputs=[model, Path(data)])
     encoder, card = load_model(model)
     source = parse_source(data, classes or [])
     files = source.kind in {"folder", "manifest"}
@@ -66,6 +72,13 @@ def embed(
         raise ValueError(
             f"data: the model takes {card.channels} channels, {data} has {images.channels}"
         )
+    if not replace and _is_done(out, card.fingerprint, images.ids, dtype):
+        say(f"{out} has these rows by this model already; --replace embeds them again")
+        store = FeatureStore.open(out)
+        if json:
+            emit(_facts(store, out))
+        return
+    check_store_target(out, replace=replace, inputs=[model, Path(data)])
     if under_torchrun():
         from fclearn.distributed import joined_world
         from fclearn.distributed.embedding import embed_by_all
@@ -92,11 +105,25 @@ def embed(
         )
     say(f"{len(store)} rows of {store.dim} numbers in {out}")
     if json:
-        emit(
-            {
-                "store": str(out),
-                "rows": len(store),
-                "dim": store.dim,
-                "fingerprint": store.fingerprint.to_dict(),
-            }
-        )
+        emit(_facts(store, out))
+
+
+def _is_done(out: Path, fingerprint: Fingerprint, ids: Sequence[str], dtype: str) -> bool:
+    """Whether a run of this very command has ended: its fingerprint has a digest of the weights."""
+    from fclearn.features import FeatureStore
+
+    try:
+        store = FeatureStore.open(out)
+    except (OSError, ValueError):
+        return False
+    same_rows = list(store.ids) == list(ids) and store.features.dtype == dtype
+    return same_rows and store.fingerprint == fingerprint
+
+
+def _facts(store: FeatureStore, out: Path) -> dict[str, object]:
+    return {
+        "store": str(out),
+        "rows": len(store),
+        "dim": store.dim,
+        "fingerprint": store.fingerprint.to_dict(),
+    }

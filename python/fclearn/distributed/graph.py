@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from fclearn.distributed.world import World
 from fclearn.features import Features, FeatureSource, as_features, check_rows
 from fclearn.graph import KnnGraph
 from fclearn.out_of_core import features_key
+
+RowsAt = Callable[[slice | NDArray[np.int64]], Tensor]
 
 #: Rows whose neighbours are one piece, and rows searched at a time.
 PIECE_ROWS, BLOCK_ROWS = 32768, 262144
@@ -73,13 +76,16 @@ def graph_by_all(
     if world.is_first:
         check_rows(source)
     world.barrier()
+    rows_at = _reader(source, metric)
     if labels is None:
         files = ShardFiles(scratch, key, pieces(len(source), piece_rows), world)
-        files.run(lambda begin, end: _search(source, begin, end, k, metric, block_rows))
+        files.run(
+            lambda begin, end: _search(rows_at, len(source), begin, end, k, metric, block_rows)
+        )
     else:
         order, ranges = _whole_classes(labels, piece_rows)
         files = ShardFiles(scratch, key, ranges, world)
-        files.run(lambda a, b: _search_within(source, order[a:b], labels, k, metric))
+        files.run(lambda a, b: _search_within(rows_at, order[a:b], labels, k, metric))
     graph = None
     if world.is_first:
         arrays = _assembled(files, len(source))
@@ -91,14 +97,16 @@ def graph_by_all(
     return graph
 
 
-def _search(source: Features, begin: int, end: int, k: int, metric: str, block_rows: int) -> Arrays:
+def _search(
+    rows_at: RowsAt, num_rows: int, begin: int, end: int, k: int, metric: str, block_rows: int
+) -> Arrays:
     """The k nearest others of some rows, among all."""
-    query = _rows(source, slice(begin, end))
+    query = rows_at(slice(begin, end))
     # One more: a row finds itself.
     best = torch.empty(len(query), 0, dtype=torch.int64)
     similarity = torch.empty(len(query), 0)
-    for first, last in pieces(len(source), block_rows):
-        block = _rows(source, slice(first, last))
+    for first, last in pieces(num_rows, block_rows):
+        block = rows_at(slice(first, last))
         found, near = fcl_ext.knn_search(query, block, min(k + 1, len(block)), metric=metric)
         best = torch.cat([best, found.long() + first], 1)
         similarity = torch.cat([similarity, near], 1)
@@ -116,14 +124,12 @@ def _search(source: Features, begin: int, end: int, k: int, metric: str, block_r
 
 
 def _search_within(
-    source: Features, members: NDArray[np.int64], labels: NDArray[np.int64], k: int, metric: str
+    rows_at: RowsAt, members: NDArray[np.int64], labels: NDArray[np.int64], k: int, metric: str
 ) -> Arrays:
     """The k nearest others of the rows of some whole classes, each within its class."""
     ascending = np.sort(members)  # equal similarities go to the lower row
     classes = torch.from_numpy(np.ascontiguousarray(labels[ascending]))
-    crow, columns, similarities = _neighbours.search_within(
-        _rows(source, ascending), k, classes, metric
-    )
+    crow, columns, similarities = _neighbours.search_within(rows_at(ascending), k, classes, metric)
     return {
         "rows": ascending,
         "degree": crow.diff().numpy(),
@@ -166,5 +172,13 @@ def _assembled(files: ShardFiles, num_rows: int) -> tuple[Tensor, Tensor, Tensor
     return crow, torch.from_numpy(columns), torch.from_numpy(similarities)
 
 
-def _rows(source: Features, index: slice | NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(np.array(source[index], dtype=np.float32, order="C"))
+def _reader(source: Features, metric: str) -> RowsAt:
+    """Some of the rows; for distances less the mean of all, as in one process."""
+
+    def rows_at(index: slice | NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.array(source[index], dtype=np.float32, order="C"))
+
+    if metric != "l2" or not len(source):
+        return rows_at
+    centre = _neighbours.centre_of(len(source), rows_at)
+    return lambda index: rows_at(index) - centre

@@ -57,6 +57,9 @@ def judge(
             if num_queries < _FEW_QUERIES
             else "",
             few_classes(num_classes),
+            "Adapters were fitted on other classes: of those they know, they may do better."
+            if queries and num_classes is not None
+            else "",
             f"Only {num_fit:,} pairs for maps of {dim:,} dims: with more, adapters may do better."
             if queries and num_fit < _PAIRS_PER_DIM * dim
             else "",
