@@ -112,6 +112,8 @@ def test_bad_build_arguments_are_named():
         build(features, 2, metric="dot")
     with pytest.raises(ValueError, match=r"labels: expected shape \[6\], got \[5\]"):
         build(features, 2, labels=torch.zeros(5, dtype=torch.long))
+    with pytest.raises(TypeError, match="labels: expected integers, got <U1"):
+        KnnGraph.build(torch.eye(4), 1, labels=list("abca"))
     with pytest.raises(TypeError, match=r"labels: expected integers, got torch\.float32"):
         build(features, 2, labels=torch.zeros(6))
     with pytest.raises(TypeError, match=r"features: expected floating numbers, got torch\.int"):

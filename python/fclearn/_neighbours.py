@@ -136,7 +136,11 @@ def labels_of(labels: Tensor | np.ndarray, num_rows: int) -> Tensor:
         TypeError: Labels that are not integers.
         ValueError: Another number of them, or one beyond int64.
     """
-    tensor = torch.as_tensor(np.asarray(labels)) if not isinstance(labels, Tensor) else labels
+    if not isinstance(labels, Tensor):
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"labels: expected integers, got {labels.dtype}")
+    tensor = torch.as_tensor(labels)
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"labels: expected integers, got {tensor.dtype}")
     if tuple(tensor.shape) != (num_rows,):

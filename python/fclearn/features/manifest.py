@@ -203,7 +203,10 @@ def _integers(values: Sequence[Any] | NDArray[Any], key: str, name: str) -> NDAr
             # Text, from a csv. Numbers with a fraction must not be cut off.
             array = np.array([_integer(value) for value in values], dtype=np.int64)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{name}: expected integers in column {key!r}: {error}") from error
+            hint = " (texts go into 'class_name')" if key == "label" else ""
+            raise ValueError(
+                f"{name}: expected integers in column {key!r}{hint}: {error}"
+            ) from error
     return array.astype(np.int64)
 
 
