@@ -43,15 +43,36 @@ class AmxTiles {
 // Where the two tiles of an operand lie at each step along k; distances in pairs.
 struct AmxOperand {
   const Bf16Pair* data;
-  int64_t stride;  // between rows of a tile
-  int64_t second;  // from the first tile to the second
-  int64_t step;    // from one step to the next
+  int64_t stride;    // between rows of a tile
+  int64_t second;    // from the first tile to the second
+  int64_t step;      // from one step to the next
+  int64_t part = 0;  // from one part to the next (see amx_product)
 };
 
+// One tile of four sums (+)= part kA of A times part kB of B, after loading those not loaded yet.
+template <int kA, int kB, int kLoadedA, int kLoadedB>
+__attribute__((always_inline)) inline void amx_step(const AmxOperand& a, const AmxOperand& b) {
+  const int64_t pair = static_cast<int64_t>(sizeof(Bf16Pair));
+  if constexpr (kA != kLoadedA) _tile_loadd(4, a.data + kA * a.part, a.stride * pair);
+  if constexpr (kB != kLoadedB) {
+    _tile_loadd(6, b.data + kB * b.part, b.stride * pair);
+    _tile_loadd(7, b.data + kB * b.part + b.second, b.stride * pair);
+  }
+  if constexpr (kA != kLoadedA) _tile_loadd(5, a.data + kA * a.part + a.second, a.stride * pair);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
 // C[32][32] (+)= sum_k A[32][k] B[k][32]: rows of A hold pairs along k, and so does B, [k/2][32].
+// With three parts, a number is the sum of three of bfloat16, largest first: of the nine products
+// of two such numbers the six largest are computed, and what is left out is at most 2^-24 of the
+// whole, half a unit in the last place of a float.
+template <int kParts = 1>
 inline void amx_product(AmxOperand a, AmxOperand b, int64_t steps, float* c, int64_t c_stride,
                         bool accumulate, Prefetch* ahead = nullptr) {
-  const int64_t pair = static_cast<int64_t>(sizeof(Bf16Pair));
+  static_assert(kParts == 1 || kParts == 3);
   const int64_t c_bytes = c_stride * static_cast<int64_t>(sizeof(float));
   float* low = c + kAmxRows * c_stride;
   // The compiler does not know what memory tiles are loaded from: what was stored there must be.
@@ -69,14 +90,17 @@ inline void amx_product(AmxOperand a, AmxOperand b, int64_t steps, float* c, int
   }
   for (int64_t k = 0; k < steps; ++k) {
     if (ahead != nullptr) ahead->step();
-    _tile_loadd(4, a.data, a.stride * pair);
-    _tile_loadd(6, b.data, b.stride * pair);
-    _tile_loadd(7, b.data + b.second, b.stride * pair);
-    _tile_loadd(5, a.data + a.second, a.stride * pair);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if constexpr (kParts == 1) {
+      amx_step<0, 0, -1, -1>(a, b);
+    } else {
+      // In an order that loads a part anew only twice.
+      amx_step<2, 0, -1, -1>(a, b);
+      amx_step<1, 0, 2, 0>(a, b);
+      amx_step<0, 0, 1, 0>(a, b);
+      amx_step<0, 1, 0, 0>(a, b);
+      amx_step<1, 1, 0, 1>(a, b);
+      amx_step<0, 2, 1, 1>(a, b);
+    }
     a.data += a.step;
     b.data += b.step;
   }

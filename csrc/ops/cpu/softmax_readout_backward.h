@@ -96,6 +96,23 @@ const T* stored_logits(const ReadoutProblem& p, int64_t row, int64_t first_class
   return nullptr;
 }
 
+// Floats or doubles of one block of packed rows or columns: widest padding of the two, and with
+// tile products the same once more in three parts (softmax_readout_split.h), and a norm.
+inline int64_t packed_block_size(int64_t dim) {
+  const int64_t elements = kRows * round_up(dim, kPanel<float>);
+#ifdef __AMX_BF16__
+  return elements + elements * 3 / 2 + kLanes<float>;
+#else
+  return elements;
+#endif
+}
+
+// The block of the rows from `row` on.
+template <typename T>
+T* packed_block(void* blocks, int64_t row, int64_t dim) {
+  return static_cast<T*>(blocks) + row / kRows * packed_block_size(dim);
+}
+
 template <typename S>
 void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, int64_t rows,
                       const ReadoutPackedRows& packed) {
@@ -104,16 +121,16 @@ void pack_block_typed(const ReadoutProblem& p, const ReadoutBackward& b, int64_t
   const int64_t dim = round_up(p.dim, kPanel<T>);
   if (stored_logits<S, T>(p, row, 0) == nullptr) {
     pack_columns<T>(embeddings, rows, p.dim, dim, p.scale * kLog2E,
-                    static_cast<T*>(packed.columns) + row * dim);
+                    packed_block<T>(packed.columns, row, p.dim));
   }
-  pack_rows<T>(embeddings, rows, p.dim, kRows, static_cast<T*>(packed.rows) + row * dim);
+  pack_rows<T>(embeddings, rows, p.dim, kRows, packed_block<T>(packed.rows, row, p.dim));
   if (b.grad_mean == nullptr) return;
   const T* grad_mean = static_cast<const T*>(b.grad_mean) + row * p.value_dim;
   const int64_t value_dim = round_up(p.value_dim, kPanel<T>);
   pack_columns<T>(grad_mean, rows, p.value_dim, value_dim, 1.0,
-                  static_cast<T*>(packed.grad_columns) + row * value_dim);
+                  packed_block<T>(packed.grad_columns, row, p.value_dim));
   pack_rows<T>(grad_mean, rows, p.value_dim, kRows,
-               static_cast<T*>(packed.grad_rows) + row * value_dim);
+               packed_block<T>(packed.grad_rows, row, p.value_dim));
 }
 
 template <typename T>
@@ -137,28 +154,56 @@ void through_normalization(const S* row, T inverse_norm, int64_t dim, T* grad) {
   }
 }
 
+// The products of the gradient to classes in the type that sums are in.
 template <typename S>
-void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
-                            const ReadoutPackedRows& packed, int64_t begin, int64_t end,
-                            void* scratch, void* grad_prototypes_out, void* grad_values_out) {
+class VectorClassProducts {
+ public:
   using T = AccumulateOf<S>;
-  Arena arena{static_cast<char*>(scratch)};
-  const Workspace<T> w(p, arena, true);
-  T* grad_prototypes = static_cast<T*>(grad_prototypes_out);
-  T* grad_values = static_cast<T*>(grad_values_out);
+
+  VectorClassProducts(const ReadoutProblem& problem, const ReadoutPackedRows& packed_rows,
+                      const Workspace<T>& workspace)
+      : p(problem), packed(packed_rows), w(workspace) {}
+
+  // Packs a block of classes.
+  void take_classes(int64_t begin, int64_t count) { pack_classes<S>(p, w, begin, count); }
+
+  // w.logits[class][row] of the block at `row`.
+  void logits(int64_t row, int64_t rows, int64_t count) {
+    product_logits(PackedClasses<T>{w.prototypes, w.block}, w.dim,
+                   packed_block<T>(packed.columns, row, p.dim), rows, count, w.logits);
+  }
+
+  // w.sum_classes[class][dim] (+)= weights[class][row], at most `coefficient` large, times rows.
+  void gradient(const T* weights, const T*, int64_t row, int64_t rows, int64_t count,
+                bool accumulate) {
+    product_classes(weights, packed_block<T>(packed.rows, row, p.dim), w.dim, rows, count,
+                    w.sum_classes, accumulate);
+  }
+
+ private:
+  const ReadoutProblem& p;
+  const ReadoutPackedRows& packed;
+  const Workspace<T>& w;
+};
+
+// Over products of any kind that leave logits and sums where w has them.
+template <typename S, typename Products, typename T = AccumulateOf<S>>
+void backward_classes_over(const ReadoutProblem& p, const ReadoutBackward& b,
+                           const ReadoutPackedRows& packed, const Workspace<T>& w,
+                           Products& products, int64_t begin, int64_t end, T* grad_prototypes,
+                           T* grad_values) {
   const bool through_mean = b.grad_mean != nullptr;
   const bool want_values = through_mean && (grad_values != nullptr ||
                                             (!w.separate_values && grad_prototypes != nullptr));
   // Few rows need no second accumulator.
   const bool flushes = p.num_rows > kReadoutFlush;
-  const PackedClasses<T> prototypes{w.prototypes, w.block};
   const PackedClasses<T> values{w.values, w.block};
   alignas(64) T base[kRows];
   alignas(64) T coefficient[kRows];
   for (int64_t c = begin; c < end; c += w.block) {
     const int64_t count = c + w.block < end ? w.block : end - c;
     if (stored_logits<S, T>(p, 0, c) == nullptr || through_mean) {
-      pack_classes<S>(p, w, c, count);
+      products.take_classes(c, count);
       if (w.separate_values && through_mean) pack_values<S>(p, w, c, count);
     } else if (p.normalize) {
       inverse_norms<S>(p, w, c, count);
@@ -172,27 +217,24 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
       load_row_terms(b, row, rows, base, coefficient);
       const T* logits = stored_logits<S, T>(p, row, c);
       if (logits == nullptr) {
-        product_logits(prototypes, w.dim, static_cast<const T*>(packed.columns) + row * w.dim, rows,
-                       count, w.logits);
+        products.logits(row, rows, count);
         mask_excluded(p, row, rows, c, count, w.logits);
         logits = w.logits;
       }
       if (through_mean) {
-        product_logits(values, w.value_dim,
-                       static_cast<const T*>(packed.grad_columns) + row * w.value_dim, rows, count,
-                       w.value_logits);
+        product_logits(values, w.value_dim, packed_block<T>(packed.grad_columns, row, p.value_dim),
+                       rows, count, w.value_logits);
       }
       weigh(base, coefficient, rows, count, logits, w.logits,
             through_mean ? w.value_logits : nullptr);
       const bool accumulate = row % kReadoutFlush != 0;
       if (grad_prototypes != nullptr) {
-        product_classes(through_mean ? w.value_logits : w.logits,
-                        static_cast<const T*>(packed.rows) + row * w.dim, w.dim, rows, count,
-                        w.sum_classes, accumulate);
+        products.gradient(through_mean ? w.value_logits : w.logits, coefficient, row, rows, count,
+                          accumulate);
       }
       if (want_values) {
-        product_classes(w.logits, static_cast<const T*>(packed.grad_rows) + row * w.value_dim,
-                        w.value_dim, rows, count, w.sum_values, accumulate);
+        product_classes(w.logits, packed_block<T>(packed.grad_rows, row, p.value_dim), w.value_dim,
+                        rows, count, w.sum_values, accumulate);
       }
       if (flushes && ((row + kRows) % kReadoutFlush == 0 || row + kRows >= p.num_rows)) {
         if (grad_prototypes != nullptr) add_sum(w.sum_classes, w.total_classes, count * w.dim);
@@ -222,6 +264,18 @@ void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
       }
     }
   }
+}
+
+template <typename S>
+void backward_classes_typed(const ReadoutProblem& p, const ReadoutBackward& b,
+                            const ReadoutPackedRows& packed, int64_t begin, int64_t end,
+                            void* scratch, void* grad_prototypes, void* grad_values) {
+  using T = AccumulateOf<S>;
+  Arena arena{static_cast<char*>(scratch)};
+  const Workspace<T> w(p, arena, true);
+  VectorClassProducts<S> products(p, packed, w);
+  backward_classes_over<S>(p, b, packed, w, products, begin, end, static_cast<T*>(grad_prototypes),
+                           static_cast<T*>(grad_values));
 }
 
 }  // namespace

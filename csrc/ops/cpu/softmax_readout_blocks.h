@@ -74,8 +74,9 @@ struct Workspace {
   T* sum_values = nullptr;     // [block][value_dim]
   T* total_values = nullptr;   // [block][value_dim]
 
-  // What only gradients to the classes need is a third of the memory, and left out otherwise.
-  Workspace(const ReadoutProblem& p, Arena& arena, bool for_classes)
+  // What only gradients to the classes need is a third of the memory, and left out otherwise. A
+  // given number of classes per block takes the place of its own.
+  Workspace(const ReadoutProblem& p, Arena& arena, bool for_classes, int64_t given_block = 0)
       : dim(round_up(p.dim, kPanel<T>)),
         value_dim(round_up(p.value_dim, kPanel<T>)),
         separate_values(p.values != nullptr) {
@@ -83,6 +84,7 @@ struct Workspace {
     const int64_t width = dim + (separate_values ? value_dim : 0);
     block = block_classes(((for_classes ? 2 : 1) * width + kRows) * size,
                           kRows * (dim + value_dim) * size);
+    if (given_block > 0) block = given_block;
     columns = arena.take<T>(kRows * dim);
     grad_columns = arena.take<T>(kRows * value_dim);
     prototypes = arena.take<T>(dim * block);

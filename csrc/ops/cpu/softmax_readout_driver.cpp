@@ -31,11 +31,13 @@ double flops(const ReadoutProblem& p) {
          static_cast<double>(p.dim + p.value_dim);
 }
 
-// Row blocks x class splits. Threads have no say in it: results do not depend on their number.
+// Blocks of so many rows x class splits. Threads have no say in it: results do not depend on their
+// number.
 struct Split {
-  int64_t row_blocks, class_splits, classes_per_split;
+  int64_t block_rows, row_blocks, class_splits, classes_per_split;
 
-  explicit Split(const ReadoutProblem& p) : row_blocks(ceil_div(p.num_rows, kReadoutRows)) {
+  Split(const ReadoutProblem& p, int64_t rows)
+      : block_rows(rows), row_blocks(ceil_div(p.num_rows, rows)) {
     const int64_t blocks = std::max<int64_t>(row_blocks, 1);
     const int64_t narrow = std::min(ceil_div(kFewTasks, blocks), p.num_classes / kFewestClasses);
     class_splits = std::min(ceil_div(kTasks, blocks), std::max(narrow, p.num_classes / kWideSplit));
@@ -43,6 +45,9 @@ struct Split {
     classes_per_split = ceil_div(p.num_classes, class_splits);
   }
   int64_t tasks() const { return row_blocks * class_splits; }
+  // All blocks of rows read a split before the next one comes: it may stay in a cache they share.
+  int64_t split_of(int64_t task) const { return task / row_blocks; }
+  int64_t row_of(int64_t task) const { return task % row_blocks * block_rows; }
 };
 
 // Partial sums -> lse and mean; partials are indexed [split][row].
@@ -88,8 +93,8 @@ const SoftmaxReadoutKernels& readout_kernels() {
 
 template <typename T>
 void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
-  const Split split(p);
   const SoftmaxReadoutKernels& k = readout_kernels();
+  const Split split(p, k.rows_per_task(p));
   const int64_t n = p.num_rows;
   const int64_t partial_rows = split.class_splits * n;
   const Scratch base(partial_rows * sizeof(T));
@@ -100,13 +105,12 @@ void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
   T* sums = mean == nullptr || direct ? mean : partial.as<T>();
   const size_t scratch_bytes = k.scratch_bytes(p, false);
   parallel_tasks(split.tasks(), flops(p), scratch_bytes, [&](int64_t task, void* scratch) {
-    // All blocks of rows read a split before the next one comes: it may stay in a cache they share.
-    const int64_t s = task / split.row_blocks;
-    const int64_t row = task % split.row_blocks * kReadoutRows;
+    const int64_t s = split.split_of(task);
+    const int64_t row = split.row_of(task);
     const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
     const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
     const int64_t at = s * n + row;
-    k.forward(p, row, std::min(kReadoutRows, n - row), first, last, scratch, base.as<T>() + at,
+    k.forward(p, row, std::min(split.block_rows, n - row), first, last, scratch, base.as<T>() + at,
               sum.as<double>() + at, sums == nullptr ? nullptr : sums + at * p.value_dim);
   });
   combine<T>(p, split, base.as<T>(), sum.as<double>(), sums, logsumexp, mean);
@@ -115,16 +119,15 @@ void readout_forward(const ReadoutProblem& p, double* logsumexp, T* mean) {
 // Class splits are summed into the first one's place.
 template <typename T>
 void readout_backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, T* grad) {
-  const Split split(p);
   const SoftmaxReadoutKernels& k = readout_kernels();
+  const Split split(p, kReadoutRows);
   const int64_t n = p.num_rows;
   const int64_t elements = n * p.dim;
   const Scratch partial((split.class_splits - 1) * elements * sizeof(T));
   const size_t scratch_bytes = k.scratch_bytes(p, false);
   parallel_tasks(split.tasks(), flops(p), scratch_bytes, [&](int64_t task, void* scratch) {
-    // All blocks of rows read a split before the next one comes: it may stay in a cache they share.
-    const int64_t s = task / split.row_blocks;
-    const int64_t row = task % split.row_blocks * kReadoutRows;
+    const int64_t s = split.split_of(task);
+    const int64_t row = split.row_of(task);
     const int64_t first = std::min(s * split.classes_per_split, p.num_classes);
     const int64_t last = std::min(first + split.classes_per_split, p.num_classes);
     T* to = s == 0 ? grad : partial.as<T>() + (s - 1) * elements;

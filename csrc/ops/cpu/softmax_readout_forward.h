@@ -12,12 +12,18 @@
 namespace fcl::ops::cpu {
 namespace {
 
+// Bits that values of norms up to class_bound lie below 1.
+template <typename T>
+double bits_below_one(T class_bound) {
+  return class_bound < T(1) ? -__builtin_log2(static_cast<double>(class_bound)) : 0;
+}
+
 // Whether sums over all classes of 2^z and of 2^z w stay in range with m = 0, for |z| <= row_bound
 // * class_bound. Also false for NaN.
 template <typename T>
 bool is_bounded(const ReadoutProblem& p, T row_bound, T class_bound) {
   const double exponent = static_cast<double>(row_bound) * static_cast<double>(class_bound);
-  if (!(exponent < 120) || p.values != nullptr) return false;
+  if (!(exponent + bits_below_one(class_bound) < 120) || p.values != nullptr) return false;
   const double largest = static_cast<double>(class_bound > T(1) ? class_bound : T(1));
   return exp2_scalar<double>(exponent) * static_cast<double>(p.num_classes) * largest < 0x1p120;
 }
@@ -226,57 +232,143 @@ void start_totals(const ReadoutProblem& p, int64_t rows, bool has_classes, T* ba
   if (mean != nullptr && !has_classes) clear(mean, rows * p.value_dim);
 }
 
+// Up to kRows rows, and where their totals go.
+template <typename T>
+struct RowBlock {
+  const Workspace<T>& w;  // of which products fill logits and sum_rows
+  int64_t row, rows;
+  T* base_total;
+  double* sum_total;
+  T* mean;             // or null
+  T largest_norm = 0;  // of its packed rows
+  RunningSums<T> running{};
+};
+
+// The two products of the forward pass in the type that sums are in.
+template <typename S>
+class VectorProducts {
+ public:
+  using T = AccumulateOf<S>;
+
+  VectorProducts(const ReadoutProblem& problem, const Workspace<T>& workspace)
+      : p(problem), w(workspace) {}
+
+  int64_t classes_per_block() const { return w.block; }
+
+  // Packs rows and sets the largest norm of one.
+  void take_rows(RowBlock<T>& block) {
+    pack_columns<T>(static_cast<const S*>(p.embeddings) + block.row * p.dim, block.rows, p.dim,
+                    w.dim, p.scale * kLog2E, w.columns);
+    block.largest_norm = largest_column_norm(w.columns, block.rows, w.dim);
+  }
+
+  // Packs a block of classes, unless they came packed, and returns the largest norm of one.
+  T take_classes(int64_t begin, int64_t count) {
+    first_class = begin;
+    if (p.packed != nullptr) {
+      classes = classes_packed_before<T>(p, begin);
+      return largest_norm_packed_before<T>(p, begin, count);
+    }
+    classes = {w.prototypes, w.block};
+    return pack_classes<S>(p, w, begin, count);
+  }
+
+  // Whether the second product is exact for weights 2^z, |z| <= row_bound * class_bound.
+  bool weights_fit(T, T) const { return true; }
+
+  // Calls of Prefetch::step that logits() makes.
+  int64_t steps(const RowBlock<T>& block, int64_t count) const {
+    return logit_steps<T>(block.rows, count, w.dim);
+  }
+
+  // w.logits[class][row] of the block's classes.
+  void logits(const RowBlock<T>& block, int64_t count, Prefetch& ahead) {
+    product_logits(classes, w.dim, w.columns, block.rows, count, w.logits, &ahead);
+  }
+
+  // w.sum_rows[row][dim] (+)= weights in w.logits times values.
+  void mean(const RowBlock<T>& block, int64_t count, bool accumulate) {
+    if (w.separate_values) pack_values<S>(p, w, first_class, count);
+    product_rows(w.logits, w.separate_values ? PackedClasses<T>{w.values, w.block} : classes,
+                 w.value_dim, block.rows, count, w.sum_rows, accumulate);
+  }
+
+ private:
+  const ReadoutProblem& p;
+  const Workspace<T>& w;
+  int64_t first_class = 0;
+  PackedClasses<T> classes{};
+};
+
+// One block of rows over one block of classes: logits, weights, and their product with the values.
+template <typename S, typename Products, typename T>
+void forward_block(const ReadoutProblem& p, Products& products, RowBlock<T>& block, int64_t c,
+                   int64_t count, T class_bound, bool is_first, Prefetch& ahead) {
+  const Workspace<T>& w = block.w;
+  products.logits(block, count, ahead);
+  mask_excluded(p, block.row, block.rows, c, count, w.logits);
+  if constexpr (kIsFloat<S>) {
+    if (p.logits != nullptr) {
+      __builtin_memcpy(p.logits + (block.row / kRows * p.num_classes + c) * kRows, w.logits,
+                       sizeof(float) * static_cast<size_t>(count * kRows));
+    }
+  }
+  const bool bounded = is_bounded(p, block.largest_norm, class_bound) &&
+                       products.weights_fit(block.largest_norm, class_bound);
+  bool shrinks;
+  if constexpr (kIsFloat<S>) {
+    const Refinement<T> refinement{
+        p, block.row, block.rows, c, block.base_total, block.sum_total, block.running};
+    shrinks = exponentiate<false, T>(w.logits, block.rows, count, bounded, nullptr, block.running,
+                                     refinement);
+  } else {
+    shrinks = exponentiate<false, T>(w.logits, block.rows, count, bounded, nullptr, block.running);
+  }
+  if (block.mean == nullptr) return;
+  if (shrinks) shrink_rows(block.running, block.rows, w.value_dim, w.sum_rows);
+  products.mean(block, count, !is_first);
+}
+
+// Over products of any kind, and blocks of rows that see each block of classes one after the other.
+template <typename S, typename Products, typename T = AccumulateOf<S>>
+void forward_over(const ReadoutProblem& p, Products& products, RowBlock<T>* blocks,
+                  int64_t num_blocks, int64_t begin, int64_t end) {
+  for (int64_t k = 0; k < num_blocks; ++k) {
+    RowBlock<T>& block = blocks[k];
+    products.take_rows(block);
+    start_totals(p, block.rows, begin < end, block.base_total, block.sum_total, block.mean);
+  }
+  const int64_t size = products.classes_per_block();
+  for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
+    const int64_t flush_end = flush + kReadoutFlush < end ? flush + kReadoutFlush : end;
+    for (int64_t k = 0; k < num_blocks; ++k) blocks[k].running.reset();
+    for (int64_t c = flush; c < flush_end; c += size) {
+      const int64_t count = c + size < flush_end ? size : flush_end - c;
+      const T class_bound = products.take_classes(c, count);
+      int64_t steps = 0;
+      for (int64_t k = 0; k < num_blocks; ++k) steps += products.steps(blocks[k], count);
+      Prefetch ahead = prefetch_block<S>(p, c + count, size, end, steps);
+      for (int64_t k = 0; k < num_blocks; ++k) {
+        forward_block<S>(p, products, blocks[k], c, count, class_bound, c == flush, ahead);
+      }
+    }
+    for (int64_t k = 0; k < num_blocks; ++k) {
+      RowBlock<T>& block = blocks[k];
+      merge_running(block.running, block.w.sum_rows, flush == begin, block.rows, p.value_dim,
+                    block.w.value_dim, block.base_total, block.sum_total, block.mean);
+    }
+  }
+}
+
 template <typename S>
 void forward_typed(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin, int64_t end,
-                   void* scratch, void* base_out, double* sum_out, void* mean_out) {
+                   void* scratch, void* base, double* sum, void* mean) {
   using T = AccumulateOf<S>;
   Arena arena{static_cast<char*>(scratch)};
   const Workspace<T> w(p, arena, false);
-  T* base_total = static_cast<T*>(base_out);
-  T* mean = static_cast<T*>(mean_out);
-  pack_columns<T>(static_cast<const S*>(p.embeddings) + row * p.dim, rows, p.dim, w.dim,
-                  p.scale * kLog2E, w.columns);
-  const T row_bound = largest_column_norm(w.columns, rows, w.dim);
-  start_totals(p, rows, begin < end, base_total, sum_out, mean);
-  const bool has_packed = p.packed != nullptr;
-  RunningSums<T> running;
-  for (int64_t flush = begin; flush < end; flush += kReadoutFlush) {
-    const int64_t flush_end = flush + kReadoutFlush < end ? flush + kReadoutFlush : end;
-    running.reset();
-    for (int64_t c = flush; c < flush_end; c += w.block) {
-      const int64_t count = c + w.block < flush_end ? w.block : flush_end - c;
-      const PackedClasses<T> classes =
-          has_packed ? classes_packed_before<T>(p, c) : PackedClasses<T>{w.prototypes, w.block};
-      const T class_bound =
-          has_packed ? largest_norm_packed_before<T>(p, c, count) : pack_classes<S>(p, w, c, count);
-      Prefetch ahead =
-          prefetch_block<S>(p, c + count, w.block, end, logit_steps<T>(rows, count, w.dim));
-      product_logits(classes, w.dim, w.columns, rows, count, w.logits, &ahead);
-      mask_excluded(p, row, rows, c, count, w.logits);
-      if constexpr (kIsFloat<S>) {
-        if (p.logits != nullptr) {
-          __builtin_memcpy(p.logits + (row / kRows * p.num_classes + c) * kRows, w.logits,
-                           sizeof(float) * static_cast<size_t>(count * kRows));
-        }
-      }
-      const bool bounded = is_bounded(p, row_bound, class_bound);
-      bool shrinks;
-      if constexpr (kIsFloat<S>) {
-        const Refinement<T> refinement{p, row, rows, c, base_total, sum_out, running};
-        shrinks =
-            exponentiate<false, T>(w.logits, rows, count, bounded, nullptr, running, refinement);
-      } else {
-        shrinks = exponentiate<false, T>(w.logits, rows, count, bounded, nullptr, running);
-      }
-      if (mean == nullptr) continue;
-      if (shrinks) shrink_rows(running, rows, w.value_dim, w.sum_rows);
-      if (w.separate_values) pack_values<S>(p, w, c, count);
-      product_rows(w.logits, w.separate_values ? PackedClasses<T>{w.values, w.block} : classes,
-                   w.value_dim, rows, count, w.sum_rows, c != flush);
-    }
-    merge_running(running, w.sum_rows, flush == begin, rows, p.value_dim, w.value_dim, base_total,
-                  sum_out, mean);
-  }
+  VectorProducts<S> products(p, w);
+  RowBlock<T> block{w, row, rows, static_cast<T*>(base), sum, static_cast<T*>(mean)};
+  forward_over<S>(p, products, &block, 1, begin, end);
 }
 
 }  // namespace

@@ -9,6 +9,9 @@
 #ifdef __AVX512BF16__
 #include "ops/cpu/softmax_readout_bf16.h"
 #endif
+#ifdef __AMX_BF16__
+#include "ops/cpu/softmax_readout_split.h"
+#endif
 
 namespace fcl::ops::cpu {
 namespace {
@@ -26,13 +29,27 @@ size_t scratch_bytes(const ReadoutProblem& p, bool for_classes) {
     if (of_pairs > arena.used) return of_pairs;
   }
 #endif
+#ifdef __AMX_BF16__
+  if (p.dtype == Dtype::kFloat32) {
+    const size_t of_parts = for_classes ? scratch_bytes_split_classes(p) : scratch_bytes_split(p);
+    if (of_parts > arena.used) return of_parts;
+  }
+#endif
   return arena.used;
 }
-size_t packed_block_elements(int64_t dim) {
-  // Widest padding of the two accumulation types.
-  return static_cast<size_t>(kRows * round_up(dim, kPanel<float>));
+size_t packed_block_elements(int64_t dim) { return static_cast<size_t>(packed_block_size(dim)); }
+int64_t rows_per_task([[maybe_unused]] const ReadoutProblem& p) {
+#ifdef __AMX_BF16__
+  if (forward_splits(p, p.num_rows)) return kSplitRowBlocks * kReadoutRows;
+#endif
+  return kReadoutRows;
 }
 int64_t classes_per_task(const ReadoutProblem& p) {
+#ifdef __AMX_BF16__
+  if (p.dtype == Dtype::kFloat32 && p.num_rows >= kFewestSplitRows) {
+    return SplitClassProducts::block_of(p);
+  }
+#endif
   int64_t block = 0;
   dispatch_dtype(p.dtype, [&](auto tag) {
     Arena arena{nullptr};
@@ -58,6 +75,11 @@ void forward(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin, 
     return forward_bf16(p, row, rows, begin, end, scratch, base, sum, mean);
   }
 #endif
+#ifdef __AMX_BF16__
+  if (forward_splits(p, rows)) {
+    return forward_split(p, row, rows, begin, end, scratch, base, sum, mean);
+  }
+#endif
   dispatch_dtype(p.dtype, [&](auto tag) {
     forward_typed<typename decltype(tag)::type>(p, row, rows, begin, end, scratch, base, sum, mean);
   });
@@ -70,6 +92,9 @@ void backward_rows(const ReadoutProblem& p, const ReadoutBackward& b, int64_t ro
 }
 void pack_block(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, int64_t rows,
                 const ReadoutPackedRows& packed) {
+#ifdef __AMX_BF16__
+  if (gradient_splits(p, b)) return pack_block_split(p, b, row, rows, packed);
+#endif
   dispatch_dtype(p.dtype, [&](auto tag) {
     pack_block_typed<typename decltype(tag)::type>(p, b, row, rows, packed);
   });
@@ -77,6 +102,11 @@ void pack_block(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row, 
 void backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
                       const ReadoutPackedRows& packed, int64_t begin, int64_t end, void* scratch,
                       void* grad_prototypes, void* grad_values) {
+#ifdef __AMX_BF16__
+  if (gradient_splits(p, b)) {
+    return backward_classes_split(p, b, packed, begin, end, scratch, grad_prototypes, grad_values);
+  }
+#endif
   dispatch_dtype(p.dtype, [&](auto tag) {
     backward_classes_typed<typename decltype(tag)::type>(p, b, packed, begin, end, scratch,
                                                          grad_prototypes, grad_values);
@@ -86,8 +116,9 @@ void backward_classes(const ReadoutProblem& p, const ReadoutBackward& b,
 }  // namespace
 
 const SoftmaxReadoutKernels FCL_READOUT_KERNELS = {
-    row_dot, row_sum,       scratch_bytes, packed_block_elements, classes_per_task, pack_prototypes,
-    forward, backward_rows, pack_block,    backward_classes,
+    row_dot,       row_sum,          scratch_bytes,    packed_block_elements,
+    rows_per_task, classes_per_task, pack_prototypes,  forward,
+    backward_rows, pack_block,       backward_classes,
 };
 
 }  // namespace fcl::ops::cpu

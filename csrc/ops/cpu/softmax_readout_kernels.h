@@ -71,6 +71,8 @@ struct SoftmaxReadoutKernels {
   size_t (*scratch_bytes)(const ReadoutProblem&, bool for_classes);
   // Elements of one block in ReadoutPackedRows' members.
   size_t (*packed_block_elements)(int64_t dim);
+  // The most rows one call of forward takes: kReadoutRows or a multiple.
+  int64_t (*rows_per_task)(const ReadoutProblem&);
   // The most classes one task of backward_classes should own.
   int64_t (*classes_per_task)(const ReadoutProblem&);
 
@@ -78,9 +80,9 @@ struct SoftmaxReadoutKernels {
   void (*pack_prototypes)(const ReadoutProblem&, int64_t begin, int64_t end, void* packed,
                           void* squared_norms);
 
-  // Partial readout of rows [row, row + rows) over classes [begin, end): with m near the maximum of
-  // the base-2 logits z, writes base = m, sum = sum 2^(z - m), mean (if not null) = sum 2^(z - m)
-  // V, unnormalised.
+  // Partial readout of rows [row, row + rows), `row` a multiple of kReadoutRows, over classes
+  // [begin, end): with m near the maximum of the base-2 logits z, writes base = m, sum = sum 2^(z -
+  // m), mean (if not null) = sum 2^(z - m) V, unnormalised.
   void (*forward)(const ReadoutProblem&, int64_t row, int64_t rows, int64_t begin, int64_t end,
                   void* scratch, void* base, double* sum, void* mean);
   // Partial gradient to embeddings over the same kind of range; grad [rows, D] is overwritten.
