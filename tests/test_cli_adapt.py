@@ -13,6 +13,7 @@ from store_samples import overwritten, unit
 from fclearn.adapters import load_adapter
 from fclearn.cli import adapt_run
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
+from fclearn.probe import NEW_TO_OLD, probe
 
 
 @pytest.fixture
@@ -53,8 +54,10 @@ def test_fit_map_and_refuse_the_wrong_features(stores, fcl):
     assert code == 0
     assert result["rows"] == 80
     assert result["check"]["mapped"]["direction"].startswith("new query")
-    said = "measured on 2 of the 9 classes, held out and unseen in that fit: 18 queries among 18"
-    assert said in error
+    said = "measured on 2 of the 9 classes, held out: none of their items were fitted on\nthere, 18"
+    assert f"first {said} queries among 18 rows: mAP" in error
+    assert "Only 2 classes were held out" in error
+    assert "--split items measures that" in error
     assert "% by the old model alone" in error
     mapped_path = stores / "mapped"
     command = ["adapt", "--apply", stores / "adapter.safetensors", "--out", mapped_path]
@@ -74,6 +77,9 @@ def test_fit_map_and_refuse_the_wrong_features(stores, fcl):
     code, _, error = fcl(*command[:-1], stores / "wrong", "--features", stores / "old")
     assert code == 2
     assert "refusing to mix features" in error
+    code, _, error = fcl(*command, "--features", stores / "new", "--split", "items")
+    assert code == 2
+    assert "--split: expected --old and --new, which are split, not --apply" in error
 
 
 def test_the_other_direction_and_clusters(stores, fcl):
@@ -123,8 +129,54 @@ def test_what_cannot_be_measured_first_says_how_to_go_on(stores, fcl):
     FeatureStore.write(stores / "old", np.array(old.features), few, old.fingerprint)
     code, _, error = fcl(*_fit(stores))
     assert code == 2
-    assert "got 3 in all (--no-check fits without)" in error
+    said = "--split items holds out items, --no-check fits without"
+    assert f"got 3 in all ({said})" in error
     assert fcl(*_fit(stores, "--no-check"))[0] == 0
+    pairs = {"id": old.ids, "label": np.arange(80) // 2}
+    FeatureStore.write(stores / "old", np.array(old.features), pairs, old.fingerprint)
+    code, _, error = fcl(*_fit(stores, "--split", "items", out="other.safetensors"))
+    assert code == 2
+    assert "on held-out items first: labels: expected classes of three items or more" in error
+    assert error.endswith("(--no-check fits without)\n")
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_measured_first_on_items_of_the_same_classes(stores, fcl, groups):
+    old = FeatureStore.open(stores / "old")
+    if groups:  # of two items of one class
+        group = {**old.manifest, "group": np.arange(80) // 18 * 9 + np.arange(80) % 9}
+        FeatureStore.write(stores / "old", np.array(old.features), group, old.fingerprint)
+    by_class, by_item = (
+        fcl(*_fit(stores, "--adapter", "ridge", "--split", split, "--json", "--replace"))
+        for split in ("classes", "items")
+    )
+    code, result, error = by_item
+    assert code == 0
+    words = "measured on held-out items of 9 classes: other items of all of them were fitted on"
+    assert f"first {words}\n" in error
+    assert "classes were held out" not in error
+    assert "--split classes measures that" in error
+    assert (result["split"], result["split_text"]) == ("items", words)
+    direct = probe(
+        old=np.array(old.features),
+        new=FeatureStore.open(stores / "new").features[_rows(stores, old.ids)],
+        labels=old.labels,
+        groups=group["group"] if groups else None,
+        split="items",
+        fit_share=0.8,
+        adapters=["ridge"],
+        budget=0,
+    )
+    mapped = next(way for way in direct.ways if way.direction == NEW_TO_OLD)
+    assert result["check"]["mapped"]["metrics"] == pytest.approx(mapped.metrics)
+    # What is written is fitted on all, whatever was held out before.
+    assert by_class[1]["split"] == "classes"
+    assert by_class[1]["rows"] == result["rows"] == 80
+
+
+def _rows(stores, ids):
+    new = FeatureStore.open(stores / "new").ids
+    return [new.index(name) for name in ids]
 
 
 def test_export(stores, fcl):
@@ -185,6 +237,8 @@ def test_export(stores, fcl):
         (["--adapter", "mean-shift"], "--adapter mean-shift: needs models of one dim"),
         (["--apply", "x"], "--apply: expected --features, and neither --old nor --new"),
         (["--features", "x"], "expected --old and --new to fit, or --apply and --features"),
+        (["--split", "rows"], "--split: expected one of ['classes', 'items'], got 'rows'"),
+        (["--split", "items", "--no-check"], "--split: expected --check, which it is of, got --no"),
     ],
 )
 def test_refused(stores, fcl, more, message):

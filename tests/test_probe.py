@@ -21,7 +21,8 @@ from fclearn.evaluation import compatibility_report
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeQueries, probe
 from fclearn.probe.fitting import FitPairs, calibrate
-from fclearn.probe.held import Draw, choose_classes
+from fclearn.probe.held import Draw
+from fclearn.probe.labelled import choose_classes, choose_items
 from fclearn.probe.verdict import judge
 
 CLASSES, ROWS, DIM = 30, 12, 16
@@ -40,11 +41,20 @@ def _models(old_noise, new_noise, *, same_noise=0.0, turn=True, seed=0):
     return old, new @ rotation if turn else new, labels
 
 
-def test_measures_what_the_report_measures_on_unseen_classes():
+def _held_out(labels, split):
+    if split == "items":
+        return ~choose_items(labels.numpy(), np.arange(len(labels)), DRAW)
+    return ~choose_classes(labels.numpy(), DRAW)
+
+
+@pytest.mark.parametrize("split", [None, "classes", "items"])
+def test_measures_what_the_report_measures_on_what_is_unseen(split):
     old, new, labels = _models(1.5, 0.7)
-    result = probe(old=old, new=new, labels=labels, adapters=["procrustes"], num_bootstrap=50)
-    test = ~choose_classes(labels.numpy(), DRAW)
-    assert not set(labels[test].tolist()) & set(labels[~test].tolist())
+    options = {"labels": labels, "adapters": ["procrustes"], "split": split, "num_bootstrap": 50}
+    result = probe(old=old, new=new, **options)
+    test = _held_out(labels, split)
+    shared = set(labels[test].tolist()) & set(labels[~test].tolist())
+    assert len(shared) == (CLASSES if split == "items" else 0)
     ways = {(way.name, way.direction): way for way in result.ways}
     mapped = ways["procrustes", NEW_TO_OLD]
     report = compatibility_report(
@@ -68,6 +78,8 @@ def test_measures_what_the_report_measures_on_unseen_classes():
     assert result.num_test_classes == len(labels[test].unique())
     content = result.to_dict()
     assert content["num_test_classes"] == result.num_test_classes
+    assert content["num_shared_classes"] == len(shared)
+    assert content["split"] == (split or "classes")
 
 
 def test_recommends_by_what_is_possible():
@@ -152,13 +164,15 @@ def test_bad_input(change, message):
         probe(**{"old": old, "new": new, "labels": labels, **change})
 
 
-def test_rank_merge_and_reranking_are_those_of_the_plan_at_one_budget():
+@pytest.mark.parametrize("split", ["classes", "items"])
+def test_rank_merge_and_reranking_are_those_of_the_plan_at_one_budget(split):
     old, new, labels = _models(1.5, 0.5)
     result = probe(
-        old=old, new=new, labels=labels, adapters=[], budget=0.3, shortlist=20, num_bootstrap=50
-    )
+        old=old, new=new, labels=labels, adapters=[], split=split, budget=0.3, shortlist=20,
+        num_bootstrap=50,
+    )  # fmt: skip
     halves = {way.name: way for way in result.ways if way.direction == HALFWAY}
-    test = ~choose_classes(labels.numpy(), DRAW)
+    test = _held_out(labels, split)
     everything = {}
     for name, rows in (("fit", ~test), ("test", test)):
         ids = np.flatnonzero(rows)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
+from fclearn.cli.splits import SplitOption, check_split
 from fclearn.cli.targets import ReplaceFlag, check_file_target, check_store_target
 
 
@@ -46,9 +47,12 @@ def adapt(
     check: Annotated[
         bool,
         typer.Option(
-            "--check/--no-check", help="First measure it on a fifth of the classes, held out."
+            "--check/--no-check",
+            help="First measure it on a fifth of the classes, or with --split items of the items, "
+            "held out.",
         ),
     ] = True,
+    split: SplitOption = None,
     apply: Annotated[
         Path | None,
         typer.Option(metavar="ADAPTER", help="Fit nothing: map a store by this adapter."),
@@ -69,6 +73,10 @@ def adapt(
     items' classes: of the old store (columns as for fcl eval), or clusters. The file knows its
     direction and which features it takes, and refuses others.
 
+    It is measured first, on classes that were held out (--split classes, as usual), as where the
+    gallery will get classes that these items do not have; or on items held out of the same classes
+    (--split items), as where it keeps them. What is written is then fitted on all.
+
     What is there is replaced with --replace alone: an adapter by an adapter, a store by a store.
 
     \b
@@ -76,6 +84,7 @@ def adapt(
       fcl adapt --old sample/old --new sample/new --out adapter.safetensors
       fcl adapt --old sample/old --new sample/new --head linear --orthogonal \\
         --out rotation.safetensors
+      fcl adapt --old sample/old --new sample/new --split items --out adapter.safetensors
       fcl adapt --apply adapter.safetensors --features queries/new --out queries/mapped
     """
     from fclearn.cli.adapt_run import Fit, Form, apply_adapter, fit_adapter
@@ -83,14 +92,19 @@ def adapt(
     if apply is not None:
         if features is None or old is not None or new is not None:
             raise ValueError("--apply: expected --features, and neither --old nor --new")
+        if split is not None:
+            raise ValueError("--split: expected --old and --new, which are split, not --apply")
         check_store_target(out, replace=replace, inputs=[apply, features])
         result = apply_adapter(apply, features, out)
     else:
         if old is None or new is None or features is not None:
             raise ValueError("expected --old and --new to fit, or --apply and --features to map")
+        check_split(split)
+        if split is not None and not check:
+            raise ValueError("--split: expected --check, which it is of, got --no-check")
         check_file_target(out, "adapter", replace=replace, inputs=[old, new])
         form = Form(adapter, head, orthogonal)
-        result = fit_adapter(Fit(old, new, out, form, direction, clusters, seed, check))
+        result = fit_adapter(Fit(old, new, out, form, direction, clusters, seed, check, split))
     if json:
         emit(result)
 

@@ -17,16 +17,26 @@ from fclearn.cli.alignment import check_directions, rows_of_ids
 from fclearn.cli.console import say
 from fclearn.cli.cosine_rows import check_fingerprint, check_store
 from fclearn.cli.eval_show import say_skipped, say_without_class
+from fclearn.cli.splits import other_split
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.features.classes import NoClassError, class_numbers, has_class, row_classes
-from fclearn.probe import ADAPTERS, NEW_TO_OLD, OLD, OLD_TO_NEW, ProbeResult, probe
+from fclearn.probe import (
+    ADAPTERS,
+    BY_CLASSES,
+    BY_ITEMS,
+    NEW_TO_OLD,
+    OLD,
+    OLD_TO_NEW,
+    ProbeResult,
+    probe,
+)
 from fclearn.probe.verdict import few_classes
 from fclearn.wording import nearest
 
 _DIRECTIONS = ("new-to-old", "old-to-new")
 _BLOCK_ROWS = 1 << 16
-_FIT_SHARE = 0.8  # of the classes, to measure an adapter on the others first
+_FIT_SHARE = 0.8  # of the classes or items, to measure an adapter on the others first
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ class Fit:
         direction: ``"new-to-old"`` or ``"old-to-new"``.
         clusters: How many, in place of classes.
         seed: Of everything random.
-        check: Whether to measure it first on held-out classes.
+        check: Whether to measure it first on what is held out.
+        split: What is held out for that; None: as `fclearn.probe.probe`.
     """
 
     old: Path
@@ -87,6 +98,7 @@ class Fit:
     clusters: int | None
     seed: int
     check: bool
+    split: str | None
 
 
 def fit_adapter(options: Fit) -> dict[str, object]:
@@ -128,6 +140,7 @@ def fit_adapter(options: Fit) -> dict[str, object]:
                 new=named["new"],
                 labels=labels[known],
                 groups=None if old.groups is None else old.groups[known],
+                split=options.split,
                 fit_share=_FIT_SHARE,
                 adapters={name: make},
                 budget=0,
@@ -136,13 +149,17 @@ def fit_adapter(options: Fit) -> dict[str, object]:
         except ValueError as error:
             if not str(error).startswith(("labels:", "query_labels:")):
                 raise
+            by = options.split or BY_CLASSES
+            other = "" if by == BY_ITEMS else f"--split {BY_ITEMS} holds out items, "
             raise ValueError(
-                f"cannot be measured on held-out classes first: {error} (--no-check fits without)"
+                f"cannot be measured on held-out {by} first: {error} ({other}--no-check fits "
+                "without)"
             ) from error
         if name in measured.left_out:
             raise ValueError(f"--adapter {name}: {measured.left_out[name]}")
-        kind = "classes" if options.clusters is None else "clusters"
-        result["check"] = _checked(measured, direction, kind)
+        if options.clusters is not None:
+            say(f"{options.clusters:,} clusters of old features in place of classes")
+        result |= _checked(measured, direction)
     source, target = direction.split("-to-")
     fit_on = _some(pairs, fitted)
     made.fit(
@@ -194,27 +211,28 @@ def _say_without_class(store: FeatureStore, num_known: int, num_fitted: int) -> 
         )
 
 
-def _checked(measured: ProbeResult, direction: str, kind: str) -> dict[str, object]:
+def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:
+    """Say what was measured, and on what; returned for JSON."""
     wanted = {"new-to-old": NEW_TO_OLD, "old-to-new": OLD_TO_NEW}[direction]
     (mapped,) = (way for way in measured.ways if way.direction == wanted)
     (before,) = (way for way in measured.ways if way.name == OLD)
     low, high = mapped.gain_intervals["map"]
-    num_test, num_fit = measured.num_test_classes, measured.num_fit_classes
-    assert num_test is not None
-    assert num_fit is not None
     say_skipped(measured.num_skipped)
+    say(f"first {measured.split_text}")
     say(
-        f"measured on {num_test} of the {num_test + num_fit} {kind}, held out and unseen in that "
-        f"fit: {measured.num_queries:,} queries among {measured.num_gallery:,} rows"
-    )
-    say(
-        f"there: mAP {100 * mapped.metrics['map']:.1f} % by the adapter, "
+        f"there, {measured.num_queries:,} queries among {measured.num_gallery:,} rows: mAP "
+        f"{100 * mapped.metrics['map']:.1f} % by the adapter, "
         f"{100 * before.metrics['map']:.1f} % by the old model alone "
         f"(difference {100 * mapped.gain['map']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
     )
-    if doubt := few_classes(num_test):
+    if doubt := few_classes(measured.num_test_classes, measured.split):
         say(doubt)
-    return {"old/old": vars(before), "mapped": vars(mapped)}
+    say(other_split(measured.split))
+    return {
+        "split": measured.split,
+        "split_text": measured.split_text,
+        "check": {"old/old": vars(before), "mapped": vars(mapped)},
+    }
 
 
 def apply_adapter(path: Path, features: Path, out: Path) -> dict[str, object]:

@@ -11,6 +11,7 @@ import typer
 from fclearn.cli.console import JsonFlag, command_of, say
 from fclearn.cli.gates import GATE_HELP
 from fclearn.cli.options import read_names
+from fclearn.cli.splits import SplitOption, check_split
 
 
 def probe(
@@ -37,8 +38,9 @@ def probe(
         bool,
         typer.Option("--use-groups", help="Leave out gallery rows of the query's own group."),
     ] = False,
+    split: SplitOption = None,
     fit_share: Annotated[
-        float, typer.Option(help="Share of the classes, with --qrels of the items, to fit on.")
+        float, typer.Option(help="Share of what is split, the classes or the items, to fit on.")
     ] = 0.6,
     limit: Annotated[
         int, typer.Option(help="Most items taken, at random; judged ones come first.")
@@ -78,10 +80,16 @@ def probe(
     map (an adapter will do), train (compatibly), reindex (the old space has no room), stay (the new
     model is no better), or unclear (take more queries).
 
-    Rows are matched by id. What is right is said by classes (columns as for fcl eval): those fitted
-    on and measured on are apart, and without --old-query and --new-query every held-out item is a
-    query, itself left out. Or by --qrels, lines "query-id 0 item-id grade" of the real queries:
-    what they judge is not fitted on, and clusters take the place of classes.
+    Rows are matched by id. What is right is said by classes (columns as for fcl eval): without
+    --old-query and --new-query every held-out item is a query, itself left out. Or by --qrels,
+    lines "query-id 0 item-id grade" of the real queries: what they judge is not fitted on, and
+    clusters take the place of classes.
+
+    Held out are classes (--split classes, as usual) where the gallery will get classes that the
+    sample does not have: new products, new people. Where it keeps those of the sample, and only
+    the queries are new, --split items: some items of every class are fitted on (those of a group
+    together, with --use-groups), the others are gallery and queries. Adapters that have seen the
+    classes may do far better. Queries with an id or group that was fitted on are not asked.
 
     Gates: WAY.METRIC with way old/old, new/new, oracle/old, rank-merge, rank-merge-calibrated,
     two-stage-rerank, or an adapter (new queries on the old gallery), metric map or cmc@1, with
@@ -92,6 +100,7 @@ def probe(
     Examples:
       fcl probe --old sample/old --new sample/new
       fcl probe --old sample/old --new sample/new --gate "update_gain>=0.2"
+      fcl probe --old sample/old --new sample/new --split items
       fcl probe --old docs/old --new docs/new --old-query q/old --new-query q/new \\
         --qrels judgements.txt --report runs/probe
     """
@@ -100,6 +109,9 @@ def probe(
     from fclearn.cli.probe_show import JUDGED_METRICS, METRICS, notes_of, numbers_of, show
     from fclearn.probe import probe as run
 
+    check_split(split)
+    if qrels is not None and split == "classes":
+        raise ValueError("--split: expected items or none with --qrels, which knows no classes")
     stores = ProbeStores(
         old=old,
         new=new,
@@ -130,6 +142,7 @@ def probe(
     gates = [Gate.parse(text, known) for text in gate or []]
     result = run(
         **read_inputs(stores),
+        split=split,
         fit_share=fit_share,
         adapters=names,
         clusters=clusters,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from fclearn.cli.console import draw, say
+from fclearn.cli.splits import other_split
 from fclearn.evaluation import metric_title
 from fclearn.probe import HALFWAY, NEW_TO_OLD, OLD_TO_NEW, ProbeResult
 
@@ -24,6 +25,7 @@ _HEADINGS = {
 def show(result: ProbeResult) -> None:
     """Print a result for people."""
     draw(_table(result))
+    say(result.split_text)
     for line in notes_of(result):
         say(line)
     say(f"{result.verdict}: {result.text}")
@@ -31,7 +33,7 @@ def show(result: ProbeResult) -> None:
 
 def notes_of(result: ProbeResult) -> list[str]:
     """What counts, what does not, and what was not measured, a line each."""
-    lines = []
+    lines = [other_split(result.split)] if result.judgements is None else []
     if result.num_skipped:
         lines.append(
             f"{result.num_skipped:,} queries have nothing right in the gallery; they count nowhere"
@@ -76,9 +78,8 @@ def numbers_of(result: ProbeResult) -> dict[str, float | None]:
 
 
 def _table(result: ProbeResult) -> Table:
-    unseen = "classes" if result.judgements is None else "rows"
     table = Table(
-        title=f"Metrics in %, {unseen} unseen in fitting",
+        title=f"Metrics in %, {result.split} unseen in fitting",
         caption=f"{result.num_queries:,} queries, {result.num_gallery:,} gallery rows, "
         f"{result.num_fit:,} pairs to fit on, {100 * result.confidence:g} % intervals of the "
         "difference to old/old; cost: share of the gallery embedded anew, models that see a query",

@@ -6,12 +6,15 @@ from __future__ import annotations
 from fclearn.probe.items import Judgements, ProbeQueries
 from fclearn.probe.run import ADAPTERS, probe
 from fclearn.probe.ways import (
+    BY_CLASSES,
+    BY_ITEMS,
     HALFWAY,
     NEW,
     NEW_TO_OLD,
     OLD,
     OLD_TO_NEW,
     ORACLE,
+    SPLITS,
     JudgementCounts,
     ProbeResult,
     Way,
@@ -19,12 +22,15 @@ from fclearn.probe.ways import (
 
 __all__ = [
     "ADAPTERS",
+    "BY_CLASSES",
+    "BY_ITEMS",
     "HALFWAY",
     "NEW",
     "NEW_TO_OLD",
     "OLD",
     "OLD_TO_NEW",
     "ORACLE",
+    "SPLITS",
     "JudgementCounts",
     "Judgements",
     "ProbeQueries",

@@ -13,7 +13,7 @@ from fclearn.evaluation import Qrels
 from fclearn.features.ids import row_of_id
 from fclearn.probe.held import Draw, Held, Split, left_out_keys
 from fclearn.probe.items import Items, Judgements, ProbeQueries
-from fclearn.probe.ways import JudgementCounts
+from fclearn.probe.ways import BY_ITEMS, JudgementCounts
 
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
@@ -92,7 +92,7 @@ def split_by_judgement(
         queries_not_asked=len(usable) - count,
         relevant_not_among_items=relevance.num_missing,
     )
-    return Split(held, is_fit, None, counts)
+    return Split(held, is_fit, None, BY_ITEMS, counts)
 
 
 def _touched(

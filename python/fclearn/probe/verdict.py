@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fclearn.probe.ways import HALFWAY, NEW, NEW_TO_OLD, OLD, ORACLE, Way
+from fclearn.probe.held import ClassCounts
+from fclearn.probe.ways import BY_CLASSES, BY_ITEMS, HALFWAY, NEW, NEW_TO_OLD, OLD, ORACLE, Way
 
 #: How much mAP the best adapter may lose, at the lower end of its interval, and still be said to
 #: take the place of the old model.
@@ -15,6 +16,11 @@ _TOLERANCE = 0.01
 _NOTHING = 0.001
 _FEW_QUERIES = 50
 _FEW_CLASSES = 20
+#: What a split says of adapters beyond what it measures.
+_KNOWN = {
+    BY_CLASSES: "Adapters were fitted on other classes: of those they know, they may do better.",
+    BY_ITEMS: "Adapters were fitted on these classes: of others, they may do worse.",
+}
 #: Least squares need some pairs for each unknown of a column.
 _PAIRS_PER_DIM = 2
 
@@ -35,6 +41,7 @@ def judge(
     num_fit: int,
     dim: int,
     num_classes: int | None = None,
+    split: str = BY_CLASSES,
 ) -> Advice:
     """Decide on mAP.
 
@@ -43,7 +50,8 @@ def judge(
         num_queries: Queries behind them.
         num_fit: Pairs that adapters were fitted on.
         dim: The larger of the two dims between which they map.
-        num_classes: Held-out classes behind the queries; None: not known.
+        num_classes: Classes of the gallery; None: not known.
+        split: What keeps it apart from what adapters were fitted on, one of `SPLITS`.
     """
     by_name = {way.name: way for way in ways if not way.direction}
     old, new, oracle = by_name[OLD], by_name[NEW], by_name.get(ORACLE)
@@ -56,10 +64,8 @@ def judge(
             f"Only {num_queries} queries counted: read all intervals as rough."
             if num_queries < _FEW_QUERIES
             else "",
-            few_classes(num_classes),
-            "Adapters were fitted on other classes: of those they know, they may do better."
-            if queries and num_classes is not None
-            else "",
+            few_classes(num_classes, split),
+            _KNOWN[split] if queries and num_classes is not None else "",
             f"Only {num_fit:,} pairs for maps of {dim:,} dims: with more, adapters may do better."
             if queries and num_fit < _PAIRS_PER_DIM * dim
             else "",
@@ -106,20 +112,49 @@ def judge(
     )
 
 
-def few_classes(num_classes: int | None) -> str:
-    """What intervals over queries do not say where the classes are few.
+def few_classes(num_classes: int | None, split: str) -> str:
+    """What intervals over queries do not say where the classes held out are few.
 
     Example:
-        >>> few_classes(2)
+        >>> few_classes(2, "classes")
         'Only 2 classes were held out: others may change these numbers by more than the intervals.'
-        >>> few_classes(100)
-        ''
+        >>> few_classes(100, "classes"), few_classes(2, "items")
+        ('', '')
     """
-    if num_classes is None or num_classes >= _FEW_CLASSES:
+    if split != BY_CLASSES or num_classes is None or num_classes >= _FEW_CLASSES:
         return ""
     return (
         f"Only {num_classes} classes were held out: others may change these numbers by more than "
         "the intervals."
+    )
+
+
+def split_in_words(split: str, counts: ClassCounts | None) -> str:
+    """What is measured on, and how it is apart from what is fitted on.
+
+    Args:
+        split: One of `SPLITS`.
+        counts: Of the classes; None: judgements say what is right.
+
+    Example:
+        >>> split_in_words("classes", ClassCounts(18, 12, 0))
+        'measured on 12 of the 30 classes, held out: none of their items were fitted on'
+        >>> split_in_words("items", ClassCounts(28, 30, 25))
+        'measured on held-out items of 30 classes: other items of 25 of them were fitted on'
+        >>> split_in_words("items", ClassCounts(30, 30, 30))
+        'measured on held-out items of 30 classes: other items of all of them were fitted on'
+    """
+    if counts is None:
+        return "measured by judgements: fitted on items that no asked query judges"
+    if split == BY_ITEMS:
+        shared = "all" if counts.shared == counts.test else f"{counts.shared:,}"
+        return (
+            f"measured on held-out items of {counts.test:,} classes: other items of {shared} of "
+            "them were fitted on"
+        )
+    return (
+        f"measured on {counts.test:,} of the {counts.test + counts.fit:,} classes, held out: none "
+        "of their items were fitted on"
     )
 
 

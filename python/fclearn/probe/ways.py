@@ -14,6 +14,8 @@ NEW_TO_OLD, OLD_TO_NEW = "new query -> old space", "old gallery -> new space"
 HALFWAY = "part of the gallery embedded anew"
 RANK_MERGE, RANK_MERGE_CALIBRATED = "rank-merge", "rank-merge-calibrated"
 RERANK = "two-stage-rerank"
+#: What keeps the items measured on apart from those fitted on.
+BY_CLASSES, BY_ITEMS = SPLITS = "classes", "items"
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,15 @@ class ProbeResult:
         num_fit: Rows the adapters were fitted on.
         confidence: Of all intervals.
         left_out: Ways that were not measured, by name, each with the reason.
+        split: ``"classes"``: what was measured on is of other classes than what was fitted on;
+            ``"items"``: it is other items.
+        split_text: The split in words, with the numbers of classes.
         pseudo_labels: Clusters that stood for classes in fitting; None: classes were known, or
             nothing asked for them.
         judgements: With judgements, what of them counts.
         num_fit_classes: Classes of the rows the adapters were fitted on; None with judgements.
-        num_test_classes: Classes held out, of the gallery rows; None with judgements.
+        num_test_classes: Classes of the gallery rows; None with judgements.
+        num_shared_classes: Classes of both; 0 if ``split`` is ``"classes"``, None with judgements.
     """
 
     ways: tuple[Way, ...]
@@ -106,10 +112,13 @@ class ProbeResult:
     num_fit: int
     confidence: float
     left_out: dict[str, str]
+    split: str
+    split_text: str
     pseudo_labels: int | None = None
     judgements: JudgementCounts | None = None
     num_fit_classes: int | None = None
     num_test_classes: int | None = None
+    num_shared_classes: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Everything, ready for strict JSON."""

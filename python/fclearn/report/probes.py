@@ -30,8 +30,8 @@ _HEADLINES = {
 _HIDDEN = frozenset(
     {
         "ways", "verdict", "best", "map_suffices", "text", "num_queries", "num_skipped",
-        "num_gallery", "num_fit", "num_fit_classes", "num_test_classes", "left_out",
-        "pseudo_labels", "judgements", "confidence", "notes",
+        "num_gallery", "num_fit", "num_fit_classes", "num_test_classes", "num_shared_classes",
+        "left_out", "split", "split_text", "pseudo_labels", "judgements", "confidence", "notes",
     }
 )  # fmt: skip
 
@@ -105,6 +105,7 @@ def probe_section(data: Mapping[str, Json], title: str) -> Section:
             table(_table(data)),
             notes(
                 [
+                    f"Split by {data['split']}, {data['split_text']}.",
                     *data["notes"],
                     "Nothing is judged by what it was fitted on.",
                     "Intervals are percentile bootstrap intervals over the queries, of the "
