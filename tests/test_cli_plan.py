@@ -51,12 +51,13 @@ def stores(tmp_path):
 
 @pytest.fixture
 def plan(stores, capsys):
-    """Run ``fcl plan`` on the stores; options given later win."""
+    """Run ``fcl plan`` on the stores, over an earlier plan; options given later win."""
 
-    def run(*options, old="old", new="new", out="plan"):
+    def run(*options, old="old", new="new", out="plan", replace=True):
         capsys.readouterr()
         arguments = ["plan", "--old-features", stores / old, "--new-features", stores / new]
-        code = main([str(part) for part in (*arguments, "--out", stores / out, *QUICK, *options)])
+        arguments += ["--out", stores / out, *(["--replace"] if replace else [])]
+        code = main([str(part) for part in (*arguments, *QUICK, *options)])
         out_text, err = capsys.readouterr()
         return SimpleNamespace(code=code, out=out_text, err=err)
 
@@ -120,6 +121,53 @@ def test_resumes_with_the_same_ranks(stores, plan):
     (stores / "done.txt").write_text("\n".join(row["id"] for row in whole))
     assert plan("--done", stores / "done.txt").code == 0
     assert _rows(stores / "plan" / "plan.csv") == []
+
+
+def _contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_plan_is_replaced_only_if_told_to(stores, plan):
+    assert plan(replace=False).code == 0
+    before = _contents(stores)
+    said = f"--out: {stores / 'plan'}: expected nothing there, found a plan: give another name"
+    assert refused(plan("--order", "random", replace=False), said, "--replace")
+    assert _contents(stores) == before
+    # A way to serve that this plan does not have leaves no calibration behind.
+    (stores / "plan" / "calibration-other.safetensors").write_bytes(b"stale")
+    assert plan("--order", "random").code == 0
+    assert _rows(stores / "plan" / "plan.csv")[0]["priority"]
+    assert not (stores / "plan" / "calibration-other.safetensors").exists()
+    # One that was stopped after its list is a plan, too.
+    (stores / "plan" / "curve.json").unlink()
+    (stores / "plan" / "report.html").unlink()
+    assert refused(plan(replace=False), "found a plan")
+    assert plan().code == 0
+
+
+def test_lists_of_what_is_done_are_not_in_the_way(stores, plan):
+    (stores / "plan").mkdir()
+    (stores / "plan" / "done.txt").write_text("item3\n")
+    assert plan("--done", stores / "plan" / "done.txt", replace=False).code == 0
+    assert (stores / "plan" / "done.txt").read_text() == "item3\n"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_nothing_else_is_replaced_by_a_plan(stores, plan, replace):
+    names = ("plan.csv", "curve.json", "curve.png", "calibration-mixed.safetensors")
+    for name in names:
+        (stores / name).mkdir()
+        (stores / name / name).write_text("mine")
+    (stores / "file").write_text("mine")
+    before = _contents(stores)
+    for name in ("old", "new"):
+        said = f"{stores / name}: expected a folder for the report, found a feature store"
+        assert refused(plan(out=name, replace=replace), said)
+    for name in names:
+        said = f"expected nothing or a plan to replace, found another {name}"
+        assert refused(plan(out=name, replace=replace), said)
+    assert refused(plan(out="file", replace=replace), "found a file")
+    assert _contents(stores) == before
 
 
 def test_equal_runs_are_equal(stores, plan):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -76,6 +77,53 @@ def check_file_target(out: Path, kind: str, *, replace: bool, inputs: Iterable[P
             f"--out: {out}: expected nothing or {named} to replace, found another file"
         )
     _check_wanted(out, named, replace=replace)
+
+
+def check_plan_target(out: Path, *, replace: bool) -> None:
+    """Refuse to write a plan where one is; to be asked before any work is done.
+
+    Other files in the folder, such as lists of what is done, are not in the way.
+
+    Args:
+        out: Folder of the plan to be.
+        replace: Whether a plan may be there.
+
+    Raises:
+        ValueError: A plan without ``replace``; with it, too, a file, a feature store, a report of
+            another kind, or files under the names of a plan's that are not those of one.
+    """
+    from fclearn.backfill.files import COLUMNS
+    from fclearn.cli.plan_run import CALIBRATIONS, CURVE_PICTURE, PLAN_TABLE
+    from fclearn.report.plans import PLAN_FILE
+    from fclearn.report.runs import PLAN, check_report_folder
+
+    check_report_folder(out, PLAN)
+    table, numbers = out / PLAN_TABLE, out / PLAN_FILE
+    # A run writes its table first: one that was stopped right then left a plan, too.
+    is_plan = _holds_plan(numbers) or _first_line(table) == ",".join(COLUMNS)
+    others = [table, numbers, out / CURVE_PICTURE, *sorted(out.glob(CALIBRATIONS))]
+    for path in others:
+        if path.exists() and not is_plan:
+            raise ValueError(
+                f"--out: {out}: expected nothing or a plan to replace, found another {path.name}"
+            )
+    if is_plan:
+        _check_wanted(out, "a plan", replace=replace)
+
+
+def _holds_plan(numbers: Path) -> bool:
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"verdict", "curve"} <= found.keys()
+
+
+def _first_line(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(1000).rstrip("\n")
 
 
 def _check_no_input(out: Path, inputs: Iterable[Path]) -> None:
