@@ -24,7 +24,7 @@ from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.methods import build_method, get_method
-from fclearn.model_folder import ModelCard, check_encoder, save_classifier, save_model
+from fclearn.model_folder import CARD, ModelCard, check_encoder, save_classifier, save_model
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     spec = get_method(config.method.name)
     check_needs(config, spec)
     device = choose_device(config.device) if world is None else world.device
-    _check_same_run(config, output)
+    check_same_run(config, output)
     photos = config.data.augmentation == "photos"
     crops = RandomCrops(config.train.seed, config.train.clean_share)
     data = load_images(config.data, crops if photos and config.train.augment else None)
@@ -147,8 +147,16 @@ def _is_begun(output: Path) -> bool:
     return (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
 
 
-def _check_same_run(config: TrainRunConfig, output: Path) -> None:
-    """Refuse to resume a run that was started with other settings."""
+def check_same_run(config: TrainRunConfig, output: Path) -> None:
+    """Refuse to resume a run that was started with other settings.
+
+    Args:
+        config: What is to be run.
+        output: Its folder.
+
+    Raises:
+        ValueError: A run with other settings; they are named.
+    """
     if not _is_begun(output) or not (output / _ARGUMENTS).is_file():
         return
     before = dict(_flatten(asdict(load_config(TrainRunConfig, output / _ARGUMENTS))))
@@ -163,6 +171,27 @@ def _check_same_run(config: TrainRunConfig, output: Path) -> None:
             f"{output}: holds a run with other settings ({'; '.join(changed)}): give another "
             "output, or remove it"
         )
+
+
+def is_trained(config: TrainRunConfig) -> bool:
+    """Whether this very training has ended, on the old features that are there now.
+
+    Args:
+        config: What is to be run.
+
+    Raises:
+        ValueError: As `run_training`, of a folder with another run.
+    """
+    output = Path(config.output)
+    check_same_run(config, output)
+    card, history = output / CARD, output / "history.csv"
+    if not _is_begun(output) or not all(
+        path.is_file() for path in (card, history, output / _ARGUMENTS)
+    ):
+        return False
+    _check_same_old(config, output)
+    # The card comes last; one that is older than the last epoch is of a training before.
+    return history.stat().st_mtime_ns <= card.stat().st_mtime_ns
 
 
 def _check_same_old(config: TrainRunConfig, output: Path) -> None:
