@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
-from fclearn.cli.targets import ReplaceFlag, check_file_target, check_store_target
+from fclearn.cli.targets import ReplaceFlag, check_file_target
 
 
 def adapt(
@@ -70,6 +70,7 @@ def adapt(
     direction and which features it takes, and refuses others.
 
     What is there is replaced with --replace alone: an adapter by an adapter, a store by a store.
+    With --apply, the same command resumes where it was stopped; once it has ended, it does nothing.
 
     \b
     Examples:
@@ -83,8 +84,7 @@ def adapt(
     if apply is not None:
         if features is None or old is not None or new is not None:
             raise ValueError("--apply: expected --features, and neither --old nor --new")
-        check_store_target(out, replace=replace, inputs=[apply, features])
-        result = apply_adapter(apply, features, out)
+        result = apply_adapter(apply, features, out, may_replace=replace)
     else:
         if old is None or new is None or features is not None:
             raise ValueError("expected --old and --new to fit, or --apply and --features to map")

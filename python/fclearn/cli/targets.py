@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,6 +50,44 @@ def check_store_target(out: Path, *, replace: bool, inputs: Iterable[Path] = ())
             f"files of one that is not whole: {error}"
         ) from error
     _check_wanted(out, found, replace=replace)
+
+
+def store_source(store: Path, *given: object) -> str:
+    """A digest of what a command makes of a store: of its files as they are, and of options.
+
+    Args:
+        store: The feature store that is read.
+        given: Other files that are read, as paths, and options, as anything that has a text.
+    """
+    from fclearn.features.folder import FEATURES, FINGERPRINT
+    from fclearn.features.manifest import FILES
+
+    names = (FEATURES, FINGERPRINT, *FILES.values())
+    files = [path for name in names if (path := store / name).is_file()]
+    files += [one for one in given if isinstance(one, Path)]
+    stats = [(path, path.stat()) for path in files]
+    facts = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    options = [one for one in given if not isinstance(one, Path)]
+    return hashlib.sha256(repr((facts, options)).encode()).hexdigest()[:32]
+
+
+def is_made(out: Path, source: str) -> bool:
+    """Whether a whole feature store is there that was made of this source and nothing else.
+
+    Args:
+        out: Folder of the store to be.
+        source: As the `FeatureWriter` is told that makes it.
+    """
+    from fclearn.features import FeatureStore
+    from fclearn.features.folder import read_source
+
+    if read_source(out) != source:
+        return False
+    try:
+        FeatureStore.open(out)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_file_target(out: Path, kind: str, *, replace: bool, inputs: Iterable[Path] = ()) -> None:
