@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,10 @@ def test_folder_one_folder_per_class(folder):
     assert data.ids == ["cat/c.jpg", "dog/b.png", "dog/deeper/still/a.PNG"]
     assert data.labels.tolist() == [0, 1, 1]
     assert data.groups is None
+    assert data.files == [folder / name for name in data.ids]
+    assert data.select_classes([1]).files == data.files[1:]
+    with pytest.raises(ValueError, match="files: expected 3, one per image, got 1"):
+        replace(data, files=data.files[:1])
     assert data.images.shape == (3, 10, 10, 3)
     assert (data.images[1] == [200, 100, 50]).all()
     grey = load_image_folder(folder, size=10, grey=True)
@@ -160,6 +165,7 @@ def test_manifest(folder, name):
     assert data.labels.tolist() == [1, 0, 1]
     assert data.ids == ["one", "two", "three"]
     assert data.groups.tolist() == [0, 1, 0]
+    assert data.files == [folder / row["path"] for row in ROWS]
     assert list(data.group_names) == ["left", "right"]
     assert (data.images[0] == [200, 100, 50]).all()
     bare = [{"path": row["path"], "label": row["label"]} for row in ROWS]

@@ -70,13 +70,15 @@ def load_image_folder(
     _check_depth(root, files)
     ids = [file.relative_to(root).as_posix() for file in files]
     images = images_of(files, size, grey, short_side=short_side, crops=crops)
-    return ImageDataset(images, np.array(labels, np.int64), ids, class_names=class_names)
+    return ImageDataset(
+        images, np.array(labels, np.int64), ids, class_names=class_names, files=files
+    )
 
 
 def _check_depth(root: Path, files: Sequence[Path]) -> None:
     """Refuse class folders that hold no image, but several folders of images each or some."""
-    classes = {file.relative_to(root).parts[0] for file in files}
     holders = {file.parent for file in files}
+    classes = {holder.relative_to(root).parts[0] for holder in holders}
     if len(holders) == len(classes) or any(holder.parent == root for holder in holders):
         return
     wanted = sorted({str(holder.parent) for holder in holders})
@@ -134,19 +136,15 @@ def load_image_manifest(
     groups = None
     if "group" in rows[0]:
         group_names, groups = _numbered([str(row["group"]) for row in rows])
+    files = [manifest.parent / str(row["path"]) for row in rows]
     return ImageDataset(
-        images_of(
-            [manifest.parent / str(row["path"]) for row in rows],
-            size,
-            grey,
-            short_side=short_side,
-            crops=crops,
-        ),
+        images_of(files, size, grey, short_side=short_side, crops=crops),
         labels,
         [str(row["id"] if "id" in row else row["path"]) for row in rows],
         groups,
         class_names,
         group_names,
+        files,
     )
 
 
