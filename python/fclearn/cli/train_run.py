@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     check_encoder(encoder, name=name, dim=dim, channels=channels)
     losses = build_method(spec.name, assets, dim, **config.method.settings)
     augment = _left_alone if photos else augment_drawings  # crops are drawn with the files
+    log = None if sys.stderr.isatty() else say  # a terminal has the bar
     trainer: Trainer
     if world is None:
         trainer = Trainer(
@@ -93,13 +95,21 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
             output_dir=output,
             device=device,
             augment=augment,
+            log=log,
         )
         where = str(device)
     else:
         from fclearn.distributed.training import DistributedTrainer
 
         trainer = DistributedTrainer(
-            encoder, losses, data, config.train, world=world, output_dir=output, augment=augment
+            encoder,
+            losses,
+            data,
+            config.train,
+            world=world,
+            output_dir=output,
+            augment=augment,
+            log=log,
         )
         where = f"{world.size} x {device.type}"
         world.barrier()  # all have read what the first one now writes
