@@ -179,6 +179,23 @@ def test_equal_runs_are_equal(stores, plan):
         assert one == two.replace(str(stores / "two"), str(stores / "one"))
 
 
+def test_compared_orders_are_told_by_area_and_interval(plan):
+    result = plan("--compare", "centrality,random,uncertainty", "--json")
+    found = json.loads(result.out)
+    orders = found["curve"]["orders"]
+
+    def told(name):
+        area = orders[name]["map"]
+        low, high = (f"{100 * bound:+.1f}" for bound in area["gain_interval"])
+        return f"{100 * area['area']:.1f} %, {100 * area['gain']:+.1f} points [{low}, {high}]"
+
+    text = found["verdict"]["text"]
+    assert f"random order: area {told('margin')}" in text
+    others = "; ".join(f"'{name}' {told(name)}" for name in ("centrality", "uncertainty"))
+    assert f"Beside it, area and difference to random order: {others}." in text
+    assert text in result.err.replace("\n", " ")
+
+
 def test_traffic_and_other_orders_side_by_side(stores, plan):
     old, new, _ = _features()
     fitted = ForwardMap.fit(old=old, new=new, width=8, epochs=2, uncertainty=True)
