@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.cli.console import say
+from fclearn.cli.eval_rules import Right
 from fclearn.cli.gates import Gate
 from fclearn.evaluation import Slice, worst_slices
 from fclearn.features import FeatureStore
@@ -128,6 +129,29 @@ def say_few(num_queries: int) -> None:
             f"note: {num_queries} {'query decides' if num_queries == 1 else 'queries decide'} "
             f"little: other queries may well say otherwise; ask at least {_FEW_QUERIES}, better "
             "hundreds"
+        )
+
+
+def say_one_class(right: Right) -> None:
+    """Say that no answer can be wrong, if all rows of the gallery are of one class.
+
+    Args:
+        right: What is right.
+    """
+    labels = right.get("gallery_labels")
+    if labels is None or not len(labels):
+        return
+    first = labels[0]
+    if isinstance(labels, np.ndarray):
+        # Text, or an array: all of its rows have a class.
+        is_one = bool((labels == first).all())
+    else:
+        is_one = isinstance(first, set) and len(first) == 1 and all(one == first for one in labels)
+    if is_one:
+        name = next(iter(first)) if isinstance(first, set) else first.item()
+        say(
+            f"note: all rows of the gallery are of one class, {name!r}: every answer is right, "
+            "whatever the model, so that these numbers say nothing of it"
         )
 
 
