@@ -62,7 +62,8 @@ class GraphWalks(ABC):
             num_steps: Exact number of steps, or
             tol: relative distance to the limit. Neither: ``tol=1e-6``. In mode ``"symmetric"`` it
                 is measured in the 2-norm of each column and reached by `solve`, or, if gradients
-                are wanted, by a fixed number of steps.
+                are wanted, by a fixed number of steps. In the other modes gradients are off by as
+                much as ``tol`` allows, those to weights by more: `fcl_ext.random_walk` says how.
             transpose: Walk against the edges: with one-hot labels divided by class size, columns
                 become the personalised PageRank of each class.
             iterate_dtype: ``torch.bfloat16``: faster with ``num_steps`` on large graphs, at a
