@@ -141,17 +141,15 @@ def say_one_class(right: Right) -> None:
     labels = right.get("gallery_labels")
     if labels is None or not len(labels):
         return
-    first = labels[0]
-    if isinstance(labels, np.ndarray):
-        # Text, or an array: all of its rows have a class.
-        is_one = bool((labels == first).all())
-    else:
-        is_one = isinstance(first, set) and len(first) == 1 and all(one == first for one in labels)
-    if is_one:
-        name = next(iter(first)) if isinstance(first, set) else first.item()
+    first, names = labels[0], set[object]()
+    if isinstance(labels, np.ndarray):  # all of its rows have a class
+        names = {labels[0].item()} if bool((labels == first).all()) else names
+    elif isinstance(first, set) and all(one == first for one in labels):
+        names = first
+    if len(names) == 1:
         say(
-            f"note: all rows of the gallery are of one class, {name!r}: every answer is right, "
-            "whatever the model, so that these numbers say nothing of it"
+            f"note: all rows of the gallery are of one class, {next(iter(names))!r}: every answer "
+            "is right, whatever the model, so that these numbers say nothing of it"
         )
 
 
