@@ -117,11 +117,28 @@ def test_again_runs_what_is_missing(played, monkeypatch):
     command, output = played
     config = load_config(UpgradeRunConfig, CONFIGS / "imagenet.yaml", command[3:])
     ran = []
-    monkeypatch.setattr(stages, "is_trained", lambda run: "bct" not in run.output)
-    os.utime(output / "reports" / "ni-fcl-mean" / "report.json", (0, 0))  # older than its stores
-    assert run_steps(write_steps(config), 1, lambda words: ran.append(words) or 0) == 0
-    assert [words[0] for words in ran] == ["eval", "train"]
-    assert ran[0][-1] == str(output / "reports" / "ni-fcl-mean")
+
+    def run_again():
+        ran.clear()
+        assert run_steps(write_steps(config), 1, lambda words: ran.append(words) or 0) == 0
+        return [words[0] for words in ran]
+
+    report = output / "reports" / "ni-fcl-mean" / "report.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "is_trained", lambda run: "bct" not in run.output)
+        os.utime(report, (0, 0))  # older than its stores
+        assert run_again() == ["eval", "train"]
+        assert ran[0][-1] == str(report.parent)
+    os.utime(report)
+    assert run_again() == []
+    # Where images come or go, each command that reads them looks for itself.
+    classes = Path(config.data.path) / "val" / "n00000003"
+    (classes / "more.JPEG").touch()
+    assert run_again() == ["embed"] * 4
+    assert all(words[2].endswith("val") for words in ran)
+    (classes / "more.JPEG").unlink()
+    os.utime(classes, (0, 0))
+    assert run_again() == []
 
 
 def test_a_model_is_trained_once_its_card_is_of_its_last_epoch(played):

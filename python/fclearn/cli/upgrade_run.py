@@ -16,11 +16,18 @@ from fclearn._files import replacing
 from fclearn.cli.console import say
 from fclearn.cli.train_run import is_trained
 from fclearn.cli.upgrade_config import UpgradeModel, UpgradeRunConfig
-from fclearn.cli.upgrade_done import REPORT, check_configs, check_report, is_reported
+from fclearn.cli.upgrade_done import (
+    REPORT,
+    check_configs,
+    check_report,
+    is_of_these,
+    is_reported,
+)
 from fclearn.config import DataConfig, MethodConfig, TrainRunConfig, dump_config
 from fclearn.features import FeatureStore
+from fclearn.features.folder import FINGERPRINT
 from fclearn.methods import Need, get_method
-from fclearn.model_folder import CLASSES, CLASSIFIER, read_card
+from fclearn.model_folder import CARD, CLASSES, CLASSIFIER, read_card
 
 _METRICS = "map,cmc@1,cmc@5"
 
@@ -138,9 +145,12 @@ def _runs(config: UpgradeRunConfig) -> Iterator[tuple[str, TrainRunConfig]]:
 
 
 def _steps(config: UpgradeRunConfig, runs: Mapping[str, TrainRunConfig]) -> Iterator[Step]:
+    images = Path(config.data.path) / config.data.train
+
     def train(name: str) -> Step:
+        card = _folder(config, "models", name) / CARD
         words = ("train", "--config", str(_config_file(config, name)))
-        return Step(words, lambda: is_trained(runs[name]))
+        return Step(words, lambda: is_of_these(card, images) and is_trained(runs[name]))
 
     yield train("old")
     yield _embed(config, "old", config.data.train)
@@ -200,7 +210,8 @@ def _embed(config: UpgradeRunConfig, model: str, part: str) -> Step:
 
     def is_done() -> bool:
         return (
-            store.is_dir() and FeatureStore.open(store).fingerprint == read_card(folder).fingerprint
+            is_of_these(store / FINGERPRINT, images)
+            and FeatureStore.open(store).fingerprint == read_card(folder).fingerprint
         )
 
     words = ("embed", str(folder), str(images), "--out", str(store), "--device", config.device)
