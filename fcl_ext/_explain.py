@@ -39,7 +39,24 @@ def need_integer(function: str, name: str, value: object) -> None:
         TypeError: It is no integer; without the error that is being handled.
     """
     if not hasattr(value, "__index__"):
-        raise TypeError(f"{function}: expected {name} to be an integer, got {value!r}") from None
+        raise TypeError(f"{_expected(function, name, 'an integer')}, got {value!r}") from None
+
+
+def need_number(function: str, name: str, value: object) -> None:
+    """Refuse what is no real number, such as "16", None or 1j.
+
+    Raises:
+        TypeError: It is none; without the error that is being handled.
+
+    Example:
+        >>> from fcl_ext._explain import need_number
+        >>> need_number("", "scale", "16")
+        Traceback (most recent call last):
+        ...
+        TypeError: scale: expected a number, got '16'
+    """
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        raise TypeError(f"{_expected(function, name, 'a number')}, got {value!r}") from None
 
 
 def need_text(function: str, name: str, value: object) -> None:
@@ -49,4 +66,9 @@ def need_text(function: str, name: str, value: object) -> None:
         TypeError: It is none; without the error that is being handled.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{function}: expected {name} to be a str, got {value!r}") from None
+        raise TypeError(f"{_expected(function, name, 'a str')}, got {value!r}") from None
+
+
+def _expected(function: str, name: str, what: str) -> str:
+    """Of a function of the package, or, where it is a method or shared, of the argument alone."""
+    return f"{function}: expected {name} to be {what}" if function else f"{name}: expected {what}"

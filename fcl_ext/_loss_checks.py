@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fcl_ext._derivatives import refuse_gradient
-from fcl_ext._explain import need_tensors
+from fcl_ext._explain import need_number, need_tensors
 
 
 def check_weights(name: str, weights: Tensor, letters: str, size: int) -> None:
@@ -30,14 +30,20 @@ def check_options(
     refuse_gradient("scale", scale)
     refuse_gradient("margin", margin)
     refuse_gradient("label_smoothing", label_smoothing)
-    if not scale > 0 or math.isinf(scale):
-        raise ValueError(f"scale: expected a finite number > 0, got {scale}")
-    if margin_type not in ("cosface", "arcface"):
-        raise ValueError(f"margin_type: expected 'cosface' or 'arcface', got {margin_type!r}")
-    if not 0 <= margin < math.pi:
-        raise ValueError(f"margin: expected a number in [0, pi), got {margin}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    try:
+        if not scale > 0 or math.isinf(scale):
+            raise ValueError(f"scale: expected a finite number > 0, got {scale}")
+        if margin_type not in ("cosface", "arcface"):
+            raise ValueError(f"margin_type: expected 'cosface' or 'arcface', got {margin_type!r}")
+        if not 0 <= margin < math.pi:
+            raise ValueError(f"margin: expected a number in [0, pi), got {margin}")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    except TypeError:
+        need_number("", "scale", scale)
+        need_number("", "margin", margin)
+        need_number("", "label_smoothing", label_smoothing)
+        raise
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
 

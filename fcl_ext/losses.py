@@ -16,7 +16,7 @@ from torch import Tensor
 from fcl_ext import ops
 from fcl_ext._compat_function import CompatLoss
 from fcl_ext._derivatives import refuse_gradient
-from fcl_ext._explain import need_tensors
+from fcl_ext._explain import need_integer, need_number, need_tensors
 from fcl_ext._frozen import mean_prototype, packed_prototypes
 from fcl_ext._loss_checks import can_look, check_labels, check_options, check_weights
 from fcl_ext._readout_functions import PositiveRows, supcon_losses, target_losses
@@ -74,7 +74,7 @@ def compat_loss(
         Scalar, or shape ``(N,)`` for ``"none"``; float32, or float64 for float64 inputs.
 
     Raises:
-        TypeError: Another thing than a tensor in the place of one.
+        TypeError: Another thing than a tensor or a number in the place of one.
         ValueError: Labels and targets both or neither given, an option out of range, or a scale,
             margin or label_smoothing that requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit, or a label out of range, which is
@@ -168,7 +168,7 @@ def teacher_readout(
         A :class:`Teacher` for :func:`compat_kl`, without gradient.
 
     Raises:
-        TypeError: Teacher embeddings or prototypes that are no tensors.
+        TypeError: Teacher embeddings or prototypes that are no tensors, a scale that is no number.
         ValueError: A scale with a tangent of forward-mode derivatives.
         RuntimeError: Shapes, dtypes or devices that do not fit, or a scale out of range.
 
@@ -191,6 +191,7 @@ def teacher_readout(
         need_tensors(
             "teacher_readout", teacher_embeddings=teacher_embeddings, prototypes=prototypes
         )
+        need_number("teacher_readout", "scale", scale)
         raise
     # sum_c p_c log p_c = sum_c p_c (s x.w_c - lse) = s x.mean - lse
     return Teacher(mean, scale * _row_dot(teacher_embeddings, mean) - logsumexp)
@@ -229,7 +230,7 @@ def compat_kl(
         Scalar, or shape ``(N,)`` for ``"none"``.
 
     Raises:
-        TypeError: Another thing than a tensor in the place of one.
+        TypeError: Another thing than a tensor or a number in the place of one.
         ValueError: Both or neither teacher given, an option out of range, or a constant that
             requires a gradient.
         RuntimeError: Shapes, dtypes or devices that do not fit.
@@ -300,7 +301,7 @@ def compat_supcon(
         Scalar, or shape ``(N,)`` for ``"none"``.
 
     Raises:
-        TypeError: Another thing than a tensor in the place of one.
+        TypeError: Another thing than a tensor or a number in the place of one.
         ValueError: A label without positives (CPU tensors; on CUDA its loss is inf), both or
             neither of feature_labels and positives, an option out of range, or weights that require
             a gradient.
@@ -418,6 +419,7 @@ def _label_losses(
         )
     except (AttributeError, RuntimeError, TypeError):
         need_tensors("compat_loss", embeddings=embeddings, prototypes=prototypes, labels=labels)
+        need_integer("compat_loss", "ignore_index", ignore_index)
         raise
     return loss
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._explain import need_number, need_tensors
 from fcl_ext._frozen import packed_prototypes
 
 
@@ -36,6 +37,7 @@ def softmax_readout(
         inputs), differentiable with respect to all three tensors.
 
     Raises:
+        TypeError: Another thing than a tensor or a number in the place of one.
         RuntimeError: A shape, dtype, device or scale that does not fit.
 
     Note:
@@ -49,8 +51,17 @@ def softmax_readout(
         True
     """
     refuse_gradient("scale", scale)
-    packed = packed_prototypes(prototypes, False)
-    return ops.softmax_readout(embeddings, prototypes, values, None, scale, True, False, *packed)
+    try:
+        packed = packed_prototypes(prototypes, False)
+        return ops.softmax_readout(
+            embeddings, prototypes, values, None, scale, True, False, *packed
+        )
+    except (AttributeError, RuntimeError):
+        need_tensors("softmax_readout", embeddings=embeddings, prototypes=prototypes)
+        if values is not None:
+            need_tensors("softmax_readout", values=values)
+        need_number("softmax_readout", "scale", scale)
+        raise
 
 
 def combine_readouts(logsumexps: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +80,7 @@ def combine_readouts(logsumexps: Tensor, means: Tensor) -> tuple[Tensor, Tensor]
         ``(logsumexp, mean)`` of shapes ``(N,)`` and ``(N, Dv)``, differentiable in both arguments.
 
     Raises:
+        TypeError: Another thing than a tensor in the place of one.
         ValueError: Shapes that do not fit.
 
     Example:
@@ -79,7 +91,12 @@ def combine_readouts(logsumexps: Tensor, means: Tensor) -> tuple[Tensor, Tensor]
         >>> torch.allclose(lse, fcl_ext.softmax_readout(x, w, scale=2.0)[0])
         True
     """
-    if logsumexps.dim() != 2 or means.shape[:2] != logsumexps.shape or means.dim() != 3:
+    try:
+        fits = logsumexps.dim() == 2 and means.dim() == 3
+    except AttributeError:
+        need_tensors("combine_readouts", logsumexps=logsumexps, means=means)
+        raise
+    if not fits or means.shape[:2] != logsumexps.shape:
         raise ValueError(
             "combine_readouts: expected logsumexps of shape [S, N] and means of shape [S, N, Dv], "
             f"got {list(logsumexps.shape)} and {list(means.shape)}"
@@ -122,6 +139,7 @@ def sparse_readout(
         not.
 
     Raises:
+        TypeError: Another thing than a tensor or a number in the place of one.
         RuntimeError: A shape, dtype, device or scale that does not fit; on the CPU also an index
             out of range. On CUDA an index out of range is a device assertion.
 
@@ -134,6 +152,15 @@ def sparse_readout(
         2.0
     """
     refuse_gradient("scale", scale)
-    return ops.sparse_readout(
-        embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, True
-    )
+    try:
+        return ops.sparse_readout(
+            embeddings, rows, labels, crow_indices, col_indices, log_weights, scale, True
+        )
+    except RuntimeError:
+        given = {"embeddings": embeddings, "rows": rows, "labels": labels}
+        sets = {"crow_indices": crow_indices, "col_indices": col_indices}
+        need_tensors("sparse_readout", **given, **sets)
+        if log_weights is not None:
+            need_tensors("sparse_readout", log_weights=log_weights)
+        need_number("sparse_readout", "scale", scale)
+        raise

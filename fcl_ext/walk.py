@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fcl_ext import ops
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._explain import need_integer, need_number, need_tensors
 
 #: Tolerance of a walk for which neither ``num_steps`` nor ``tol`` is given.
 DEFAULT_TOL = 1e-6
@@ -43,6 +44,7 @@ def csr_transpose(
         ``edge_order[e]``, so its values are ``values[edge_order]``.
 
     Raises:
+        TypeError: Indices that are no tensors, a number of columns that is no integer.
         RuntimeError: A wrong shape or dtype, offsets that decrease, a column out of range.
 
     Example:
@@ -52,9 +54,14 @@ def csr_transpose(
         >>> crow.tolist(), col.tolist(), order.tolist()
         ([0, 2, 3], [0, 1, 0], [0, 2, 1])
     """
-    if num_columns is None:
-        num_columns = crow_indices.numel() - 1
-    return ops.csr_transpose(crow_indices, col_indices, num_columns)
+    try:
+        size = crow_indices.numel() - 1 if num_columns is None else num_columns
+        return ops.csr_transpose(crow_indices, col_indices, size)
+    except (AttributeError, RuntimeError):
+        need_tensors("csr_transpose", crow_indices=crow_indices, col_indices=col_indices)
+        if num_columns is not None:
+            need_integer("csr_transpose", "num_columns", num_columns)
+        raise
 
 
 def steps_for(damping: float, tol: float) -> int:
@@ -119,9 +126,12 @@ def random_walk(
         Z, shape ``(N, D)``, dtype of ``features``. A node without edges gets
         ``(1 - damping) * F`` as soon as one step is taken: the walk that leaves it is lost.
         Gradients flow to ``values`` and ``features``; with ``tol`` they are implicit (one more
-        walk on the transpose, no stored iterates), with ``num_steps`` they are exact.
+        walk on the transpose, no stored iterates) and as accurate as ``tol`` makes them (see Note),
+        with ``num_steps`` they are exact.
 
     Raises:
+        TypeError: Another thing than a tensor, a number or, for steps, an integer in the place of
+            one.
         ValueError: Both ``num_steps`` and ``tol`` are given, or ``max_steps`` with ``num_steps``,
             or ``iterate_dtype`` where it is not offered.
         RuntimeError: A wrong shape, dtype or device; damping outside (0, 1); offsets that
@@ -133,6 +143,15 @@ def random_walk(
         enough, which bounds the distance to the limit, or once differences are rounding noise of
         the dtype: float32 reaches about ``1e-7 / (1 - damping)``. Memory: two more copies of F.
         Deterministic, for any number of threads.
+
+        Its gradients are those of the limit, off by what both walks are off by. With G the gradient
+        that arrives, and g the largest sum over rows of a column of ``|G|``: that to ``features``
+        by at most ``tol * g`` in such a sum, as the walk of G on the transpose ends by the same
+        rule; that to each of ``values`` by at most
+        ``damping / (1 - damping) * tol * (2 + tol) * D * g * max|F|``, at damping 0.99 99 times as
+        much as at 0.5. (With ``transpose``, F and G change places.) So a ``tol`` that is small
+        enough for the result may be too large to train the weights by. ``max_steps`` bounds either
+        walk.
 
     References:
         Page, Brin, Motwani, Winograd, *The PageRank citation ranking*, 1999. Gasteiger,
@@ -157,6 +176,41 @@ def random_walk(
         )
     if num_steps is not None and max_steps is not None:
         raise ValueError("random_walk: max_steps bounds tol; it has no use with num_steps")
+    try:
+        return _walked(
+            (crow_indices, col_indices, values),
+            features,
+            damping,
+            num_steps,
+            tol,
+            transpose,
+            max_steps,
+            iterate_dtype,
+        )
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        arrays = {"crow_indices": crow_indices, "col_indices": col_indices, "values": values}
+        need_tensors("random_walk", **arrays, features=features)
+        need_number("random_walk", "damping", damping)
+        for name, steps in (("num_steps", num_steps), ("max_steps", max_steps)):
+            if steps is not None:
+                need_integer("random_walk", name, steps)
+        if tol is not None:
+            need_number("random_walk", "tol", tol)
+        raise
+
+
+def _walked(
+    graph: tuple[Tensor, Tensor, Tensor],
+    features: Tensor,
+    damping: float,
+    num_steps: int | None,
+    tol: float | None,
+    transpose: bool,
+    max_steps: int | None,
+    iterate_dtype: torch.dtype | None,
+) -> Tensor:
+    """`random_walk` of arguments that go together."""
+    crow_indices, col_indices, values = graph
     if iterate_dtype is not None:
         _check_iterate_dtype(iterate_dtype, num_steps, values, features)
     if transpose:

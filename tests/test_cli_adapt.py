@@ -309,7 +309,7 @@ def test_features_that_the_cosine_does_not_rank_are_refused_alike(stores, fcl, v
     length = np.linalg.norm(rows[0])
     _retold(stores / side, unit(rows), norm="l2")
     assert fcl(*command)[0] == 0
-    command += ["--replace"] if verb == "adapt" else []
+    command += [] if verb == "probe" else ["--replace"]
     overwritten(stores / side, rows)
     assert fcl(*command) == (2, None, f"{said} 'l2', but row 0 has length {length:.4g}\n")
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from cli_samples import refused
 
@@ -72,3 +74,28 @@ def test_embedding_again_does_nothing(work, photos, fcl, tmp_path, monkeypatch):
         code, _, error = fcl(*other)
         assert code == 2
         assert "--replace" in error
+
+
+def test_reports_of_photos_show_them_wherever_the_stores_are(
+    work, photos, fcl, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(photos.parent)
+    stores = []
+    for name in ("old", "new"):
+        assert fcl("embed", work / name, photos.name, "--out", tmp_path / f"{name}-made")[0] == 0
+        stores.append((tmp_path / f"{name}-made").rename(tmp_path / name))
+    opened = FeatureStore.open(stores[0])
+    assert opened.manifest["path"] == [str(photos / name) for name in opened.ids]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evaluate = ["eval", "--old-query", stores[0], "--new-query", stores[1], "--num-bootstrap", 10]
+    assert fcl(*evaluate, "--report", tmp_path / "run")[0] == 0
+    shown = json.loads((tmp_path / "run" / "retrieval_examples.json").read_text())
+    assert shown
+    assert all(one["image"] for one in shown)
+    # Stores of before do not say where their images are.
+    for store in map(FeatureStore.open, stores):
+        columns = {name: store.manifest[name] for name in ("id", "label", "class_name")}
+        FeatureStore.write(store.path, np.array(store.features), columns, store.fingerprint)
+    assert fcl(*evaluate, "--report", tmp_path / "without")[0] == 0
+    assert json.loads((tmp_path / "without" / "retrieval_examples.json").read_text()) == []

@@ -63,6 +63,44 @@ def test_one_store_is_its_own_gallery(fcl, stores):
     assert "worst by label" in error
 
 
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"label": [3] * 40}, "3"),
+        ({"class_name": ["cat"] * 40}, "'cat'"),
+        ({"labels": [["cat"]] * 40}, "'cat'"),
+        ({"label": [3] * 39 + [2]}, None),
+        ({"label": [3] * 39 + [-1]}, None),
+        ({"labels": [["cat"]] * 39 + [["cat", "dog"]]}, None),
+    ],
+)
+@pytest.mark.parametrize("form", ["one", "pair", "chain"])
+def test_a_gallery_of_one_class_is_noted(fcl, tmp_path, form, columns, name):
+    rows = np.random.default_rng(0).standard_normal((40, 4))
+    old, new = (write(tmp_path / side, rows, side, **columns) for side in ("old", "new"))
+    given = {
+        "one": ["--query", old],
+        "pair": ["--old-query", old, "--new-query", new],
+        "chain": ["--model", old, "--model", new],
+    }
+    code, result, error = fcl("eval", *given[form], "--num-bootstrap", 10, "--json")
+    assert code == 0, error
+    noted = f"note: all rows of the gallery are of one class, {name}: every answer is right"
+    assert (noted in error) == (name is not None)
+    assert ("of one class" in error) == (name is not None)
+    if form == "one" and name is not None:
+        assert result["map"] == 1
+
+
+def test_judgements_know_no_classes(fcl, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((40, 4))
+    store = write(tmp_path / "store", rows, "m", label=[3] * 40)
+    (tmp_path / "judged").write_text("i1 0 i2 1\n")
+    code, _, error = fcl("eval", "--query", store, "--qrels", tmp_path / "judged")
+    assert code == 0
+    assert "of one class" not in error
+
+
 def test_gates_of_one_store(fcl, stores):
     code, result, _ = fcl(
         "eval", "--query", stores["v1"], "--json", "--gate", "map>0", "--gate", "cmc@1>1"

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cli_samples import refused
+from cli_samples import refused, write_store
+from store_samples import overwritten
 
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.features.ids import digest_of_ids
@@ -149,6 +150,28 @@ def test_refused_walks(work, fcl, tmp_path):
     assert refused(fcl("walk", graph, store, "--out", store), "--out: expected another name")
     damping = fcl("walk", graph, store, "--out", tmp_path / "out", "--damping", 1)
     assert refused(damping, "features: expected one row per node, 4")
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_row_that_is_not_finite_is_named_as_its_store_knows_it(within, fcl, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((12, 4), dtype=np.float32)
+    labels = [0, 1, -1, 0, 1, 0, 1, 0, 1, 0, 1, 0]
+    store = write_store(tmp_path / "store", rows, labels)
+    rows[[2, 7]] = np.nan
+    overwritten(store, rows)
+    command = ["graph", store, "--k", 2, "--out", tmp_path / "g"]
+    command += ["--within-class"] if within else []
+    row = 7 if within else 2
+    said = f"expected finite numbers, got a NaN or infinity in row {row}"
+    assert refused(fcl(*command), f"error: {store}: {said}: id 'i{row}'")
+    # Without a class, a row is joined to nothing, and a file has no ids.
+    rows[7] = 1
+    overwritten(store, rows)
+    if within:
+        assert fcl(*command)[0] == 0
+    else:
+        file = store / "features.npy"
+        assert refused(fcl("graph", file, *command[2:]), f"error: {file}: {said}\n")
 
 
 def test_refused_graphs(work, fcl, tmp_path):

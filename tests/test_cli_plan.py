@@ -51,12 +51,13 @@ def stores(tmp_path):
 
 @pytest.fixture
 def plan(stores, capsys):
-    """Run ``fcl plan`` on the stores; options given later win."""
+    """Run ``fcl plan`` on the stores, over an earlier plan; options given later win."""
 
-    def run(*options, old="old", new="new", out="plan"):
+    def run(*options, old="old", new="new", out="plan", replace=True):
         capsys.readouterr()
         arguments = ["plan", "--old-features", stores / old, "--new-features", stores / new]
-        code = main([str(part) for part in (*arguments, "--out", stores / out, *QUICK, *options)])
+        arguments += ["--out", stores / out, *(["--replace"] if replace else [])]
+        code = main([str(part) for part in (*arguments, *QUICK, *options)])
         out_text, err = capsys.readouterr()
         return SimpleNamespace(code=code, out=out_text, err=err)
 
@@ -122,6 +123,53 @@ def test_resumes_with_the_same_ranks(stores, plan):
     assert _rows(stores / "plan" / "plan.csv") == []
 
 
+def _contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_plan_is_replaced_only_if_told_to(stores, plan):
+    assert plan(replace=False).code == 0
+    before = _contents(stores)
+    said = f"--out: {stores / 'plan'}: expected nothing there, found a plan: give another name"
+    assert refused(plan("--order", "random", replace=False), said, "--replace")
+    assert _contents(stores) == before
+    # A way to serve that this plan does not have leaves no calibration behind.
+    (stores / "plan" / "calibration-other.safetensors").write_bytes(b"stale")
+    assert plan("--order", "random").code == 0
+    assert _rows(stores / "plan" / "plan.csv")[0]["priority"]
+    assert not (stores / "plan" / "calibration-other.safetensors").exists()
+    # One that was stopped after its list is a plan, too.
+    (stores / "plan" / "curve.json").unlink()
+    (stores / "plan" / "report.html").unlink()
+    assert refused(plan(replace=False), "found a plan")
+    assert plan().code == 0
+
+
+def test_lists_of_what_is_done_are_not_in_the_way(stores, plan):
+    (stores / "plan").mkdir()
+    (stores / "plan" / "done.txt").write_text("item3\n")
+    assert plan("--done", stores / "plan" / "done.txt", replace=False).code == 0
+    assert (stores / "plan" / "done.txt").read_text() == "item3\n"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_nothing_else_is_replaced_by_a_plan(stores, plan, replace):
+    names = ("plan.csv", "curve.json", "curve.png", "calibration-mixed.safetensors")
+    for name in names:
+        (stores / name).mkdir()
+        (stores / name / name).write_text("mine")
+    (stores / "file").write_text("mine")
+    before = _contents(stores)
+    for name in ("old", "new"):
+        said = f"{stores / name}: expected a folder for the report, found a feature store"
+        assert refused(plan(out=name, replace=replace), said)
+    for name in names:
+        said = f"expected nothing or a plan to replace, found another {name}"
+        assert refused(plan(out=name, replace=replace), said)
+    assert refused(plan(out="file", replace=replace), "found a file")
+    assert _contents(stores) == before
+
+
 def test_equal_runs_are_equal(stores, plan):
     for folder in ("one", "two"):
         assert plan("--compare", "margin,centrality", out=folder).code == 0
@@ -129,6 +177,23 @@ def test_equal_runs_are_equal(stores, plan):
         one, two = ((stores / folder / name).read_text() for folder in ("one", "two"))
         # The command says where it went.
         assert one == two.replace(str(stores / "two"), str(stores / "one"))
+
+
+def test_compared_orders_are_told_by_area_and_interval(plan):
+    result = plan("--compare", "centrality,random,uncertainty", "--json")
+    found = json.loads(result.out)
+    orders = found["curve"]["orders"]
+
+    def told(name):
+        area = orders[name]["map"]
+        low, high = (f"{100 * bound:+.1f}" for bound in area["gain_interval"])
+        return f"{100 * area['area']:.1f} %, {100 * area['gain']:+.1f} points [{low}, {high}]"
+
+    text = found["verdict"]["text"]
+    assert f"random order: area {told('margin')}" in text
+    others = "; ".join(f"'{name}' {told(name)}" for name in ("centrality", "uncertainty"))
+    assert f"Beside it, area and difference to random order: {others}." in text
+    assert text in result.err.replace("\n", " ")
 
 
 def test_traffic_and_other_orders_side_by_side(stores, plan):

@@ -75,7 +75,8 @@ def plan(stores, capsys):
         if queries:
             given += ["--old-query", stores / "q-old", "--new-query", stores / "q-new"]
             given += ["--qrels", stores / "qrels.txt", "--order", "centrality"]
-        given += ["--num-bootstrap", "50", "--num-random", "2", "--out", stores / "plan"]
+        given += ["--num-bootstrap", "50", "--num-random", "2"]
+        given += ["--out", stores / "plan", "--replace"]
         code = main([str(part) for part in ("plan", *given, *options)])
         out, err = capsys.readouterr()
         return Outcome(code, out, err)

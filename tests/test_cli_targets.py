@@ -75,8 +75,58 @@ def test_a_store_is_replaced_by_a_store_if_told_to(fcl, stores, number):
     command = [*commands(stores)[number], "--out", stores / "gone"]
     assert fcl(*command, "--replace")[0] == 0
     assert FeatureStore.open(stores / "gone").fingerprint.model == "old-v1"
-    # Now it is there, and would again be replaced only if told to.
-    assert refused(fcl(*command), "found the feature store of model 'old-v1'")
+    assert "already; --replace " in fcl(*command)[2]
+    # Now it is there, and another would replace it only if told to.
+    FeatureStore.write(
+        stores / "new",
+        np.array(FeatureStore.open(stores / "new").features[::-1]),
+        FeatureStore.open(stores / "new").manifest,
+        FeatureStore.open(stores / "new").fingerprint,
+    )
+    other = [*command, "--steps", 3] if number == 2 else command
+    assert refused(fcl(*other), "found the feature store of model 'old-v1'")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_store_that_is_made_is_not_made_again(fcl, stores, number, monkeypatch):
+    command = [*commands(stores)[number], "--out", stores / "out", "--json"]
+    code, facts, _ = fcl(*command)
+    assert code == 0
+    before = contents(stores)
+    with monkeypatch.context() as patch:
+        patch.setattr("fclearn.adapters.Ridge.transform", never)
+        patch.setattr("fclearn.out_of_core.walk_file", never)
+        code, again, said = fcl(*command)
+    assert (code, again) == (0, facts)
+    assert f"{stores / 'out'} has these rows by this " in said
+    assert contents(stores) == before
+    assert fcl(*command, "--replace")[1] == facts
+    # A store of the same rows, model and options of which nothing says what made it.
+    (stores / "out" / "source.txt").unlink()
+    assert refused(fcl(*command), "expected nothing there, found the feature store")
+
+
+@pytest.mark.parametrize(
+    ("number", "changed"),
+    [(2, "rows"), (3, "rows"), (2, "manifest"), (3, "manifest"), (2, "file"), (3, "file"),
+     (2, "options")],
+)  # fmt: skip
+def test_a_store_that_would_be_another_is_refused(fcl, stores, number, changed):
+    command = [*commands(stores)[number], "--out", stores / "out"]
+    assert fcl(*command)[0] == 0
+    store = FeatureStore.open(stores / ("old" if number == 2 else "new"))
+    rows, columns = np.array(store.features), dict(store.manifest)
+    if changed == "options":
+        command += ["--damping", 0.3]
+    elif changed == "file":
+        first = commands(stores)[number - 2]
+        more = ["--k", 3] if number == 2 else ["--adapter", "procrustes"]
+        assert fcl(*first, *more, "--out", stores / made_by(first), "--replace")[0] == 0
+    else:
+        rows = rows[::-1] if changed == "rows" else rows
+        columns |= {"more": store.ids} if changed == "manifest" else {}
+        FeatureStore.write(store.path, rows, columns, store.fingerprint)
+    assert refused(fcl(*command), "expected nothing there, found the feature store of model")
 
 
 @pytest.mark.parametrize("number", [2, 3])

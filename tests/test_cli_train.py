@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 
@@ -12,6 +13,7 @@ import pytest
 from cli_samples import history, process, refused, train, write_store
 
 from fclearn import encoders
+from fclearn._interaction import ProgressLines
 from fclearn.encoders import SmallCnn
 from fclearn.features import FeatureStore
 from fclearn.training import DivergenceError, Trainer
@@ -42,6 +44,41 @@ def test_train_again_is_at_once_done(work, fcl):
     assert result["epochs"] == 2
     assert result["last_epoch"]["epoch"] == 2
     assert result["model"] == FeatureStore.open(work / "new-store").fingerprint.to_dict()
+
+
+def test_a_log_is_told_how_far_a_training_is(photos, fcl, tmp_path, monkeypatch):
+    run = train(photos, tmp_path / "run", "method.name=independent", "train.epochs=3")
+    code, result, error = fcl(*run, "--json")
+    assert (code, result["epochs"]) == (0, 3)
+    (line,) = re.findall(r"^epoch .*$", error, re.MULTILINE)
+    assert re.fullmatch(r"epoch 1/3, step (\d+)/\1, loss \d+\.\d{3}, 0:\d\d:\d\d left", line)
+    # A terminal has a bar instead.
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, _, error = fcl(*run, f"output={tmp_path / 'bar'}", "--json")
+    assert code == 0
+    assert not re.findall(r"^epoch 1/3, step", error, re.MULTILINE)
+
+
+def test_lines_come_after_an_epoch_and_then_twice_a_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    said = []
+    # A run that goes on after the first of four epochs of ten steps, two seconds each.
+    lines = ProgressLines(said.append, epochs=4, steps=10, done=10)
+    for step in range(11, 41):
+        now[0] += 2
+        lines.step(step, 0.5)
+    assert said == [
+        "epoch 2/4, step 10/10, loss 0.500, 0:00:40 left",
+        "epoch 4/4, step 5/10, loss 0.500, 0:00:10 left",
+    ]
+    said.clear()
+    lines = ProgressLines(said.append, epochs=1, steps=100, done=0)
+    for step in range(1, 101):
+        now[0] += 20
+        lines.step(step, 0.5)
+    assert said[0] == "epoch 1/1, step 2/100, loss 0.500, 0:32:40 left"
+    assert len(said) == 49
 
 
 @pytest.mark.parametrize(

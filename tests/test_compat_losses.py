@@ -308,7 +308,7 @@ def test_bad_arguments_are_named(call, message):
         call(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2]))
 
 
-NO_TENSORS = [
+OTHER_TYPES = [
     (
         lambda x, w, y: fcl_ext.compat_loss(x.numpy(), w, y),
         "embeddings .* got a numpy array; torch",
@@ -353,11 +353,34 @@ NO_TENSORS = [
         lambda x, w, y: fcl_ext.compat_supcon(x, y, w.numpy(), torch.arange(5)),
         "features to be a tensor, got a numpy",
     ),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, scale="16"), "scale: .* a number, got '16'"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, scale=None), "scale: .* a number, got None"),
+    (lambda x, w, y: fcl_ext.compat_loss(x, w, y, margin="a"), "margin: .* a number, got 'a'"),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y, label_smoothing=1j),
+        "label_smoothing: expected a number, got 1j",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_loss(x, w, y, ignore_index=2.5),
+        r"expected ignore_index to be an integer, got 2\.5",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_kl(x, w, teacher_embeddings=x, scale="16"),
+        "scale: expected a number, got '16'",
+    ),
+    (
+        lambda x, w, y: fcl_ext.compat_supcon(x, y, w, torch.arange(5), scale="16"),
+        "scale: expected a number, got '16'",
+    ),
+    (
+        lambda x, w, y: fcl_ext.teacher_readout(x, w, scale="16"),
+        "teacher_readout: expected scale to be a number, got '16'",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("call", "message"), NO_TENSORS)
-def test_what_is_no_tensor_is_named_in_one_line(call, message):
+@pytest.mark.parametrize(("call", "message"), OTHER_TYPES)
+def test_what_is_no_tensor_or_number_is_named_in_one_line(call, message):
     with pytest.raises(TypeError, match=message) as caught:
         call(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2]))
     assert "\n" not in str(caught.value)

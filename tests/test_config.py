@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fclearn.cli.upgrade_config import UpgradeRunConfig
 from fclearn.config import (
     DataConfig,
     EncoderConfig,
@@ -35,6 +36,12 @@ def test_defaults_then_file_then_overrides(tmp_path):
     assert config.output == "runs/x"
     with pytest.raises(FrozenInstanceError):
         config.output = "elsewhere"
+
+
+def test_an_override_changes_one_place_of_an_alias(tmp_path):
+    (tmp_path / "c.yaml").write_text("old: {train: &train {epochs: 9}}\nnew: {train: *train}\n")
+    config = load_config(UpgradeRunConfig, tmp_path / "c.yaml", ["new.train.epochs=2"])
+    assert (config.old.train.epochs, config.new.train.epochs) == (9, 2)
 
 
 def test_nothing_gives_the_defaults():

@@ -126,6 +126,6 @@ def test_a_plan_by_judgements_needs_no_classes(fcl, tmp_path):
     given += ["--qrels", tmp_path / "judged.txt"]
     code, _, error = fcl("plan", *given, "--order", "centrality")
     assert code == 0, error
-    code, _, error = fcl("plan", *given, "--order", "margin")
+    code, _, error = fcl("plan", *given, "--order", "margin", "--replace")
     assert code == 2
     assert "order 'margin' needs labels, --labels or one class for each row" in error

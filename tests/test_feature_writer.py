@@ -14,6 +14,7 @@ import torch
 from store_samples import FINGERPRINT, IDS, MANIFEST, sample_rows, truncate
 
 from fclearn.features import FeatureStore, FeatureWriter
+from fclearn.features.folder import read_source
 
 
 def _writer(tmp_path, **changes):
@@ -51,6 +52,16 @@ def test_writer_resumes(tmp_path):
     second.write(0, sample_rows()[:1])
     second.write(3, sample_rows()[3:])
     np.testing.assert_array_equal(second.finish(MANIFEST).features, sample_rows())
+
+
+def test_a_finished_store_keeps_its_source(tmp_path):
+    writer = _writer(tmp_path, source="weights 1f, größer")
+    writer.write(0, sample_rows())
+    store = writer.finish(MANIFEST)
+    assert read_source(store.path) == "weights 1f, größer"
+    # Another one in its place is of another source, or does not say.
+    FeatureStore.write(store.path, sample_rows(), MANIFEST, FINGERPRINT)
+    assert read_source(store.path) is None
 
 
 def test_an_unfinished_store_does_not_open_or_finish(tmp_path):

@@ -169,3 +169,22 @@ def test_walk_against_the_edges_is_personalised_pagerank():
     # Reading features with these ranks is averaging walked features over the class.
     means = (onehot / onehot.sum(0)).T @ graph.walk(features, 0.85, tol=1e-12)
     torch.testing.assert_close(ranks.T @ features, means, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 2.5}, r"num_steps: expected an integer, got 2\.5"),
+        ({"num_steps": "2"}, "num_steps: expected an integer, got '2'"),
+        ({"damping": "0.5"}, "damping: expected a number, got '0.5'"),
+        ({"tol": "1e-6"}, "tol: expected a number, got '1e-6'"),
+    ],
+)
+def test_arguments_of_another_type_are_named_in_one_line(changes, message):
+    features = torch.randn(10, 3)
+    graph = KnnGraph.build(features, 2).normalize(mode="symmetric")
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        graph.walk(features, **changes)
+    if "num_steps" not in changes:
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            graph.solve(features, **changes)

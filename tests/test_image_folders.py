@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli_samples import refused
 from PIL import Image
 
 from fclearn.datasets import (
@@ -41,6 +45,10 @@ def test_folder_one_folder_per_class(folder):
     assert data.ids == ["cat/c.jpg", "dog/b.png", "dog/deeper/still/a.PNG"]
     assert data.labels.tolist() == [0, 1, 1]
     assert data.groups is None
+    assert data.files == [folder / name for name in data.ids]
+    assert data.select_classes([1]).files == data.files[1:]
+    with pytest.raises(ValueError, match="files: expected 3, one per image, got 1"):
+        replace(data, files=data.files[:1])
     assert data.images.shape == (3, 10, 10, 3)
     assert (data.images[1] == [200, 100, 50]).all()
     grey = load_image_folder(folder, size=10, grey=True)
@@ -74,6 +82,38 @@ def test_folder_refuses(folder, tmp_path):
     (folder / "eel").mkdir()
     with pytest.raises(ValueError, match=r"class 'eel' in .* has no images"):
         load_image_folder(folder)
+
+
+@pytest.mark.parametrize("above", ["", "data"])
+def test_the_folder_above_train_and_test_is_refused(tmp_path, above, fcl):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            _picture(tmp_path / "images" / above / part / name / "a.png", (1, 2, 3))
+    root = tmp_path / "images"
+    both = f"give {root / above / 'test'}, {root / above / 'train'}, if the classes are there"
+    with pytest.raises(ValueError, match=re.escape(f"in the class folders of {root}, ")) as error:
+        load_image_folder(root)
+    assert both in str(error.value)
+    train = ["train", "--method", "independent", "data.kind=folder", f"data.path={root}"]
+    assert refused(fcl(*train, f"output={tmp_path / 'run'}"), both, "else a manifest (path,label)")
+    shutil.rmtree(root / above / "test")
+    if above:
+        with pytest.raises(ValueError, match=re.escape(f"give {root / above / 'train'}, if")):
+            load_image_folder(root)
+    assert list(load_image_folder(root / above / "train", size=8).class_names) == ["cat", "dog"]
+
+
+def test_folders_of_classes_may_be_mixed_or_have_one_folder_each(tmp_path):
+    for name in ("cat", "dog"):  # as Tiny ImageNet's
+        _picture(tmp_path / "images" / name / "images" / "a.png", (1, 2, 3))
+    assert load_image_folder(tmp_path / "images", size=8).class_names == ["cat", "dog"]
+    for part in ("front", "side"):
+        _picture(tmp_path / "images" / "dog" / part / "b.png", (1, 2, 3))
+    with pytest.raises(ValueError, match="found none in 'cat', 'dog', but folders of images"):
+        load_image_folder(tmp_path / "images", size=8)
+    _picture(tmp_path / "images" / "cat" / "c.png", (1, 2, 3))
+    data = load_image_folder(tmp_path / "images", size=8)
+    assert data.labels.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_hidden_folders_are_no_classes(folder):
@@ -125,6 +165,7 @@ def test_manifest(folder, name):
     assert data.labels.tolist() == [1, 0, 1]
     assert data.ids == ["one", "two", "three"]
     assert data.groups.tolist() == [0, 1, 0]
+    assert data.files == [folder / row["path"] for row in ROWS]
     assert list(data.group_names) == ["left", "right"]
     assert (data.images[0] == [200, 100, 50]).all()
     bare = [{"path": row["path"], "label": row["label"]} for row in ROWS]

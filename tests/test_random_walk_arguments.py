@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from graph_samples import random_csr, row_stochastic
+
+import fcl_ext
 
 OP = torch.ops.fcl.random_walk.default
 TOL = torch.ops.fcl.random_walk_tol.default
@@ -100,3 +103,38 @@ def test_mixed_devices_are_refused():
     crow, col, values, features = _bad_inputs()
     with pytest.raises(RuntimeError, match="expected features on the same device"):
         OP(crow, col, values, features.cuda(), 0.9, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 2.5}, r"expected num_steps to be an integer, got 2\.5"),
+        ({"num_steps": 2.5, "iterate_dtype": torch.bfloat16}, "num_steps to be an integer"),
+        ({"max_steps": "9"}, "expected max_steps to be an integer, got '9'"),
+        ({"tol": "small"}, "expected tol to be a number, got 'small'"),
+        ({"damping": "0.9"}, "expected damping to be a number, got '0.9'"),
+        ({"crow_indices": np.arange(6)}, "crow_indices to be a tensor, got a numpy array; torch"),
+        ({"features": np.eye(5), "transpose": True}, "features to be a tensor, got a numpy"),
+        ({"values": [1.0] * 12, "transpose": True}, "values to be a tensor, got list"),
+    ],
+)
+def test_arguments_of_another_type_are_named_in_one_line(changes, message):
+    names = ("crow_indices", "col_indices", "values", "features")
+    with pytest.raises(TypeError, match=f"^random_walk: .*{message}") as caught:
+        fcl_ext.random_walk(**{**dict(zip(names, _bad_inputs(), strict=True)), **changes})
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.arange(3), torch.tensor([1, 0])), "crow_indices to be a tensor, got a numpy"),
+        ((torch.arange(3), [1, 0]), "col_indices to be a tensor, got list"),
+        ((torch.arange(3), torch.tensor([1, 0]), 2.0), r"num_columns to be an integer, got 2\.0"),
+    ],
+)
+def test_a_transpose_names_arguments_of_another_type_in_one_line(arguments, message):
+    with pytest.raises(TypeError, match=f"^csr_transpose: expected {message}") as caught:
+        fcl_ext.csr_transpose(*arguments)
+    assert "\n" not in str(caught.value)

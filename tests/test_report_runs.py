@@ -301,7 +301,7 @@ def test_commands_from_stores_to_one_page(stores, capsys):
     assert main(chain) == 0
     plan = ["plan", "--old-features", old, "--new-features", new, "--out", f"{stores}/plan", *few]
     assert main(plan) == 0
-    assert main([*plan, "--json"]) == 0
+    assert main([*plan, "--replace", "--json"]) == 0
     capsys.readouterr()
     runs = [f"{stores}/{name}" for name in ("a", "b", "chain", "plan")]
     assert main(["report", *runs, "--out", f"{stores}/all", "--json"]) == 0
@@ -352,7 +352,8 @@ def test_a_report_takes_the_place_of_none_of_another_kind(stores, capsys):
     for kind in ("upgrade", "plan"):
         shutil.rmtree(out, ignore_errors=True)
         assert main(commands[kind]) == 0
-        assert main(commands[kind]) == 0  # its own is written again
+        # Its own is written again.
+        assert main([*commands[kind], *(["--replace"] if kind == "plan" else [])]) == 0
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         for other in commands.keys() - {kind}:
             capsys.readouterr()
@@ -379,6 +380,21 @@ def test_a_report_takes_the_place_of_none_of_another_kind(stores, capsys):
     out.write_text("mine")
     assert main(commands["probe"]) == 2
     assert "expected a folder for the report, found a file" in capsys.readouterr().err
+
+
+def test_a_report_goes_into_no_feature_store(stores, capsys):
+    old, new = f"{stores}/old", f"{stores}/new"
+    before = sorted(path.name for path in (stores / "old").iterdir())
+    for command in (
+        ["eval", "--old-query", old, "--new-query", new, "--report", old],
+        ["eval", "--model", old, "--model", new, "--report", old],
+        ["probe", "--old", old, "--new", new, "--report", old],
+    ):
+        assert main(command) == 2
+        assert f"{old}: expected a folder for the report, found a feature store" in (
+            capsys.readouterr().err
+        )
+    assert sorted(path.name for path in (stores / "old").iterdir()) == before
 
 
 def test_a_plan_of_another_release_is_refused(tmp_path):

@@ -401,6 +401,24 @@ def test_label_out_of_range_names_the_row():
         OP(torch.randn(3, 4), torch.randn(5, 4), None, exclude, 1.0, True)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, w: fcl_ext.softmax_readout(x, w, scale="16"), "scale to be a number, got '16'"),
+        (lambda x, w: fcl_ext.softmax_readout(x, w, scale=None), "scale to be a number, got None"),
+        (lambda x, w: fcl_ext.softmax_readout(x.numpy(), w, scale=1.0), "embeddings .* a numpy"),
+        (lambda x, w: fcl_ext.softmax_readout(x, w.numpy(), scale=1.0), "prototypes .* a numpy"),
+        (lambda x, w: fcl_ext.softmax_readout(x, w, [0.0], scale=1.0), "values .* got list"),
+        (lambda x, w: fcl_ext.combine_readouts(x, w.numpy()), "means .* got a numpy"),
+    ],
+)
+def test_arguments_of_another_type_are_named_in_one_line(call, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        call(torch.randn(3, 4), torch.randn(5, 4))
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
 @pytest.mark.needs_cuda
 def test_mixed_devices_are_refused():
     with pytest.raises(RuntimeError, match="same device"):

@@ -183,3 +183,21 @@ def test_normalize_is_that_of_the_bank(weighted, device):
         results.append((lse, mean, *(leaf.grad for leaf in leaves)))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": "16"}, "sparse_readout: expected scale to be a number, got '16'"),
+        ({"labels": [0]}, "sparse_readout: expected labels to be a tensor, got list"),
+        ({"log_weights": [0.0]}, "expected log_weights to be a tensor, got list"),
+    ],
+)
+def test_arguments_of_another_type_are_named_in_one_line(changes, message):
+    given = {
+        **{"embeddings": torch.eye(3)[:1], "rows": torch.eye(3), "labels": torch.tensor([0])},
+        **{"crow_indices": torch.tensor([0, 1]), "col_indices": torch.tensor([2]), "scale": 1.0},
+    }
+    with pytest.raises(TypeError, match=message) as caught:
+        fcl_ext.sparse_readout(**{**given, **changes})
+    assert "\n" not in str(caught.value)

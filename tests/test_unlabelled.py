@@ -209,7 +209,8 @@ def test_labels_of_a_file_for_a_plan_may_be_none(case, fcl, tmp_path):
         stores += [f"--{side}-features", write(tmp_path / side, side, "label")]
     found = []
     for given in ([], ["--labels", write_labels(tmp_path / "labels.csv", *CELLS[case])]):
-        more = ["--order", "class-mean", "--num-random", 2, "--out", tmp_path / "plan"]
+        more = ["--order", "class-mean", "--num-random", 2]
+        more += ["--out", tmp_path / "plan", "--replace"]
         code, result, error = fcl("plan", *stores, *given, *more, *FEW)
         assert code == 0, error
         assert f"{UNKNOWN.sum()} of the {ROWS} rows with new features have no class" in error

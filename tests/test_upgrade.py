@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from cli_samples import refused
 from PIL import Image
 
 from fclearn.cli import main
 from fclearn.cli import upgrade_run as stages
+from fclearn.cli.train_run import is_trained
 from fclearn.cli.upgrade_config import UpgradeRunConfig
 from fclearn.cli.upgrade_run import Step, run_steps, write_steps
-from fclearn.config import load_config
+from fclearn.config import TrainRunConfig, load_config
 from fclearn.features import FeatureStore
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -102,10 +106,78 @@ def test_again_is_at_once_done_and_published_figures_stand_beside(played, capfd)
     printed = capfd.readouterr()
     result = json.loads(printed.out)
     assert set(result["reports"]) == {"ni-fcl-mean", "bct"}
-    assert printed.err.count("(done before)") == 5
+    assert printed.err.count("(done before)") == 11
+    assert "nothing was run" in printed.err
     assert (output / "models" / "bct" / "checkpoint.pt").read_bytes() == before
     for figure in ("39.5", "66.3", "42.2", "76.6"):
         assert figure in printed.err
+
+
+def test_again_runs_what_is_missing(played, monkeypatch):
+    command, output = played
+    config = load_config(UpgradeRunConfig, CONFIGS / "imagenet.yaml", command[3:])
+    ran = []
+
+    def run_again():
+        ran.clear()
+        assert run_steps(write_steps(config), 1, lambda words: ran.append(words) or 0) == 0
+        return [words[0] for words in ran]
+
+    report = output / "reports" / "ni-fcl-mean" / "report.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "is_trained", lambda run: "bct" not in run.output)
+        os.utime(report, (0, 0))  # older than its stores
+        assert run_again() == ["eval", "train"]
+        assert ran[0][-1] == str(report.parent)
+    os.utime(report)
+    assert run_again() == []
+    # Where images come or go, each command that reads them looks for itself.
+    classes = Path(config.data.path) / "val" / "n00000003"
+    (classes / "more.JPEG").touch()
+    assert run_again() == ["embed"] * 4
+    assert all(words[2].endswith("val") for words in ran)
+    (classes / "more.JPEG").unlink()
+    os.utime(classes, (0, 0))
+    assert run_again() == []
+
+
+def test_a_model_is_trained_once_its_card_is_of_its_last_epoch(played):
+    _, output = played
+    run = load_config(TrainRunConfig, output / "configs" / "bct.yaml")
+    card, history = (output / "models" / "bct" / name for name in ("model.json", "history.csv"))
+    assert is_trained(run)
+    after = card.stat().st_mtime_ns + 1
+    before = history.stat()
+    os.utime(history, ns=(after, after))
+    assert not is_trained(run)
+    os.utime(history, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"train.epochs was 1 and is 2"):
+        is_trained(replace(run, train=replace(run.train, epochs=2)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["new.train.epochs=2"], "independent: holds a run with other settings (train.epochs was"),
+        (["data.test=train"], "expected nothing or a report on "),
+    ],
+)
+def test_an_upgrade_takes_the_place_of_no_other(played, fcl, overrides, message):
+    command, output = played
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for more in ([], ["--dry-run"]):
+        assert refused(fcl(*command, *overrides, *more), message, "give another output")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["mine", "encoder: {dim: 8}"])
+def test_configurations_take_the_place_of_no_other_file(images, fcl, tmp_path, text):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "old.yaml").write_text(text)
+    command = ["upgrade", f"data.path={images}", f"output={tmp_path}", "--dry-run"]
+    assert refused(fcl(*command), "old.yaml: expected nothing or the configuration of a training")
+    assert [path.name for path in tmp_path.rglob("*.yaml")] == ["old.yaml"]
+    assert (tmp_path / "configs" / "old.yaml").read_text() == text
 
 
 def test_methods_get_what_they_need(images, tmp_path):

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from walk_samples import float_features, normalized_graph, walk_limit
 
 import fcl_ext
+import reference
 from fcl_ext import ops
 from fclearn import KnnGraph, _power
 
@@ -116,3 +118,51 @@ def test_watched_tolerance_refuses_what_has_no_bound():
     largest = torch.full((3, 1), torch.finfo(torch.float32).max)
     with pytest.raises(ValueError, match="features: expected numbers small enough to walk, but st"):
         full.walk(largest, tol=1e-3)
+
+
+def _gradients(graph, features, grad, damping, *, transpose=False):
+    """To features and to edges, by dense solves in float64."""
+    dense = reference.csr_to_dense(
+        graph.crow_indices, graph.col_indices, graph.values, graph.num_nodes
+    )
+    walked = dense.T if transpose else dense
+    eye = torch.eye(graph.num_nodes, dtype=torch.float64)
+    limit = (1 - damping) * torch.linalg.solve(eye - damping * walked, features)
+    adjoint = (1 - damping) * torch.linalg.solve(eye - damping * walked.T, grad)
+    to_walked = damping / (1 - damping) * adjoint @ limit.T
+    row = torch.arange(graph.num_nodes).repeat_interleave(graph.crow_indices.diff())
+    to_dense = to_walked.T if transpose else to_walked
+    return adjoint, to_dense[row, graph.col_indices.long()]
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("damping", [0.5, 0.9, 0.99])
+def test_implicit_gradients_are_as_accurate_as_the_tolerance(damping, transpose):
+    graph, features = normalized_graph(mode="row"), float_features()
+    grad = torch.randn(
+        features.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    expected = _gradients(graph, features, grad, damping, transpose=transpose)
+    errors = []
+    for tol in (1e-1, 1e-3, 1e-5, 1e-7, 1e-9):
+        values, rows = graph.values.clone().requires_grad_(), features.clone().requires_grad_()
+        walked = fcl_ext.random_walk(
+            graph.crow_indices, graph.col_indices, values, rows,
+            damping=damping, tol=tol, transpose=transpose,
+        )  # fmt: skip
+        got = torch.autograd.grad(walked, (rows, values), grad)
+        off = [(one - other).abs() for one, other in zip(got, expected, strict=True)]
+        # The bounds of the docstring; the other way round, F and G change places.
+        if transpose:
+            bound, each = grad.abs().max(), off[0].max()
+            other = features.abs().sum(0).max()
+        else:
+            bound, each = grad.abs().sum(0).max(), off[0].sum(0).max()
+            other = features.abs().max()
+        assert each <= tol * bound
+        width = features.shape[1]
+        assert off[1].max() <= damping / (1 - damping) * tol * (2 + tol) * width * bound * other
+        errors.append([float(one.max()) for one in off])
+    for looser, tighter in pairwise(errors):
+        assert tighter[0] < looser[0] / 10
+        assert tighter[1] < looser[1] / 10

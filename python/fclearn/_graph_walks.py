@@ -15,6 +15,7 @@ from torch import Tensor
 import fcl_ext
 from fcl_ext import ops
 from fcl_ext._derivatives import refuse_gradient
+from fcl_ext._explain import need_integer, need_number
 from fcl_ext.walk import DEFAULT_TOL, bf16_steps
 from fclearn import _neighbours, _power, _prepared, _solver, _windows
 from fclearn.features import FeatureSource
@@ -61,7 +62,8 @@ class GraphWalks(ABC):
             num_steps: Exact number of steps, or
             tol: relative distance to the limit. Neither: ``tol=1e-6``. In mode ``"symmetric"`` it
                 is measured in the 2-norm of each column and reached by `solve`, or, if gradients
-                are wanted, by a fixed number of steps.
+                are wanted, by a fixed number of steps. In the other modes gradients are off by as
+                much as ``tol`` allows, those to weights by more: `fcl_ext.random_walk` says how.
             transpose: Walk against the edges: with one-hot labels divided by class size, columns
                 become the personalised PageRank of each class.
             iterate_dtype: ``torch.bfloat16``: faster with ``num_steps`` on large graphs, at a
@@ -74,7 +76,8 @@ class GraphWalks(ABC):
             Shape ``(N, D)``, dtype and device of the features.
 
         Raises:
-            TypeError: Features that are not floating.
+            TypeError: Features that are not floating, another thing than a number or, for
+                ``num_steps``, an integer in the place of one.
             ValueError: A graph that is not normalised, a wrong number of rows, damping outside
                 (0, 1), ``num_steps`` and ``tol`` together, progress where it is not offered. With
                 ``tol``, but in mode ``"symmetric"``: absolute weights of a row that sum to more
@@ -82,8 +85,10 @@ class GraphWalks(ABC):
             RuntimeError: No convergence to ``tol``.
         """
         rows = self._walkable(features, damping, tol)
-        if num_steps is not None and num_steps < 0:
-            raise ValueError(f"num_steps: expected at least 0, got {num_steps}")
+        if num_steps is not None:
+            need_integer("", "num_steps", num_steps)
+            if num_steps < 0:
+                raise ValueError(f"num_steps: expected at least 0, got {num_steps}")
         if num_steps is not None and tol is not None:
             raise ValueError(
                 f"walk: expected num_steps or tol, not both; got num_steps={num_steps}, tol={tol}"
@@ -285,6 +290,9 @@ class GraphWalks(ABC):
                 f"features: expected one row per node, {self.num_nodes}, got {rows.shape[0]}"
             )
         refuse_gradient("damping", damping)
+        need_number("", "damping", damping)
+        if tol is not None:
+            need_number("", "tol", tol)
         if not 0 < damping < 1:
             raise ValueError(f"damping: expected a number in (0, 1), got {damping}")
         if tol is not None and not 0 < tol < 1:

@@ -239,7 +239,8 @@ def _parse(text: str, name: str) -> object:
 def _assign(tree: dict[str, Any], path: Sequence[str], value: object) -> None:
     for part in path[:-1]:
         child = tree.get(part)
-        if not isinstance(child, dict):
-            child = tree[part] = {}
-        tree = child
+        # A copy, as an alias of yaml is the same mapping in another place.
+        copied = dict(child) if isinstance(child, dict) else {}
+        tree[part] = copied
+        tree = copied
     tree[path[-1]] = value

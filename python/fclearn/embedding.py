@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -74,7 +75,8 @@ def embed(
     Args:
         encoder: Maps float32 images ``(B, channels, H, W)`` in [0, 1] to ``(B, D)``, floating.
         dataset: An `ImageDataset`, or anything with its labels, ids, groups, class names and
-            ``tensor(index)``; if it has ``prefetch(index)``, that is called a batch ahead.
+            ``tensor(index)``; if it has ``prefetch(index)``, that is called a batch ahead, and if
+            it has ``files``, a path per image or None, the store notes them.
         store_path: Folder of the store; a store already there is replaced at the end.
         fingerprint: What to record; ``dim`` is ``D``, ``norm`` is ``"l2"`` if ``normalize``.
         batch_size: Images per forward pass, at least 1.
@@ -85,7 +87,8 @@ def embed(
 
     Returns:
         The finished store, with columns ``id``, ``label``, and where the dataset has them
-        ``group`` and ``class_name``.
+        ``group``, ``class_name`` and ``path``: absolute, so that reports find the pictures wherever
+        the store is.
 
     Raises:
         OSError: The store cannot be written.
@@ -211,6 +214,10 @@ def manifest_of(dataset: Images) -> dict[str, Sequence[str] | NDArray[np.int64]]
         manifest["group"] = dataset.groups
     if len(dataset.class_names):
         manifest["class_name"] = [dataset.class_names[label] for label in dataset.labels]
+    files = getattr(dataset, "files", None)
+    if files is not None:
+        # From the root: stores are moved and copied more often than what they were made of.
+        manifest["path"] = [str(Path(file).absolute()) for file in files]
     return manifest
 
 

@@ -27,6 +27,7 @@ from fclearn.encoders import build_encoder
 from fclearn.features import Fingerprint
 
 __all__ = [
+    "CARD",
     "CLASSES",
     "CLASSIFIER",
     "ModelCard",
@@ -37,7 +38,9 @@ __all__ = [
     "save_model",
 ]
 
-_WEIGHTS, _CARD = "model.safetensors", "model.json"
+_WEIGHTS = "model.safetensors"
+#: What must be known to use the weights; written last.
+CARD = "model.json"
 #: Rows of the model's own classifier, and the class name of each: what some methods want of an old
 #: model.
 CLASSIFIER, CLASSES = "classifier.npy", "classes.txt"
@@ -128,7 +131,7 @@ def save_model(
     card = ModelCard(name, dim, channels, size, grey, fingerprint, weights, short_side=short_side)
     with replacing(Path(folder) / _WEIGHTS) as temporary:
         temporary.write_bytes(content)
-    with replacing(Path(folder) / _CARD) as temporary:
+    with replacing(Path(folder) / CARD) as temporary:
         temporary.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     return card
 
@@ -220,16 +223,14 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     _expect(weights_path)
     content = weights_path.read_bytes()
     if _hash(content) != card.weights:
-        raise ValueError(
-            f"{weights_path}: damaged, or not the weights that {_CARD} was written for"
-        )
+        raise ValueError(f"{weights_path}: damaged, or not the weights that {CARD} was written for")
     try:
         tensors = load(content)
         # Before an encoder is made of it: a card may name a dim that no memory holds.
         if card.dim not in {tensor.shape[0] for tensor in tensors.values() if tensor.ndim}:
-            raise ValueError(f"no layer of {card.dim} outputs, the dim in {_CARD}")
+            raise ValueError(f"no layer of {card.dim} outputs, the dim in {CARD}")
         if card.channels not in {tensor.shape[1] for tensor in tensors.values() if tensor.ndim > 1}:
-            raise ValueError(f"no layer of {card.channels} inputs, the channels in {_CARD}")
+            raise ValueError(f"no layer of {card.channels} inputs, the channels in {CARD}")
         encoder = build_encoder(card.encoder, dim=card.dim, channels=card.channels)
         encoder.load_state_dict(tensors)
     except (SafetensorError, ValueError, RuntimeError) as error:
@@ -253,7 +254,7 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
         >>> read_card("runs/mine").dim
         8
     """
-    path = Path(folder) / _CARD
+    path = Path(folder) / CARD
     _expect(path)
     try:
         card = build(ModelCard, json.loads(path.read_text(encoding="utf-8")))

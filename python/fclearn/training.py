@@ -25,7 +25,7 @@ from fclearn._checkpoint import (
     save_checkpoint,
 )
 from fclearn._files import replacing
-from fclearn._interaction import epoch_bar, interruptible
+from fclearn._interaction import ProgressLines, epoch_bar, interruptible
 from fclearn._losses_key import losses_key
 from fclearn._nearest import nearest_prototype
 from fclearn._optimization import TrainConfig, make_optimizer, make_schedule
@@ -70,6 +70,8 @@ class Trainer:
         augment: Batch of images and a generator to a batch of images; the default suits drawings.
             One that changes the size of images needs ``clean_share=0``.
         progress: Show a progress bar on stderr, if it is a terminal.
+        log: Gets a line with step, loss and time left after the first epoch, then at most every
+            30 seconds: for where no terminal shows a bar. None: nothing does.
 
     Raises:
         TypeError: A dataset of another kind.
@@ -103,6 +105,7 @@ class Trainer:
         device: str | torch.device = "cpu",
         augment: Callable[[Tensor, torch.Generator], Tensor] = augment_drawings,
         progress: bool = True,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         if not losses:
             raise ValueError("losses: expected at least one term")
@@ -128,6 +131,8 @@ class Trainer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self._augment = augment
         self._progress = progress
+        self._log = log
+        self._lines: ProgressLines | None = None
         self._modules = nn.ModuleDict({"encoder": self.encoder})
         for number, term in enumerate(self.losses):
             self._modules[f"loss{number}"] = term.module.to(self.device)
@@ -165,6 +170,11 @@ class Trainer:
             raise RuntimeError(
                 f"fit: was stopped within epoch {self._epoch + 1}, and there is no checkpoint to "
                 "go back to: make a new Trainer"
+            )
+        if self._log is not None:
+            steps = self._steps_per_epoch
+            self._lines = ProgressLines(
+                self._log, epochs=self.config.epochs, steps=steps, done=self._epoch * steps
             )
         with (
             epoch_bar(self.config.epochs, wanted=self._progress) as advance,
@@ -209,6 +219,9 @@ class Trainer:
             own = self._own_part(rows)
             self._step(own.to(self.device), labels[own].to(self.device), sums)
             count += len(rows)
+            if self._lines is not None:
+                done = self._epoch * self._steps_per_epoch + step + 1
+                self._lines.step(done, sums["loss"] / (step + 1))
             if interrupted() and step + 1 < self._steps_per_epoch:
                 # A partial epoch is not kept: resuming repeats it from the checkpoint, and so
                 # ends where an undisturbed run would.

@@ -72,7 +72,7 @@ def judge_plan(curve: BackfillCurve, table: ServingTable, order: str, budget: fl
             f"{table.baseline} until more is done. "
         )
     word, advice = _against_random(curve, order)
-    text += advice
+    text += advice + _beside(curve, order)
     rrf = table.ways.get(TWO_RRF)
     if rrf is not None and table.best != TWO_RRF and rrf.gain_intervals["map"][1] < 0:
         text += (
@@ -85,7 +85,7 @@ def judge_plan(curve: BackfillCurve, table: ServingTable, order: str, budget: fl
 def _against_random(curve: BackfillCurve, order: str) -> tuple[str, str]:
     found = curve.orders[order]["map"]
     low, high = found.gain_interval
-    gap = _points(found.gain, found.gain_interval)
+    gap = f"{_percent(found.area)}, {_points(found.gain, found.gain_interval)}"
     if order == RANDOM:
         return "no different", "Random order is the baseline itself. "
     if low > 0:
@@ -96,6 +96,19 @@ def _against_random(curve: BackfillCurve, order: str) -> tuple[str, str]:
     if high < 0:
         return "worse", f"The order {order!r} is worse than random order: area {gap}. Use another. "
     return "no different", f"The order {order!r} is no better than random order: area {gap}. "
+
+
+def _beside(curve: BackfillCurve, order: str) -> str:
+    """The other orders, each against random order: none is measured against another."""
+    others = [
+        f"{name!r} {_percent(found['map'].area)}, "
+        f"{_points(found['map'].gain, found['map'].gain_interval)}"
+        for name, found in curve.orders.items()
+        if name not in {order, RANDOM}
+    ]
+    return (
+        f"Beside it, area and difference to random order: {'; '.join(others)}. " if others else ""
+    )
 
 
 def _percent(value: float) -> str:

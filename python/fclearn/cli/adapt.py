@@ -10,7 +10,7 @@ import typer
 
 from fclearn.cli.console import JsonFlag, emit, say
 from fclearn.cli.splits import SplitOption, check_split
-from fclearn.cli.targets import ReplaceFlag, check_file_target, check_store_target
+from fclearn.cli.targets import ReplaceFlag, check_file_target
 
 
 def adapt(
@@ -78,6 +78,7 @@ def adapt(
     (--split items), as where it keeps them. What is written is then fitted on all.
 
     What is there is replaced with --replace alone: an adapter by an adapter, a store by a store.
+    With --apply, the same command resumes where it was stopped; once it has ended, it does nothing.
 
     \b
     Examples:
@@ -94,8 +95,7 @@ def adapt(
             raise ValueError("--apply: expected --features, and neither --old nor --new")
         if split is not None:
             raise ValueError("--split: expected --old and --new, which are split, not --apply")
-        check_store_target(out, replace=replace, inputs=[apply, features])
-        result = apply_adapter(apply, features, out)
+        result = apply_adapter(apply, features, out, may_replace=replace)
     else:
         if old is None or new is None or features is not None:
             raise ValueError("expected --old and --new to fit, or --apply and --features to map")

@@ -18,6 +18,7 @@ from fclearn.cli.console import say
 from fclearn.cli.cosine_rows import check_fingerprint, check_store
 from fclearn.cli.eval_show import say_skipped, say_without_class
 from fclearn.cli.splits import other_split
+from fclearn.cli.targets import check_store_target, is_made, store_source
 from fclearn.clusters import kmeans_labels
 from fclearn.features import FeatureStore, FeatureWriter, Fingerprint
 from fclearn.features.classes import NoClassError, class_numbers, has_class, row_classes
@@ -235,19 +236,34 @@ def _checked(measured: ProbeResult, direction: str) -> dict[str, object]:
     }
 
 
-def apply_adapter(path: Path, features: Path, out: Path) -> dict[str, object]:
-    """Map a store by the adapter in a file, resumable, and say so.
+def apply_adapter(
+    path: Path, features: Path, out: Path, *, may_replace: bool = False
+) -> dict[str, object]:
+    """Map a store by the adapter in a file, resumable, and say so; once it has ended, do nothing.
+
+    Args:
+        path: Of the adapter.
+        features: Store to map.
+        out: Store to write.
+        may_replace: Whether a store may be there; the mapped one itself is then made again.
 
     Returns:
         For JSON.
 
     Raises:
-        ValueError: No adapter; features of another model; an adapter to features that the cosine
-            cannot judge; a partial store that another adapter began.
+        ValueError: Another thing at ``out``; no adapter; features of another model; an adapter to
+            features that the cosine cannot judge; a partial store that another adapter began.
         OSError: The store cannot be written.
     """
     adapter = load_adapter(path)
     source = FeatureStore.open(features)
+    # Half of a store by one adapter is not gone on with by another of the same name.
+    checksum = f"{zlib.crc32(path.read_bytes()):08x}"
+    made_of = f"by the adapter of checksum {checksum} from {store_source(features)}"
+    if not may_replace and is_made(out, made_of):
+        say(f"{out} has these rows by this adapter already; --replace maps them again")
+        return _applied(adapter, FeatureStore.open(out), out)
+    check_store_target(out, replace=may_replace, inputs=[path, features])
     dim = adapter.transform(source.features[:1], fingerprint=source.fingerprint).shape[1]
     where = adapter.target or Fingerprint("unknown", dim)
     # Mapped rows have unit length: they stand for such rows of the target, or for their directions.
@@ -255,8 +271,6 @@ def apply_adapter(path: Path, features: Path, out: Path) -> dict[str, object]:
     fingerprint = replace(
         where, dim=dim, norm="l2", preprocessing=f"{source.fingerprint.model} by {adapter.name}"
     )
-    # Half of a store by one adapter is not gone on with by another of the same name.
-    made_of = f"{source.path} by the adapter of checksum {zlib.crc32(path.read_bytes()):08x}"
     writer = FeatureWriter(out, len(source), dim, "float32", fingerprint, source=made_of)
     for begin, end in writer.missing():
         for first in range(begin, end, _BLOCK_ROWS):
@@ -264,6 +278,10 @@ def apply_adapter(path: Path, features: Path, out: Path) -> dict[str, object]:
             writer.write(first, adapter.transform(rows, fingerprint=source.fingerprint))
     store = writer.finish(source.manifest, source.manifest_format)
     say(f"{len(store)} rows of {store.dim} numbers in {out}")
+    return _applied(adapter, store, out)
+
+
+def _applied(adapter: Adapter, store: FeatureStore, out: Path) -> dict[str, object]:
     return {
         "store": str(out),
         "rows": len(store),

@@ -60,23 +60,43 @@ def check_directions(
     Raises:
         ValueError: A row of norm zero; a NaN or infinity.
     """
-    bad, zeros = first_bad_and_zeros(as_features(features, str(path)))
-
-    def named(at: int) -> tuple[int, str]:
-        row = at if rows is None else int(rows[at])
-        return row, ids[row]
-
-    if bad is not None:
-        row, name = named(bad)
-        raise ValueError(
-            f"{path}: expected finite numbers, got a NaN or infinity in row {row}: id {name!r}"
-        )
+    zeros = check_finite(features, ids, path, rows)
     if len(zeros):
-        row, name = named(int(zeros[0]))
+        row = int(zeros[0] if rows is None else rows[zeros[0]])
         more = f" (and {len(zeros) - 1} more)" if len(zeros) > 1 else ""
         raise ValueError(
-            f"{path}: row {row} has norm zero, so it has no direction: id {name!r}{more}"
+            f"{path}: row {row} has norm zero, so it has no direction: id {ids[row]!r}{more}"
         )
+
+
+def check_finite(
+    features: FeatureStore | Features,
+    ids: Sequence[str] | None,
+    path: Path,
+    rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Refuse rows that are not finite, naming the first as its store knows it.
+
+    Args:
+        features: As `check_directions`, also the following.
+        ids: Of all rows of the store; None: a file, whose rows have none.
+        path: Of the store.
+        rows: Where in the store the rows stand.
+
+    Returns:
+        Which of the rows are zeros, ascending, int64.
+
+    Raises:
+        ValueError: A NaN or infinity.
+    """
+    bad, zeros = first_bad_and_zeros(as_features(features, str(path)))
+    if bad is not None:
+        row = bad if rows is None else int(rows[bad])
+        named = "" if ids is None else f": id {ids[row]!r}"
+        raise ValueError(
+            f"{path}: expected finite numbers, got a NaN or infinity in row {row}{named}"
+        )
+    return zeros
 
 
 def chosen_rows(

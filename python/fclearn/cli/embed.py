@@ -43,9 +43,9 @@ def embed(
 
     Images are brought to the size and channels the model was trained on. Under torchrun, each
     process embeds its share (on its own GPU). A store is a folder with
-    features.npy, a manifest (id, label, class name) and the model's fingerprint. Stopped at any
-    instant, the same command resumes; once it has ended, it does nothing. Another store that is
-    there is replaced with --replace alone.
+    features.npy, a manifest (id, label, class name, and path of image files) and the model's
+    fingerprint. Stopped at any instant, the same command resumes; once it has ended, it does
+    nothing. Another store that is there is replaced with --replace alone.
 
     \b
     Examples:

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from fclearn._launch import own_rank
 from fclearn.cli.console import draw, say
-from fclearn.cli.eval_rules import Truth, ranking_of
+from fclearn.cli.eval_rules import Right, Truth, ranking_of
 from fclearn.cli.eval_run import ordered
-from fclearn.cli.eval_show import Show, say_few, say_skipped
+from fclearn.cli.eval_show import Show, say_few, say_one_class, say_skipped
 from fclearn.cli.gates import finish
 from fclearn.evaluation import ChainReport, chain_report, metric_title
 from fclearn.evaluation.chain import SUMMARIES
@@ -68,10 +68,11 @@ def run_chain(options: Chain, show: Show) -> None:
         raise ValueError(f"--model: expected at least two models, got {len(queries)}")
     entries = [f"{i + 1}/{j + 1}" for i in range(len(queries)) for j in range(i + 1)]
     gates = show.parse_gates(dict.fromkeys([*SUMMARIES, *entries], ""))
-    report, describe = _evaluate(options, show)
+    report, right, describe = _evaluate(options, show)
     draw(chain_table(report))
     say_skipped(report.num_skipped, report.num_missing)
     say_few(report.num_queries)
+    say_one_class(right)
     stores = [str(path) for path in queries]
     if show.report is not None and own_rank() == 0:
         write_chain_report(
@@ -84,8 +85,8 @@ def run_chain(options: Chain, show: Show) -> None:
     finish({**report.to_dict(), "stores": stores}, gates, report.numbers(), json=show.json)
 
 
-def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Callable[[], Items]]:
-    """The report, and what describes the items, which takes a gallery's labels into memory."""
+def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Right, Callable[[], Items]]:
+    """The report, what is right, and what describes the items, which takes memory for them."""
     if options.galleries and len(options.galleries) != len(options.queries):
         raise ValueError(
             f"--model-gallery: expected one for each of the {len(options.queries)} models, got "
@@ -104,16 +105,17 @@ def _evaluate(options: Chain, show: Show) -> tuple[ChainReport, Callable[[], Ite
         exclude_self=options.exclude_self or not options.galleries,
         use_groups=options.use_groups,
     )
+    right = truth.right()
     report = chain_report(
         [ordered(store, first[0]) for store in queries],
         [ordered(store, first[1]) for store in galleries],
         metric_name=options.metric_name,
         num_bootstrap=show.num_bootstrap,
         seed=show.seed,
-        **truth.right(),
+        **right,
         **ranking,
     )
-    return report, lambda: describe_items(*truth.labels(), **ranking)
+    return report, right, lambda: describe_items(*truth.labels(), **ranking)
 
 
 def chain_table(report: ChainReport) -> Table:

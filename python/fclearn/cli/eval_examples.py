@@ -58,8 +58,8 @@ def examples_of(
 ) -> list[RetrievalExample]:
     """Queries with their best hits, or none where the manifests have neither texts nor pictures.
 
-    Texts are in a column ``text``; pictures in a column ``path``, relative to the store's folder or
-    to where the command runs.
+    Texts are in a column ``text``; pictures in a column ``path``, from the root as ``fcl embed``
+    writes them, or relative to the store's folder or to where the command runs.
 
     Args:
         report: Of these stores.

@@ -17,7 +17,7 @@ from fclearn.cli.eval_run import (
     numbers_to_come,
     open_side,
 )
-from fclearn.cli.eval_show import Show, say_few, say_skipped, slice_column, worst_of
+from fclearn.cli.eval_show import Show, say_few, say_one_class, say_skipped, slice_column, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import render_table
 from fclearn.evaluation.compatibility import report_metrics
@@ -81,11 +81,12 @@ def run_pair(
         use_groups=use_groups,
     )
     truth = Truth.of(old.query, old.gallery, qrels)
+    right = truth.right()
     report = evaluate_stores(
         old,
         new,
         independent,
-        right=truth.right(),
+        right=right,
         ranking=ranking,
         metrics=metrics,
         index=index.open(old.gallery, across=False),
@@ -96,6 +97,7 @@ def run_pair(
     say_skipped(report.num_skipped, report.num_missing)
     say(report.verdict.text)
     say_few(report.num_queries)
+    say_one_class(right)
     before, after = (report.per_query[entry][report.primary] for entry in (OLD, CROSS))
     slices = worst_of(old.query, after, before, column, show)
     if show.report is not None and own_rank() == 0:

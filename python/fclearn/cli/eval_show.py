@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fclearn.cli.console import say
+from fclearn.cli.eval_rules import Right
 from fclearn.cli.gates import Gate
 from fclearn.evaluation import Slice, worst_slices
 from fclearn.features import FeatureStore
@@ -128,6 +129,27 @@ def say_few(num_queries: int) -> None:
             f"note: {num_queries} {'query decides' if num_queries == 1 else 'queries decide'} "
             f"little: other queries may well say otherwise; ask at least {_FEW_QUERIES}, better "
             "hundreds"
+        )
+
+
+def say_one_class(right: Right) -> None:
+    """Say that no answer can be wrong, if all rows of the gallery are of one class.
+
+    Args:
+        right: What is right.
+    """
+    labels = right.get("gallery_labels")
+    if labels is None or not len(labels):
+        return
+    first, names = labels[0], set[object]()
+    if isinstance(labels, np.ndarray):  # all of its rows have a class
+        names = {labels[0].item()} if bool((labels == first).all()) else names
+    elif isinstance(first, set) and all(one == first for one in labels):
+        names = first
+    if len(names) == 1:
+        say(
+            f"note: all rows of the gallery are of one class, {next(iter(names))!r}: every answer "
+            "is right, whatever the model, so that these numbers say nothing of it"
         )
 
 

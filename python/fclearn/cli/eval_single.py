@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from fclearn.cli.console import say
 from fclearn.cli.eval_decisions import decide, names_of, read_junk
-from fclearn.cli.eval_rules import Truth, ranking_of
+from fclearn.cli.eval_rules import Right, Truth, ranking_of
 from fclearn.cli.eval_run import ServingIndex
-from fclearn.cli.eval_show import Show, say_few, say_skipped, slice_column, worst_of
+from fclearn.cli.eval_show import Show, say_few, say_one_class, say_skipped, slice_column, worst_of
 from fclearn.cli.gates import finish
 from fclearn.evaluation import RetrievalResult, evaluate_retrieval, metric_title
 from fclearn.features import FeatureStore
@@ -72,13 +72,15 @@ def run_single(options: Single, show: Show) -> None:
     if not exclude_self:
         _say_found_again(store, rows)
     ranking = ranking_of(store, rows, exclude_self=exclude_self, use_groups=options.use_groups)
-    result = _evaluate(options, store, rows, ranking)
+    right = Truth.of(store, rows, options.qrels).right()
+    result = _evaluate(options, store, rows, right, ranking)
     bounds = result.intervals(num_bootstrap=show.num_bootstrap, seed=show.seed)
     for name, value in result.items():
         low, high = bounds[name]
         say(f"{metric_title(name)} {100 * value:.2f}% [{100 * low:.2f}, {100 * high:.2f}]")
     say_skipped(result.num_skipped, result.num_missing)
     say_few(result.num_queries)
+    say_one_class(right)
     decisions, rates = decide(
         store,
         rows,
@@ -115,7 +117,11 @@ def _say_found_again(queries: FeatureStore, rows: FeatureStore) -> None:
 
 
 def _evaluate(
-    options: Single, queries: FeatureStore, rows: FeatureStore, ranking: RankingOptions
+    options: Single,
+    queries: FeatureStore,
+    rows: FeatureStore,
+    right: Right,
+    ranking: RankingOptions,
 ) -> RetrievalResult:
     indexed = options.index.open(rows, across=options.across)
     return evaluate_retrieval(
@@ -124,6 +130,6 @@ def _evaluate(
         junk=None if options.junk is None else read_junk(options.junk, queries, rows),
         metrics=options.metrics,
         return_per_query=True,
-        **Truth.of(queries, rows, options.qrels).right(),
+        **right,
         **ranking,
     )

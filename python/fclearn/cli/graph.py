@@ -49,8 +49,11 @@ def graph(
       fcl graph runs/old-features --out runs/graph.safetensors
       fcl graph runs/old-features --k 5 --within-class --out runs/within.safetensors
     """
+    import numpy as np
+
+    from fclearn.cli.alignment import check_finite
     from fclearn.features import Features, FeatureStore
-    from fclearn.features.classes import class_numbers, row_classes
+    from fclearn.features.classes import class_numbers, has_class, row_classes
     from fclearn.features.ids import digest_of_ids
     from fclearn.features.npy import open_npy
     from fclearn.graph import KnnGraph
@@ -64,8 +67,12 @@ def graph(
         labels = class_numbers(*row_classes(opened)) if within_class else None
         metric = metric or opened.fingerprint.metric
         facts = {"ids": digest_of_ids(opened.ids)}
+        # Rows without a class are joined to nothing, whatever they hold.
+        rows = None if labels is None else np.flatnonzero(has_class(labels))
+        check_finite(features if rows is None else features[rows], opened.ids, store, rows)
     else:
         features = open_npy(store)
+        check_finite(features, None, store)
         metric = metric or "cosine"
     if under_torchrun():
         from fclearn.distributed import joined_world

@@ -11,6 +11,7 @@ import typer
 from fclearn.cli.console import JsonFlag, command_of, draw, say
 from fclearn.cli.gates import GATE_HELP
 from fclearn.cli.options import read_names
+from fclearn.cli.targets import ReplaceFlag, check_plan_target
 
 _MaybeStore = Annotated[Path | None, typer.Option(metavar="STORE")]
 
@@ -81,6 +82,7 @@ def plan(
     ] = None,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    replace: ReplaceFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Plan a partial backfill: which rows to embed anew first, what it gains, how to serve it.
@@ -98,7 +100,8 @@ def plan(
     queries: then only the orders uncertainty, margin and class-mean need labels, or --clusters.
 
     Writes plan.csv (ids, the most urgent first), curve.json, curve.png, report.html, and the
-    calibrations of scores. With --done the plan resumes: the same ranks, without those rows.
+    calibrations of scores. With --done the plan resumes: the same ranks, without those rows. A plan
+    that is there is replaced with --replace alone.
 
     Gates: map and cmc@1 (of the curve, at the budget), area_gain (over random order, of map),
     share_of_ideal, gain_share, and old/old, new/old, new/new followed by .map or .cmc@1; with
@@ -108,7 +111,7 @@ def plan(
     Examples:
       fcl plan --old-features g/old --new-features g/new --order uncertainty --out plan
       fcl plan --old-features g/old --new-features sample/new --order traffic --traffic hits \\
-        --budget 0.05 --done done.txt --out plan --gate "area_gain>0"
+        --budget 0.05 --done done.txt --out plan --replace --gate "area_gain>0"
       fcl plan --old-features docs/old --new-features docs/new --old-query q/old \\
         --new-query q/new --qrels judgements.txt --clusters 300 --order uncertainty --out plan
     """
@@ -117,7 +120,6 @@ def plan(
     from fclearn.cli.plan_inputs import PlanOptions
     from fclearn.cli.plan_run import make_plan
     from fclearn.cli.plan_show import gate_names, numbers_of, tables
-    from fclearn.report.runs import PLAN, check_report_folder
 
     known = gate_names(has_grades=qrels is not None)
     gates = [Gate.parse(text, known) for text in gate or []]
@@ -148,7 +150,7 @@ def plan(
         command=command_of(context),
     )
     options.check()
-    check_report_folder(out, PLAN)
+    check_plan_target(out, replace=replace)
     result = make_plan(options)
     for table in tables(result, budget):
         draw(table)

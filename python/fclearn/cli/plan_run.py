@@ -33,8 +33,12 @@ from fclearn.cli.plan_inputs import PlanOptions, load_labels, load_orders, open_
 from fclearn.cli.plan_sample import load_sample
 from fclearn.evaluation import ThresholdTransfer
 from fclearn.report import rebuild
+from fclearn.report.plans import PLAN_FILE
 
 Ints = NDArray[np.int64]
+#: Files of a plan, beside its numbers and its page.
+PLAN_TABLE, CURVE_PICTURE = "plan.csv", "curve.png"
+CALIBRATIONS = "calibration-*.safetensors"
 METRICS = ("map", "cmc@1")
 #: With judgements, which may be graded.
 JUDGED_METRICS = (*METRICS, "ndcg@10")
@@ -105,7 +109,7 @@ def make_plan(options: PlanOptions) -> Plan:
     curve = _curve(options, sample, table, calibrations, on_sample)
     verdict = judge_plan(curve, table, options.order, options.budget)
     written, within = write_plan(
-        options.out / "plan.csv",
+        options.out / PLAN_TABLE,
         orders[options.order],
         old.ids,
         budget=options.budget,
@@ -123,10 +127,12 @@ def make_plan(options: PlanOptions) -> Plan:
         _thresholds(options, sample),
         measured.num_missing,
     )
+    for stale in options.out.glob(CALIBRATIONS):
+        stale.unlink()  # of a plan that this one replaces, which may have had another way to serve
     for serving, calibration in calibrations.items():
-        calibration.save(options.out / f"calibration-{serving}.safetensors")
-    draw_curve(options.out / "curve.png", curve, budget=options.budget)
-    with replacing(options.out / "curve.json") as temporary:
+        calibration.save(options.out / CALIBRATIONS.replace("*", serving))
+    draw_curve(options.out / CURVE_PICTURE, curve, budget=options.budget)
+    with replacing(options.out / PLAN_FILE) as temporary:
         temporary.write_text(json.dumps(plan.to_dict(), indent=2), encoding="utf-8")
     rebuild(options.out)
     return plan

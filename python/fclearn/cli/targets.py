@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +52,44 @@ def check_store_target(out: Path, *, replace: bool, inputs: Iterable[Path] = ())
     _check_wanted(out, found, replace=replace)
 
 
+def store_source(store: Path, *given: object) -> str:
+    """A digest of what a command makes of a store: of its files as they are, and of options.
+
+    Args:
+        store: The feature store that is read.
+        given: Other files that are read, as paths, and options, as anything that has a text.
+    """
+    from fclearn.features.folder import FEATURES, FINGERPRINT
+    from fclearn.features.manifest import FILES
+
+    names = (FEATURES, FINGERPRINT, *FILES.values())
+    files = [path for name in names if (path := store / name).is_file()]
+    files += [one for one in given if isinstance(one, Path)]
+    stats = [(path, path.stat()) for path in files]
+    facts = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    options = [one for one in given if not isinstance(one, Path)]
+    return hashlib.sha256(repr((facts, options)).encode()).hexdigest()[:32]
+
+
+def is_made(out: Path, source: str) -> bool:
+    """Whether a whole feature store is there that was made of this source and nothing else.
+
+    Args:
+        out: Folder of the store to be.
+        source: As the `FeatureWriter` is told that makes it.
+    """
+    from fclearn.features import FeatureStore
+    from fclearn.features.folder import read_source
+
+    if read_source(out) != source:
+        return False
+    try:
+        FeatureStore.open(out)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def check_file_target(out: Path, kind: str, *, replace: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuse to write a safetensors file where something is; to be asked before any work is done.
 
@@ -76,6 +116,53 @@ def check_file_target(out: Path, kind: str, *, replace: bool, inputs: Iterable[P
             f"--out: {out}: expected nothing or {named} to replace, found another file"
         )
     _check_wanted(out, named, replace=replace)
+
+
+def check_plan_target(out: Path, *, replace: bool) -> None:
+    """Refuse to write a plan where one is; to be asked before any work is done.
+
+    Other files in the folder, such as lists of what is done, are not in the way.
+
+    Args:
+        out: Folder of the plan to be.
+        replace: Whether a plan may be there.
+
+    Raises:
+        ValueError: A plan without ``replace``; with it, too, a file, a feature store, a report of
+            another kind, or files under the names of a plan's that are not those of one.
+    """
+    from fclearn.backfill.files import COLUMNS
+    from fclearn.cli.plan_run import CALIBRATIONS, CURVE_PICTURE, PLAN_TABLE
+    from fclearn.report.plans import PLAN_FILE
+    from fclearn.report.runs import PLAN, check_report_folder
+
+    check_report_folder(out, PLAN)
+    table, numbers = out / PLAN_TABLE, out / PLAN_FILE
+    # A run writes its table first: one that was stopped right then left a plan, too.
+    is_plan = _holds_plan(numbers) or _first_line(table) == ",".join(COLUMNS)
+    others = [table, numbers, out / CURVE_PICTURE, *sorted(out.glob(CALIBRATIONS))]
+    for path in others:
+        if path.exists() and not is_plan:
+            raise ValueError(
+                f"--out: {out}: expected nothing or a plan to replace, found another {path.name}"
+            )
+    if is_plan:
+        _check_wanted(out, "a plan", replace=replace)
+
+
+def _holds_plan(numbers: Path) -> bool:
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"verdict", "curve"} <= found.keys()
+
+
+def _first_line(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(1000).rstrip("\n")
 
 
 def _check_no_input(out: Path, inputs: Iterable[Path]) -> None:

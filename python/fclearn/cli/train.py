@@ -38,7 +38,7 @@ def train(
     Writes checkpoint.pt (under torchrun: the folder checkpoints), history.csv, args.yaml (every
     setting), model.safetensors, model.json and the model's own classifier (classifier.npy,
     classes.txt) into the output folder. Stopped at any instant, the
-    same command resumes.
+    same command resumes. Where stderr is no terminal, a line now and then says how far it is.
 
     \b
     Keys (and defaults):

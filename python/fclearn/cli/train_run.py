@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from fclearn.datasets import RandomCrops
 from fclearn.encoders import build_encoder
 from fclearn.features import FeatureStore, Fingerprint
 from fclearn.methods import build_method, get_method
-from fclearn.model_folder import ModelCard, check_encoder, save_classifier, save_model
+from fclearn.model_folder import CARD, ModelCard, check_encoder, save_classifier, save_model
 from fclearn.training import SHARDED_CHECKPOINTS, Trainer
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     spec = get_method(config.method.name)
     check_needs(config, spec)
     device = choose_device(config.device) if world is None else world.device
-    _check_same_run(config, output)
+    check_same_run(config, output)
     photos = config.data.augmentation == "photos"
     crops = RandomCrops(config.train.seed, config.train.clean_share)
     data = load_images(config.data, crops if photos and config.train.augment else None)
@@ -83,6 +84,7 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
     check_encoder(encoder, name=name, dim=dim, channels=channels)
     losses = build_method(spec.name, assets, dim, **config.method.settings)
     augment = _left_alone if photos else augment_drawings  # crops are drawn with the files
+    log = None if sys.stderr.isatty() else say  # a terminal has the bar
     trainer: Trainer
     if world is None:
         trainer = Trainer(
@@ -93,13 +95,21 @@ def _run(config: TrainRunConfig, world: World | None) -> TrainedRun:
             output_dir=output,
             device=device,
             augment=augment,
+            log=log,
         )
         where = str(device)
     else:
         from fclearn.distributed.training import DistributedTrainer
 
         trainer = DistributedTrainer(
-            encoder, losses, data, config.train, world=world, output_dir=output, augment=augment
+            encoder,
+            losses,
+            data,
+            config.train,
+            world=world,
+            output_dir=output,
+            augment=augment,
+            log=log,
         )
         where = f"{world.size} x {device.type}"
         world.barrier()  # all have read what the first one now writes
@@ -147,8 +157,16 @@ def _is_begun(output: Path) -> bool:
     return (output / _CHECKPOINT).is_file() or (output / SHARDED_CHECKPOINTS).is_dir()
 
 
-def _check_same_run(config: TrainRunConfig, output: Path) -> None:
-    """Refuse to resume a run that was started with other settings."""
+def check_same_run(config: TrainRunConfig, output: Path) -> None:
+    """Refuse to resume a run that was started with other settings.
+
+    Args:
+        config: What is to be run.
+        output: Its folder.
+
+    Raises:
+        ValueError: A run with other settings; they are named.
+    """
     if not _is_begun(output) or not (output / _ARGUMENTS).is_file():
         return
     before = dict(_flatten(asdict(load_config(TrainRunConfig, output / _ARGUMENTS))))
@@ -163,6 +181,27 @@ def _check_same_run(config: TrainRunConfig, output: Path) -> None:
             f"{output}: holds a run with other settings ({'; '.join(changed)}): give another "
             "output, or remove it"
         )
+
+
+def is_trained(config: TrainRunConfig) -> bool:
+    """Whether this very training has ended, on the old features that are there now.
+
+    Args:
+        config: What is to be run.
+
+    Raises:
+        ValueError: As `run_training`, of a folder with another run.
+    """
+    output = Path(config.output)
+    check_same_run(config, output)
+    card, history = output / CARD, output / "history.csv"
+    if not _is_begun(output) or not all(
+        path.is_file() for path in (card, history, output / _ARGUMENTS)
+    ):
+        return False
+    _check_same_old(config, output)
+    # The card comes last; one that is older than the last epoch is of a training before.
+    return history.stat().st_mtime_ns <= card.stat().st_mtime_ns
 
 
 def _check_same_old(config: TrainRunConfig, output: Path) -> None:

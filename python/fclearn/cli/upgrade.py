@@ -46,7 +46,9 @@ def upgrade(
     FCL_METHODS=my_module adds the methods that this Python module registers.
 
     Everything is done by other verbs; their commands are printed, so that they can be given by
-    hand, on several machines, too. Stopped at any instant, the same command resumes.
+    hand, on several machines, too. Stopped at any instant, the same command resumes; once it has
+    ended, it runs nothing and shows the table again. Other settings than those of what is in the
+    output folder, and files of others there, are refused.
 
     \b
     Keys (and defaults):

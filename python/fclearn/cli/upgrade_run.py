@@ -7,20 +7,28 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fclearn._files import replacing
 from fclearn.cli.console import say
+from fclearn.cli.train_run import is_trained
 from fclearn.cli.upgrade_config import UpgradeModel, UpgradeRunConfig
+from fclearn.cli.upgrade_done import (
+    REPORT,
+    check_configs,
+    check_report,
+    is_of_these,
+    is_reported,
+)
 from fclearn.config import DataConfig, MethodConfig, TrainRunConfig, dump_config
 from fclearn.features import FeatureStore
+from fclearn.features.folder import FINGERPRINT
 from fclearn.methods import Need, get_method
-from fclearn.model_folder import CLASSES, CLASSIFIER, read_card
+from fclearn.model_folder import CARD, CLASSES, CLASSIFIER, read_card
 
-REPORT = "report.json"
 _METRICS = "map,cmc@1,cmc@5"
 
 
@@ -46,7 +54,8 @@ def write_steps(config: UpgradeRunConfig) -> list[Step]:
 
     Raises:
         ValueError: An unknown method, one that is given twice or goes without vectors; a folder of
-            images that is not there.
+            images that is not there; an output folder with other things in the places of ours,
+            which stay as they are.
         OSError: The output folder cannot be written.
     """
     if len(set(config.methods)) != len(config.methods):
@@ -63,11 +72,18 @@ def write_steps(config: UpgradeRunConfig) -> list[Step]:
         folder = Path(config.data.path) / part
         if not folder.is_dir():
             raise ValueError(f"data.path: expected a folder {folder} with one folder per class")
-    return list(_steps(config))
+    runs = dict(_runs(config))
+    check_configs({_config_file(config, name): run for name, run in runs.items()})
+    for name in config.methods:
+        check_report(_folder(config, "reports", name), _compared(config, name))
+    for name, run in runs.items():
+        with replacing(_config_file(config, name)) as temporary:
+            temporary.write_text(dump_config(run), encoding="utf-8")
+    return list(_steps(config, runs))
 
 
 def run_steps(steps: Sequence[Step], processes: int, main: Callable[[list[str]], int]) -> int:
-    """Run commands one after another, until one fails.
+    """Run commands one after another, until one fails; those that have ended before are left out.
 
     Args:
         steps: From `write_steps`.
@@ -77,16 +93,20 @@ def run_steps(steps: Sequence[Step], processes: int, main: Callable[[list[str]],
     Returns:
         The exit code of the last command that ran.
     """
+    num_run = 0
     for number, step in enumerate(steps, start=1):
         done = step.is_done()
         kept = "  (done before)" if done else ""
         say(f"[{number}/{len(steps)}] fcl {shlex.join(step.arguments)}{kept}")
         if done:
             continue
+        num_run += 1
         arguments = list(step.arguments)
         code = main(arguments) if processes == 1 else _by_torchrun(arguments, processes)
         if code != 0:
             return code
+    if num_run == 0:
+        say("all of it had ended before; nothing was run")
     return 0
 
 
@@ -115,17 +135,33 @@ def _by_torchrun(arguments: list[str], processes: int) -> int:
                 raise
 
 
-def _steps(config: UpgradeRunConfig) -> Iterator[Step]:
-    yield _train(config, "old", config.old, "independent", {})
+def _runs(config: UpgradeRunConfig) -> Iterator[tuple[str, TrainRunConfig]]:
+    """The trainings, by name of the model."""
+    yield "old", _training(config, "old", config.old, "independent", {})
+    yield "independent", _training(config, "independent", config.new, "independent", {})
+    for name in config.methods:
+        if name != "independent":
+            yield name, _training(config, name, config.new, name, _given(config, name))
+
+
+def _steps(config: UpgradeRunConfig, runs: Mapping[str, TrainRunConfig]) -> Iterator[Step]:
+    images = Path(config.data.path) / config.data.train
+
+    def train(name: str) -> Step:
+        card = _folder(config, "models", name) / CARD
+        words = ("train", "--config", str(_config_file(config, name)))
+        return Step(words, lambda: is_of_these(card, images) and is_trained(runs[name]))
+
+    yield train("old")
     yield _embed(config, "old", config.data.train)
     yield _embed(config, "old", config.data.test)
-    yield _train(config, "independent", config.new, "independent", {})
+    yield train("independent")
     if any(Need.INDEPENDENT_FEATURES in get_method(name).needs for name in config.methods):
         yield _embed(config, "independent", config.data.train)
     yield _embed(config, "independent", config.data.test)
     for name in config.methods:
         if name != "independent":
-            yield _train(config, name, config.new, name, _given(config, name))
+            yield train(name)
             yield _embed(config, name, config.data.test)
         yield _evaluate(config, name)
 
@@ -146,11 +182,11 @@ def _given(config: UpgradeRunConfig, method: str) -> dict[str, str]:
     return given
 
 
-def _train(
+def _training(
     config: UpgradeRunConfig, name: str, model: UpgradeModel, method: str, given: dict[str, str]
-) -> Step:
+) -> TrainRunConfig:
     images = config.data
-    run = TrainRunConfig(
+    return TrainRunConfig(
         DataConfig(
             "folder",
             str(Path(images.path) / images.train),
@@ -166,10 +202,6 @@ def _train(
         device=config.device,
         **given,
     )
-    path = Path(config.output) / "configs" / f"{name}.yaml"
-    with replacing(path) as temporary:
-        temporary.write_text(dump_config(run), encoding="utf-8")
-    return Step(("train", "--config", str(path)))
 
 
 def _embed(config: UpgradeRunConfig, model: str, part: str) -> Step:
@@ -178,7 +210,8 @@ def _embed(config: UpgradeRunConfig, model: str, part: str) -> Step:
 
     def is_done() -> bool:
         return (
-            store.is_dir() and FeatureStore.open(store).fingerprint == read_card(folder).fingerprint
+            is_of_these(store / FINGERPRINT, images)
+            and FeatureStore.open(store).fingerprint == read_card(folder).fingerprint
         )
 
     words = ("embed", str(folder), str(images), "--out", str(store), "--device", config.device)
@@ -186,15 +219,25 @@ def _embed(config: UpgradeRunConfig, model: str, part: str) -> Step:
 
 
 def _evaluate(config: UpgradeRunConfig, method: str) -> Step:
-    test = config.data.test
-    return Step(
-        (
-            *("eval", "--old-query", str(_store(config, "old", test))),
-            *("--new-query", str(_store(config, method, test))),
-            *("--independent-query", str(_store(config, "independent", test))),
-            *("--metrics", _METRICS, "--report", str(_folder(config, "reports", method))),
-        )
+    old, new, independent = _compared(config, method)
+    report = _folder(config, "reports", method)
+    words = (
+        *("eval", "--old-query", str(old), "--new-query", str(new)),
+        *("--independent-query", str(independent)),
+        *("--metrics", _METRICS, "--report", str(report)),
     )
+    return Step(words, lambda: is_reported(report, (old, new, independent)))
+
+
+def _compared(config: UpgradeRunConfig, method: str) -> tuple[Path, Path, Path]:
+    old, new, independent = (
+        _store(config, model, config.data.test) for model in ("old", method, "independent")
+    )
+    return old, new, independent
+
+
+def _config_file(config: UpgradeRunConfig, name: str) -> Path:
+    return Path(config.output) / "configs" / f"{name}.yaml"
 
 
 def _store(config: UpgradeRunConfig, model: str, part: str) -> Path:

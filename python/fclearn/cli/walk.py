@@ -12,7 +12,7 @@ import typer
 
 from fclearn._launch import under_torchrun
 from fclearn.cli.console import JsonFlag, emit, say
-from fclearn.cli.targets import ReplaceFlag, check_store_target
+from fclearn.cli.targets import ReplaceFlag, check_store_target, is_made, store_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,8 +49,9 @@ def walk(
     of unit length, longer ones weigh more.
 
     Works column by column, with a cap on memory. Under torchrun, each process walks its share of
-    the columns, with that cap each. Stopped at any instant, the same command resumes.
-    A store that is there is replaced with --replace alone.
+    the columns, with that cap each. Stopped at any instant, the same command resumes;
+    once it has ended, it does nothing. Another store that is there is replaced with --replace
+    alone.
 
     \b
     Examples:
@@ -68,11 +69,17 @@ def walk(
     source = FeatureStore.open(store)
     if not graph.is_file():
         raise FileNotFoundError(f"{graph}: no such graph file")
+    key = store_source(store, graph, damping, steps)
+    made_of = f"walk {key}"
+    if not replace and is_made(out, made_of):
+        say(f"{out} has these rows by this walk already; --replace walks them again")
+        _answer(FeatureStore.open(out), out, damping, steps, json=json)
+        return
     check_store_target(out, replace=replace, inputs=[store])
     of_rows = KnnGraph.load(graph)
     _check_rows(of_rows, graph, source)
     # A run that was stopped after the walk finds its rows again; one with other inputs does not.
-    walked = out.with_name(f".{out.name}.{_key(graph, source.path, damping, steps)}.npy")
+    walked = out.with_name(f".{out.name}.{key[:12]}.npy")
     memory_bytes = int(memory_gb * 2**30)
     if under_torchrun():
         from fclearn.distributed import joined_world
@@ -90,7 +97,7 @@ def walk(
             )
             if not world.is_first:
                 return
-        result = _store(source, columns.rows, walked.name, out)
+        result = _store(source, columns.rows, made_of, out)
         shutil.rmtree(columns.folder)
     else:
         if not walked.exists():
@@ -103,9 +110,13 @@ def walk(
                 memory_bytes=memory_bytes,
             )
         rows = np.load(walked, mmap_mode="r")
-        result = _store(source, lambda begin, end: rows[begin:end], walked.name, out)
+        result = _store(source, lambda begin, end: rows[begin:end], made_of, out)
         walked.unlink()
     say(f"{len(result)} rows of {result.dim} numbers in {out}")
+    _answer(result, out, damping, steps, json=json)
+
+
+def _answer(result: FeatureStore, out: Path, damping: float, steps: int, *, json: bool) -> None:
     if json:
         emit(
             {
@@ -134,7 +145,7 @@ def _check_rows(of_rows: KnnGraph, graph: Path, source: FeatureStore) -> None:
 def _store(
     source: FeatureStore,
     walked: Callable[[int, int], NDArray[np.floating]],
-    key: str,
+    made_of: str,
     out: Path,
 ) -> FeatureStore:
     """Write the walked rows, which ``walked(begin, end)`` returns, at the norm of the others."""
@@ -143,7 +154,7 @@ def _store(
     from fclearn.features import FeatureWriter
 
     shape = (len(source), source.dim)
-    writer = FeatureWriter(out, *shape, source.features.dtype, source.fingerprint, source=key)
+    writer = FeatureWriter(out, *shape, source.features.dtype, source.fingerprint, source=made_of)
     for begin, end in writer.missing():
         for first in range(begin, end, _BLOCK_ROWS):
             block = np.asarray(walked(first, min(end, first + _BLOCK_ROWS)), dtype=np.float32)
@@ -152,11 +163,3 @@ def _store(
                 block = block / np.maximum(norms, np.finfo(np.float32).tiny)
             writer.write(first, block)
     return writer.finish(source.manifest, source.manifest_format)
-
-
-def _key(graph: Path, store: Path, damping: float, steps: int) -> str:
-    import hashlib
-
-    files = [(path, path.stat()) for path in (graph, store / "features.npy")]
-    facts = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in files]
-    return hashlib.sha256(repr((facts, damping, steps)).encode()).hexdigest()[:12]

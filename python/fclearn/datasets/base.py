@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class ImageDataset(LabelledSet):
             one font, frames of one camera), so a fair gallery leaves out the query's own group.
         class_names: Name of each label.
         group_names: Name of each group.
+        files: Of each image, where they are files; `fclearn.embed` notes them in its store, for the
+            pictures of reports.
 
     Raises:
         TypeError: Images that are not uint8, labels that are not integers.
@@ -48,6 +51,7 @@ class ImageDataset(LabelledSet):
     groups: NDArray[np.int64] | None = None
     class_names: Sequence[str] = ()
     group_names: Sequence[str] = ()
+    files: Sequence[Path] | None = None
 
     def __post_init__(self) -> None:
         """Check that everything is aligned."""
@@ -57,6 +61,8 @@ class ImageDataset(LabelledSet):
         if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] != 3):
             raise ValueError(f"images: expected shape [N, H, W] or [N, H, W, 3], got {list(shape)}")
         self._check(shape[0], "image")
+        if self.files is not None and len(self.files) != shape[0]:
+            raise ValueError(f"files: expected {shape[0]}, one per image, got {len(self.files)}")
 
     @property
     def channels(self) -> int:
@@ -106,6 +112,7 @@ class ImageDataset(LabelledSet):
             self._part_groups(rows),
             names,
             self.group_names,
+            None if self.files is None else [self.files[row] for row in rows],
         )
 
 

@@ -20,6 +20,7 @@ from fclearn._files import reason
 from fclearn.datasets.base import ImageDataset
 from fclearn.datasets.crops import RandomCrops
 from fclearn.datasets.files import images_of
+from fclearn.wording import some
 
 _EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
@@ -36,7 +37,8 @@ def load_image_folder(
 
     Args:
         path: Folder with one folder per class (as ImageNet's ``train``); the order of the class
-            names is alphabetical. Files in deeper folders belong to their top folder's class;
+            names is alphabetical. Files in deeper folders belong to their top folder's class, if
+            there are images in a class folder itself, or one folder in each (as Tiny ImageNet's);
             hidden folders are no classes.
         size: Side of the images in pixels.
         grey: One channel instead of three.
@@ -44,7 +46,8 @@ def load_image_folder(
         crops: To train on: random boxes in place of the centre. The images then stay files.
 
     Raises:
-        ValueError: No such folder, no class folder, a class without images, an unreadable image.
+        ValueError: No such folder, no class folder, a class without images, an unreadable image; a
+            folder that looks like the one above the wanted one, whose folders are train and test.
     """
     root = Path(path)
     if not root.is_dir():
@@ -64,9 +67,26 @@ def load_image_folder(
             raise ValueError(f"image folder: class {name!r} in {root} has no images")
         files += found
         labels += [label] * len(found)
+    _check_depth(root, files)
     ids = [file.relative_to(root).as_posix() for file in files]
     images = images_of(files, size, grey, short_side=short_side, crops=crops)
-    return ImageDataset(images, np.array(labels, np.int64), ids, class_names=class_names)
+    return ImageDataset(
+        images, np.array(labels, np.int64), ids, class_names=class_names, files=files
+    )
+
+
+def _check_depth(root: Path, files: Sequence[Path]) -> None:
+    """Refuse class folders that hold no image, but several folders of images each or some."""
+    holders = {file.parent for file in files}
+    classes = {holder.relative_to(root).parts[0] for holder in holders}
+    if len(holders) == len(classes) or any(holder.parent == root for holder in holders):
+        return
+    wanted = sorted({str(holder.parent) for holder in holders})
+    raise ValueError(
+        f"image folder: expected images in the class folders of {root}, found none in "
+        f"{some(sorted(classes))}, but folders of images: give "
+        f"{some(wanted, str)}, if the classes are there, else a manifest (path,label)"
+    )
 
 
 def load_image_manifest(
@@ -116,19 +136,15 @@ def load_image_manifest(
     groups = None
     if "group" in rows[0]:
         group_names, groups = _numbered([str(row["group"]) for row in rows])
+    files = [manifest.parent / str(row["path"]) for row in rows]
     return ImageDataset(
-        images_of(
-            [manifest.parent / str(row["path"]) for row in rows],
-            size,
-            grey,
-            short_side=short_side,
-            crops=crops,
-        ),
+        images_of(files, size, grey, short_side=short_side, crops=crops),
         labels,
         [str(row["id"] if "id" in row else row["path"]) for row in rows],
         groups,
         class_names,
         group_names,
+        files,
     )
 
 

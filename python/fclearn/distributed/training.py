@@ -67,6 +67,7 @@ class DistributedTrainer(Trainer):
         output_dir: As `Trainer`, on a disk that all processes see.
         augment: As `Trainer`.
         progress: As `Trainer`; the first process shows it.
+        log: As `Trainer`; the first process calls it, with the loss of its own images.
 
     Raises:
         ValueError: As `Trainer`; a batch that does not divide by the processes and ``accumulate``.
@@ -83,6 +84,7 @@ class DistributedTrainer(Trainer):
         output_dir: str | os.PathLike[str] | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] = augment_drawings,
         progress: bool = True,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         parts = world.size * config.accumulate
         if config.batch_size % parts:
@@ -102,6 +104,7 @@ class DistributedTrainer(Trainer):
             device=world.device,
             augment=augment,
             progress=progress and world.is_first,
+            log=log if world.is_first else None,
         )
         whole = {
             number: term

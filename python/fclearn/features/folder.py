@@ -17,7 +17,8 @@ from fclearn.features.manifest import FILES
 FEATURES = "features.npy"
 FINGERPRINT = "fingerprint.json"
 PROGRESS = "progress.json"
-_OURS = {FEATURES, FINGERPRINT, PROGRESS, *FILES.values()}
+SOURCE = "source.txt"
+_OURS = {FEATURES, FINGERPRINT, PROGRESS, SOURCE, *FILES.values()}
 
 
 def write_fingerprint(folder: Path, fingerprint: Fingerprint) -> None:
@@ -81,6 +82,18 @@ def read_fingerprint(folder: Path) -> Fingerprint:
         return Fingerprint.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_source(folder: Path) -> str | None:
+    """What a `FeatureWriter` was told that the rows of a store are made of; None: it was not.
+
+    Args:
+        folder: Of the store.
+    """
+    try:
+        return (folder / SOURCE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

@@ -49,7 +49,8 @@ class FeatureStore:
     On disk: ``features.npy`` (float32 or float16, row-major), ``manifest.csv`` or
     ``manifest.parquet`` (columns ``id``, and optionally ``label``, ``class_name``, ``labels``,
     ``group``, ``path`` and any others; which of them says what a row is of, is the rule of
-    `fclearn.features.classes`) and ``fingerprint.json``.
+    `fclearn.features.classes`) and ``fingerprint.json``; from some writers also ``source.txt``, by
+    which the same command knows that it has ended.
 
     Attributes:
         path: The folder.

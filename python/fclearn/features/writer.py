@@ -19,6 +19,7 @@ from fclearn.features.fingerprint import Fingerprint
 from fclearn.features.folder import (
     FEATURES,
     PROGRESS,
+    SOURCE,
     check_target,
     install,
     naming,
@@ -44,7 +45,7 @@ class FeatureWriter:
         dtype: ``float32`` or ``float16``.
         fingerprint: What makes the features.
         source: What else must be the same for a partial store to be continued, such as a hash of
-            the model's weights.
+            the model's weights. The finished store keeps it in ``source.txt``, unless it is empty.
 
     Raises:
         OSError: The folder cannot be written.
@@ -173,6 +174,8 @@ class FeatureWriter:
         with naming(self._target):
             write_manifest(self._partial, columns, manifest_format)
             write_fingerprint(self._partial, self.fingerprint)
+            if self._identity["source"]:
+                (self._partial / SOURCE).write_text(self._identity["source"], encoding="utf-8")
             install(self._partial, self._target)
             # Only now: killed before the rename, the next run still finds all rows done.
             (self._target / PROGRESS).unlink()

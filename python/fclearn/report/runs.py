@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from fclearn.features.folder import FEATURES, FINGERPRINT
 from fclearn.report._files import dump, load, with_facts, write_files
 from fclearn.report._sections import Section, command, render_sections
 from fclearn.report._side_by_side import chains_section, upgrades_section
@@ -56,18 +57,22 @@ def rebuild(run_dir: str | os.PathLike[str]) -> dict[str, object]:
 def check_report_folder(output_dir: str | os.PathLike[str], kind: str) -> None:
     """Refuse a folder with the page of another kind: every kind has its own in ``report.html``.
 
-    A page of the same kind is that of an earlier run of the same command, which is replaced.
+    Nor may it be a feature store, which would be none any more with other files in it. A page of
+    the same kind is that of an earlier run of the same command, which is replaced.
 
     Args:
         output_dir: Where the report will go; need not be there.
         kind: `UPGRADE`, ``CHAIN``, ``PROBE``, `PLAN` or `COMPARISON`.
 
     Raises:
-        ValueError: A file, a report of another kind, or a page that is none of ours.
+        ValueError: A file, a feature store, a report of another kind, or a page that is none of
+            ours.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder for the report, found a file")
+    if any((folder / name).exists() for name in (FEATURES, FINGERPRINT)):
+        raise ValueError(f"{folder}: expected a folder for the report, found a feature store")
     found = [kind for name, kind in _NUMBERS.items() if (folder / name).is_file()]
     if (folder / "report.json").is_file():
         found.append(_open(folder).kind)
