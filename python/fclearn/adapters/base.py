@@ -39,9 +39,9 @@ class Adapter(ABC):
     needs_labels: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        """Register a class that has a name, so that files can name it."""
+        """Register a class that has a name of its own, so that files can name it."""
         super().__init_subclass__()
-        if cls.name:
+        if cls.__dict__.get("name"):
             _REGISTRY[cls.name] = cls
 
     def __init__(self) -> None:
