@@ -154,6 +154,27 @@ def test_one_row_does_not_spoil_the_others(value):
         assert torch.equal(lse[133].isnan(), torch.tensor(value != float("inf")))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e10, 1e30])
+def test_scales_near_the_ends_of_the_range(scale):
+    """Where float logits are off by more than exponents hold, nothing becomes a NaN.
+
+    Which class has all the probability is then rounding's choice, and with it the gradient to W.
+    """
+    embeddings, prototypes, labels = _draw(140, 48, 700)
+    got = _gradients(
+        lambda x, w: fcl_ext.compat_loss(x, w, labels, scale=scale), embeddings, prototypes
+    )
+    exact = _gradients(
+        functools.partial(_exact_loss, labels=labels, scale=scale),
+        embeddings.double(),
+        prototypes.double(),
+    )
+    told = 3 if scale < 1 else 2
+    for one, right in zip(got[:told], exact[:told], strict=True):
+        assert error(one.double() / scale, right / scale) <= 2e-6
+    assert got[2].isfinite().all()
+
+
 @pytest.mark.parametrize("weight", [1e-33, 1e-12, 1e12, 1e36])
 def test_gradients_of_any_size(weight):
     embeddings, prototypes, _ = _draw(200, 64, 500)

@@ -17,7 +17,9 @@ void weigh(const T* base, const T* coefficient, int64_t rows, int64_t count, con
   for (int64_t c = 0; c < count; ++c) {
     for (int64_t begin = 0; begin < rows; begin += kLanes<T>) {
       T* z = logits + c * kRows + begin;
-      const Vec<T> probability = exp2(load(from + c * kRows + begin) - load(base + begin));
+      // No logit is above the log-sum, but rounding of large ones can say so by any amount.
+      const Vec<T> below = load(from + c * kRows + begin) - load(base + begin);
+      const Vec<T> probability = exp2(below > Vec<T>{} ? Vec<T>{} : below);
       if (value_logits == nullptr) {
         store(z, probability * load(coefficient + begin));
       } else {

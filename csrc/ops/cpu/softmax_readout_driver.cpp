@@ -40,7 +40,9 @@ struct Split {
       : block_rows(rows), row_blocks(ceil_div(p.num_rows, rows)) {
     const int64_t blocks = std::max<int64_t>(row_blocks, 1);
     const int64_t narrow = std::min(ceil_div(kFewTasks, blocks), p.num_classes / kFewestClasses);
-    class_splits = std::min(ceil_div(kTasks, blocks), std::max(narrow, p.num_classes / kWideSplit));
+    // By rows, not by blocks: larger blocks would mean as many more partial sums in memory.
+    const int64_t most = ceil_div(kTasks, ceil_div(std::max<int64_t>(p.num_rows, 1), kReadoutRows));
+    class_splits = std::min(most, std::max(narrow, p.num_classes / kWideSplit));
     class_splits = std::max<int64_t>(class_splits, 1);
     classes_per_split = ceil_div(p.num_classes, class_splits);
   }

@@ -67,6 +67,9 @@ struct RunningSums {
 
 struct NoRefinement {};
 
+// Largest base that logits are computed again beside.
+constexpr double kMostRefined = 0x1p22;
+
 // A float logit of 40 bits is off by up to 2e-6, and so is its weight. Where one of few classes
 // makes up the sum (a trained model at a large scale), that is the error of loss and gradient: such
 // weights are computed again from logits in double. Others average out.
@@ -92,6 +95,8 @@ struct Refinement {
       }
       const T large = exp2_scalar(static_cast<T>(20) - base[lane]);
       (*above)[lane] = known * T(1.0 / 32) > large ? known * T(1.0 / 32) : large;
+      // The base itself is off by more than a bit: exact logits less it may have any exponent.
+      if (!(base[lane] < T(kMostRefined))) (*above)[lane] = -minus_infinity<T>();
     }
   }
 

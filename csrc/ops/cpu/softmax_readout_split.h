@@ -376,7 +376,8 @@ class SplitClassProducts {
 
   void logits(int64_t row, int64_t rows, int64_t count) {
     const SplitBlock columns(packed.columns, row, p.dim);
-    if (!classes_fit || !(*SplitBlock(packed.rows, row, p.dim).norm <= kMostSplit)) {
+    const float norm = *SplitBlock(packed.rows, row, p.dim).norm;
+    if (!classes_fit || !(static_cast<double>(norm) * p.scale * kLog2E <= kMostSplit)) {
       if (!has_floats) vectors.take_classes(first_class, count);
       has_floats = true;
       return vectors.logits(row, rows, count);
