@@ -27,7 +27,7 @@ TESTS = (
     *("class_walk", "compat_loss", "compat_losses", "compat_supcon", "csr_transpose", "edge_dot"),
     *("graph_prepare", "knn_graph", "knn_graph_segments", "knn_search", "losses"),
     *("pack_prototypes", "random_walk", "random_walk_bf16", "readout_sets"),
-    *("softmax_readout", "sparse_readout", "walk_panels"),
+    *("softmax_readout", "softmax_readout_split", "sparse_readout", "walk_panels"),
 )
 #: Not run: torch.compile starts a compiler of its own; the GPU is emulated by another library.
 DESELECT = "not compile and not opcheck and not emulat"
