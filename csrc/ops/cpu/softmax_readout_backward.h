@@ -99,7 +99,7 @@ const T* stored_logits(const ReadoutProblem& p, int64_t row, int64_t first_class
 }
 
 // Floats or doubles of one block of packed rows or columns: widest padding of the two, and with
-// tile products the same once more in three parts (softmax_readout_split.h), and a norm.
+// tile products the same once more in three parts (softmax_readout_split_backward.h), and a norm.
 inline int64_t packed_block_size(int64_t dim) {
   const int64_t elements = kRows * round_up(dim, kPanel<float>);
 #ifdef __AMX_BF16__

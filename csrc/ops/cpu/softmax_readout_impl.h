@@ -10,7 +10,8 @@
 #include "ops/cpu/softmax_readout_bf16.h"
 #endif
 #ifdef __AMX_BF16__
-#include "ops/cpu/softmax_readout_split.h"
+#include "ops/cpu/softmax_readout_split_backward.h"
+#include "ops/cpu/softmax_readout_split_forward.h"
 #endif
 
 namespace fcl::ops::cpu {

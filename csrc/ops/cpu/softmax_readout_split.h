@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// softmax_readout of float32 by tile products (AMX): every operand is split into three numbers of
-// bfloat16 whose sum it is (common/split_bf16.h), and six of their nine products are summed in
+// Operands of softmax_readout of float32 by tile products (AMX): each is split into three numbers
+// of bfloat16 whose sum it is (common/split_bf16.h), and six of their nine products are summed in
 // float. What is left out is below a float's own rounding, so results are as accurate as those of
 // the vector units, at up to twice their speed. Everything but the products is the same code:
 // bounds, 2^z, exact logits, sums.
@@ -11,8 +11,7 @@
 
 #include "common/split_bf16.h"
 #include "common/tile_amx.h"
-#include "ops/cpu/softmax_readout_backward.h"
-#include "ops/cpu/softmax_readout_forward.h"
+#include "ops/cpu/softmax_readout_blocks.h"
 
 namespace fcl::ops::cpu {
 namespace {
@@ -24,8 +23,6 @@ constexpr int64_t kSplitTile = kSplitParts * kTile;
 // products have 2 MiB.
 constexpr int64_t kSplitBytes = 1792 * 1024;
 constexpr int64_t kFewestSplitClasses = 2 * kAmxBlock;
-// Blocks of rows that share split classes: splitting them takes a fifth of the time of one.
-constexpr int64_t kSplitRowBlocks = 2;
 // Steps of a product that 32 columns in the first-level cache stay for.
 constexpr int64_t kSplitDepth = 4;
 // Fewer rows than this do not make up for splitting the classes.
@@ -78,8 +75,8 @@ struct SplitLayouts {
   void store_group(int64_t group, PackedClasses<float> from, int64_t rows) const {
     const int64_t steps = dim / kAmxBlock;
     for (int64_t d = 0; d < dim; d += kAmxBlock) {
-      Bf16Pair* row_tile = by_row + (group * 2 * steps + d / kAmxBlock) * kSplitTile;
-      Bf16Pair* pair_tile = by_pair + (d / kAmxRows * groups + group) * kSplitTile;
+      const int64_t row_tile = (group * 2 * steps + d / kAmxBlock) * kSplitTile;
+      const int64_t pair_tile = (d / kAmxRows * groups + group) * kSplitTile;
       const float* panel = from.data + d * from.panel_rows;
       for (int64_t j = 0; j < kAmxRows; ++j) {
         const float* row = panel + j * kPanel<float>;
@@ -94,12 +91,12 @@ struct SplitLayouts {
           other_high = split_at(other + kAmxRows);
         }
         if (by_row != nullptr) {
-          store_split(row_low, row_high, j, row_tile);
-          store_split(other_low, other_high, j, row_tile + steps * kSplitTile);
+          store_split(row_low, row_high, j, by_row + row_tile);
+          store_split(other_low, other_high, j, by_row + row_tile + steps * kSplitTile);
         }
         if (by_pair != nullptr) {
-          store_split(row_low, other_low, j, pair_tile);
-          store_split(row_high, other_high, j, pair_tile + groups * kSplitTile);
+          store_split(row_low, other_low, j, by_pair + pair_tile);
+          store_split(row_high, other_high, j, by_pair + pair_tile + groups * kSplitTile);
         }
       }
     }
@@ -199,272 +196,6 @@ inline void product_logits_split(const Bf16Pair* classes, const Bf16Pair* column
       }
     }
   }
-}
-
-// VectorProducts by tiles, for blocks of rows that share split classes. What cannot be split goes
-// through vectors.
-class SplitProducts {
- public:
-  SplitProducts(const ReadoutProblem& problem, Arena& arena)
-      : p(problem),
-        first(problem, arena, false, block_of(problem)),
-        groups(first.block / kAmxBlock),
-        classes{arena.take<Bf16Pair>(first.block * first.dim * kSplitSize / 4),
-                arena.take<Bf16Pair>(first.block * first.dim * kSplitSize / 4), first.dim, groups},
-        weights(arena.take<Bf16Pair>(first.block * kRows * kSplitSize / 4)),
-        rows{RowOperands(problem, first, arena, false), RowOperands(problem, first, arena, true)} {}
-
-  static int64_t block_of(const ReadoutProblem& p) {
-    const int64_t dim = round_up(p.dim, kAmxBlock);
-    return split_block(2 * dim * kSplitSize + kRows * (4 + kSplitSize),
-                       kRows * dim * (4 + kSplitSize));
-  }
-
-  // Of the block of rows that comes as number `k`.
-  const Workspace<float>& workspace(int64_t k) const { return rows[k].w; }
-
-  int64_t classes_per_block() const { return first.block; }
-
-  void take_rows(RowBlock<float>& block) {
-    RowOperands& operands = rows[index_of(block)];
-    operands.vectors.take_rows(block);
-    rows_fit = rows_fit && block.largest_norm <= kMostSplit;
-    if (rows_fit) split_columns(operands.w.columns, block.rows, first.dim, operands.columns);
-  }
-
-  float take_classes(int64_t begin, int64_t count) {
-    if (rows_fit) {
-      const float norm = split_classes(p, begin, count, classes, first.prototypes, first.norms);
-      by_tiles = can_be_split(norm);
-      if (by_tiles) return norm;
-    }
-    rows[1].vectors.take_classes(begin, count);
-    return rows[0].vectors.take_classes(begin, count);
-  }
-
-  // The smallest weight, 2^-(row_bound * class_bound), times a value of the largest norm has 30
-  // bits above what tile products take for 0.
-  bool weights_fit(float row_bound, float class_bound) const {
-    return !by_tiles ||
-           static_cast<double>(row_bound * class_bound) + bits_below_one(class_bound) < 96;
-  }
-
-  int64_t steps(const RowBlock<float>& block, int64_t count) const {
-    if (!by_tiles) return rows[0].vectors.steps(block, count);
-    return ceil_div(block.rows, kAmxBlock) * ceil_div(count, kAmxBlock) * (first.dim / kAmxBlock);
-  }
-
-  void logits(const RowBlock<float>& block, int64_t count, Prefetch& ahead) {
-    RowOperands& operands = rows[index_of(block)];
-    if (!by_tiles) return operands.vectors.logits(block, count, ahead);
-    product_logits_split(classes.by_row, operands.columns, first.dim, block.rows, count,
-                         block.w.logits, &ahead);
-  }
-
-  void mean(const RowBlock<float>& block, int64_t count, bool accumulate) {
-    if (!by_tiles) return rows[index_of(block)].vectors.mean(block, count, accumulate);
-    const Workspace<float>& w = block.w;
-    split_weights_by_row(w.logits, block.rows, count, groups, weights);
-    for (int64_t d = 0; d < w.dim; d += kAmxBlock) {
-      for (int64_t i = 0; i < block.rows; i += kAmxBlock) {
-        amx_product<kSplitParts>(
-            split_operand(weights + i / kAmxRows * groups * kSplitTile, groups),
-            split_operand(classes.by_pair + d / kAmxRows * groups * kSplitTile, groups),
-            ceil_div(count, kAmxBlock), w.sum_rows + i * w.dim + d, w.dim, accumulate);
-      }
-    }
-  }
-
- private:
-  // What a block of rows has for itself; the rest of the workspace is the first one's.
-  struct RowOperands {
-    Workspace<float> w;
-    VectorProducts<float> vectors;
-    Bf16Pair* columns;  // [kRows/16][dim/32] tiles
-
-    RowOperands(const ReadoutProblem& p, const Workspace<float>& first, Arena& arena,
-                bool is_second)
-        : w(first), vectors(p, w), columns(arena.take<Bf16Pair>(kRows * w.dim * kSplitSize / 4)) {
-      if (!is_second) return;
-      w.columns = arena.take<float>(kRows * w.dim);
-      w.sum_rows = arena.take<float>(kRows * w.dim);
-    }
-    RowOperands(const RowOperands&) = delete;
-    RowOperands& operator=(const RowOperands&) = delete;
-  };
-
-  int64_t index_of(const RowBlock<float>& block) const { return &block.w == &rows[0].w ? 0 : 1; }
-
-  const ReadoutProblem& p;
-  Workspace<float> first;
-  AmxTiles tiles;
-  int64_t groups;  // of classes in a block
-  SplitLayouts classes;
-  Bf16Pair* weights;  // [kRows/16][groups] tiles
-  RowOperands rows[kSplitRowBlocks];
-  bool rows_fit = true;
-  bool by_tiles = false;
-};
-
-// Whether a forward pass over so many rows goes by tiles.
-inline bool forward_splits(const ReadoutProblem& p, int64_t rows) {
-  return p.dtype == Dtype::kFloat32 && p.values == nullptr && rows >= kFewestSplitRows;
-}
-
-inline size_t scratch_bytes_split(const ReadoutProblem& p) {
-  Arena arena{nullptr};
-  const SplitProducts products(p, arena);
-  return arena.used;
-}
-
-inline void forward_split(const ReadoutProblem& p, int64_t row, int64_t rows, int64_t begin,
-                          int64_t end, void* scratch, void* base, double* sum, void* mean) {
-  Arena arena{static_cast<char*>(scratch)};
-  SplitProducts products(p, arena);
-  const auto block = [&](int64_t k) {
-    const int64_t skipped = k * kRows;
-    const int64_t left = rows > skipped ? rows - skipped : 0;
-    float* means = static_cast<float*>(mean);
-    return RowBlock<float>{products.workspace(k),
-                           row + skipped,
-                           left < kRows ? left : kRows,
-                           static_cast<float*>(base) + skipped,
-                           sum + skipped,
-                           means == nullptr ? nullptr : means + skipped * p.value_dim};
-  };
-  RowBlock<float> blocks[kSplitRowBlocks] = {block(0), block(1)};
-  forward_over<float>(p, products, blocks, ceil_div(rows, kRows), begin, end);
-}
-
-// Where pack_block_split leaves the parts of a block of rows and the norm, behind its floats.
-struct SplitBlock {
-  Bf16Pair* parts;
-  float* norm;  // the largest of a row; of columns none
-
-  SplitBlock(void* blocks, int64_t row, int64_t dim) {
-    const int64_t elements = kRows * round_up(dim, kAmxBlock);
-    float* floats = packed_block<float>(blocks, row, dim);
-    parts = reinterpret_cast<Bf16Pair*>(floats + elements);
-    norm = floats + elements + elements * kSplitSize / 4;
-  }
-};
-
-// VectorClassProducts by tiles. Blocks that cannot be split go through vectors.
-class SplitClassProducts {
- public:
-  SplitClassProducts(const ReadoutProblem& problem, const ReadoutPackedRows& packed_rows,
-                     const Workspace<float>& workspace, Arena& arena)
-      : p(problem),
-        packed(packed_rows),
-        w(workspace),
-        vectors(problem, packed_rows, workspace),
-        classes{arena.take<Bf16Pair>(w.block * w.dim * kSplitSize / 4), nullptr, w.dim, 0},
-        weights(arena.take<Bf16Pair>(w.block * kRows * kSplitSize / 4)) {}
-
-  static int64_t block_of(const ReadoutProblem& p) {
-    const int64_t dim = round_up(p.dim, kAmxBlock);
-    return split_block(dim * (4 + kSplitSize) + kRows * (4 + kSplitSize),
-                       2 * kRows * dim * kSplitSize);
-  }
-
-  void take_classes(int64_t begin, int64_t count) {
-    classes_fit = can_be_split(split_classes(p, begin, count, classes, w.prototypes, w.norms));
-    if (!classes_fit) vectors.take_classes(begin, count);
-    first_class = begin;
-    has_floats = !classes_fit;
-  }
-
-  void logits(int64_t row, int64_t rows, int64_t count) {
-    const SplitBlock columns(packed.columns, row, p.dim);
-    const float norm = *SplitBlock(packed.rows, row, p.dim).norm;
-    if (!classes_fit || !(static_cast<double>(norm) * p.scale * kLog2E <= kMostSplit)) {
-      if (!has_floats) vectors.take_classes(first_class, count);
-      has_floats = true;
-      return vectors.logits(row, rows, count);
-    }
-    product_logits_split(classes.by_row, columns.parts, w.dim, rows, count, w.logits, nullptr);
-  }
-
-  void gradient(const float* from, const float* coefficient, int64_t row, int64_t rows,
-                int64_t count, bool accumulate) {
-    const SplitBlock of_rows(packed.rows, row, p.dim);
-    float largest = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-      largest = larger_or_nan(__builtin_fabsf(coefficient[i]), largest);
-    }
-    if (!can_be_split(*of_rows.norm) || !(largest == 0 || can_be_split(largest))) {
-      return vectors.gradient(from, coefficient, row, rows, count, accumulate);
-    }
-    constexpr int64_t kSteps = kRows / kAmxBlock;
-    split_weights_by_class(from, rows, count, weights);
-    for (int64_t d = 0; d < w.dim; d += kAmxBlock) {
-      for (int64_t c = 0; c < count; c += kAmxBlock) {
-        amx_product<kSplitParts>(
-            split_operand(weights + c / kAmxRows * kSteps * kSplitTile, kSteps),
-            split_operand(of_rows.parts + d / kAmxRows * kSteps * kSplitTile, kSteps),
-            ceil_div(rows, kAmxBlock), w.sum_classes + c * w.dim + d, w.dim, accumulate);
-      }
-    }
-  }
-
- private:
-  const ReadoutProblem& p;
-  const ReadoutPackedRows& packed;
-  const Workspace<float>& w;
-  VectorClassProducts<float> vectors;
-  AmxTiles tiles;
-  bool classes_fit = false;
-  bool has_floats = false;  // of the block of classes
-  int64_t first_class = 0;
-  SplitLayouts classes;
-  Bf16Pair* weights;  // [block/16][kRows/32] tiles
-};
-
-// Whether the gradient to classes goes by tiles. That through the mean, which few losses have, does
-// not.
-inline bool gradient_splits(const ReadoutProblem& p, const ReadoutBackward& b) {
-  return p.dtype == Dtype::kFloat32 && p.num_rows >= kFewestSplitRows && b.grad_mean == nullptr;
-}
-
-inline void pack_block_split(const ReadoutProblem& p, const ReadoutBackward& b, int64_t row,
-                             int64_t rows, const ReadoutPackedRows& packed) {
-  pack_block_typed<float>(p, b, row, rows, packed);
-  const int64_t dim = round_up(p.dim, kAmxBlock);
-  if (stored_logits<float, float>(p, row, 0) == nullptr) {
-    split_columns(packed_block<float>(packed.columns, row, p.dim), rows, dim,
-                  SplitBlock(packed.columns, row, p.dim).parts);
-  }
-  const SplitBlock of_rows(packed.rows, row, p.dim);
-  const float* floats = packed_block<float>(packed.rows, row, p.dim);
-  const SplitLayouts to{nullptr, of_rows.parts, dim, kRows / kAmxBlock};
-  for (int64_t i = 0; i < rows; i += kAmxBlock) {
-    to.store_group(i / kAmxBlock, {floats + i * kPanel<float>, kRows}, rows - i);
-  }
-  float largest = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* embedding = static_cast<const float*>(p.embeddings) + (row + i) * p.dim;
-    largest = larger_or_nan(
-        squared_norm_of<float>(embedding, p.dim, [](int64_t, Vec<float>, Vec<float>) {}), largest);
-  }
-  *of_rows.norm = __builtin_sqrtf(largest);
-}
-
-inline size_t scratch_bytes_split_classes(const ReadoutProblem& p) {
-  Arena arena{nullptr};
-  const Workspace<float> w(p, arena, true, SplitClassProducts::block_of(p));
-  const SplitClassProducts products(p, {}, w, arena);
-  return arena.used;
-}
-
-inline void backward_classes_split(const ReadoutProblem& p, const ReadoutBackward& b,
-                                   const ReadoutPackedRows& packed, int64_t begin, int64_t end,
-                                   void* scratch, void* grad_prototypes, void* grad_values) {
-  Arena arena{static_cast<char*>(scratch)};
-  const Workspace<float> w(p, arena, true, SplitClassProducts::block_of(p));
-  SplitClassProducts products(p, packed, w, arena);
-  backward_classes_over<float>(p, b, packed, w, products, begin, end,
-                               static_cast<float*>(grad_prototypes),
-                               static_cast<float*>(grad_values));
 }
 
 }  // namespace
